@@ -1,0 +1,121 @@
+"""Which row of the embeddings a unit or session has, and how each unit is normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poyo_ssl.data.intervals import Intervals
+from poyo_ssl.data.recording import Recording
+from poyo_ssl.data.windows import UnitSet
+from poyo_ssl.errors import RecordingError
+
+# Scales the median absolute deviation to the standard deviation of a normal distribution.
+MAD_TO_SD = 1.4826
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Rows of the unit and session embeddings by identity; row 0 is padding in both.
+
+    Examples
+    --------
+    >>> first = Vocabulary().grow({"session_a": ["u1", "u2"]})
+    >>> second = first.grow({"session_a": ["u2", "u3"], "session_b": ["u1"]})
+    >>> second.units, second.sessions
+    ({'session_a/u1': 1, 'session_a/u2': 2, 'session_a/u3': 3, 'session_b/u1': 4}, {'session_a': 1, 'session_b': 2})
+    """
+
+    units: Mapping[str, int] = field(default_factory=dict)
+    sessions: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def num_units(self) -> int:
+        """Rows of the unit table, padding not counted."""
+        return len(self.units)
+
+    @property
+    def num_sessions(self) -> int:
+        """Rows of the session table, padding not counted."""
+        return len(self.sessions)
+
+    def grow(self, units_by_recording: Mapping[str, Sequence[str]]) -> Vocabulary:
+        """Return a vocabulary with the old rows where they were and new ones after them."""
+        units, sessions = dict(self.units), dict(self.sessions)
+        for recording_id, unit_ids in units_by_recording.items():
+            sessions.setdefault(recording_id, len(sessions) + 1)
+            for unit_id in unit_ids:
+                units.setdefault(f"{recording_id}/{unit_id}", len(units) + 1)
+        return Vocabulary(units, sessions)
+
+
+def fit_normalisation(
+    recording: Recording, columns: NDArray[np.int64], domain: Intervals, *, method: str, block: int = 64
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return centre and scale of each unit from the training part.
+
+    Parameters
+    ----------
+    recording : Recording
+        The recording.
+    columns : ndarray
+        ``(C,)`` columns of dF/F.
+    domain : ndarray
+        ``(K, 2)`` seconds to take statistics from.
+    method : {'robust_z', 'raw'}
+        Median and scaled median absolute deviation (the standard deviation where that is 0), or 0 and 1.
+    block : int
+        Units in memory at once.
+
+    Returns
+    -------
+    centre, scale : ndarray
+        ``(C,)`` float32.
+
+    Raises
+    ------
+    RecordingError
+        If a trace holds NaN or never changes inside the training part; it lists the units.
+    """
+    centre, scale = np.zeros(len(columns), np.float32), np.ones(len(columns), np.float32)
+    edges = np.searchsorted(recording.timestamps, domain)
+    bad: list[str] = []
+    for start in range(0, len(columns), block):
+        part = columns[start : start + block]
+        values = np.concatenate([recording.read_dff(low, high)[:, part] for low, high in edges])
+        finite = np.isfinite(values).all(axis=0)
+        spread = np.where(finite, values.std(axis=0), 0)
+        bad += [str(recording.unit_ids[unit]) for unit in part[~finite | (spread == 0)]]
+        if method == "robust_z" and not bad:
+            middle = np.median(values, axis=0)
+            deviation = MAD_TO_SD * np.median(np.abs(values - middle), axis=0)
+            centre[start : start + block] = middle
+            scale[start : start + block] = np.where(deviation > 0, deviation, spread)
+    if bad:
+        raise RecordingError(
+            f"recording {recording.recording_id}: NaN or constant traces in {len(bad)} of {len(columns)} units: "
+            f"{', '.join(bad[:10])}{' ...' if len(bad) > 10 else ''}",
+            fix="run 'poyo-ssl select' and pass --selection, which leaves such units out, or repair the source",
+        )
+    return centre, scale
+
+
+def make_unit_set(
+    recording: Recording,
+    columns: NDArray[np.int64],
+    vocabulary: Vocabulary,
+    normalisation: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+) -> UnitSet:
+    """Join a recording's units with their vocabulary rows and normalisation."""
+    ids = [f"{recording.recording_id}/{recording.unit_ids[unit]}" for unit in columns]
+    centre, scale = normalisation[recording.recording_id]
+    return UnitSet(
+        columns=columns,
+        rows=np.array([vocabulary.units[name] for name in ids], np.int64),
+        centre=centre,
+        scale=scale,
+        session_row=vocabulary.sessions[recording.recording_id],
+    )

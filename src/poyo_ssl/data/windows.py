@@ -1,0 +1,398 @@
+"""Windows: which imaging frames a model sees for which target, and the batches made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Sampler
+
+from poyo_ssl import protocol
+from poyo_ssl.data.batch import Batch
+from poyo_ssl.data.intervals import contains, overlaps
+from poyo_ssl.data.recording import Recording
+from poyo_ssl.data.splits import GRATINGS, Split, usable_trials
+from poyo_ssl.data.stimuli import Presentations
+from poyo_ssl.errors import ConfigError, SplitError
+
+
+@dataclass(frozen=True)
+class WindowTable:
+    """Windows of equal length over one or more recordings.
+
+    Attributes
+    ----------
+    num_frames : int
+        Imaging frames per window.
+    recording_index, first_low, first_high : ndarray
+        ``(W,)`` position of the recording in the list; the first imaging frame is drawn from
+        ``[first_low, first_high]`` in training and is `first_low` otherwise.
+    target_time : ndarray
+        ``(W,)`` seconds on the recording's clock.
+    target : ndarray
+        ``(W,)`` class index, or row of the frame bank; -1 where a window has no label.
+    stimulus : ndarray
+        ``(W,)`` text.
+    frame_number, repeat : ndarray
+        ``(W,)`` movie frame and repeat, -1 for gratings.
+    excluded : dict
+        Targets left out, counted by reason.
+    """
+
+    num_frames: int
+    recording_index: NDArray[np.int64]
+    first_low: NDArray[np.int64]
+    first_high: NDArray[np.int64]
+    target_time: NDArray[np.float64]
+    target: NDArray[np.int64]
+    stimulus: NDArray[np.str_]
+    frame_number: NDArray[np.int64]
+    repeat: NDArray[np.int64]
+    excluded: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[WindowTable]) -> WindowTable:
+        """Join tables of the same window length."""
+        assert len({table.num_frames for table in tables}) == 1
+        names = [f.name for f in fields(cls) if f.name not in ("num_frames", "excluded")]
+        joined = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
+        reasons = dict.fromkeys(reason for table in tables for reason in table.excluded)
+        excluded = {reason: sum(table.excluded.get(reason, 0) for table in tables) for reason in reasons}
+        return cls(num_frames=tables[0].num_frames, excluded=excluded, **joined)
+
+
+def window_frames(recordings: Sequence[Recording], window_s: float) -> int:
+    """Return the number of imaging frames per window, one number for all recordings.
+
+    Windows are counted in frames, not cut by time, so that batches are not ragged (at 30.08 Hz a second has 30 or
+    31 frames).
+
+    Raises
+    ------
+    ConfigError
+        If rates differ so much (5 %) that one number cannot serve.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from poyo_ssl.data.recording import RecordingMetadata
+    >>> recording = Recording("r", np.zeros((90, 1)), np.arange(90) / 30.08, RecordingMetadata("m"))
+    >>> window_frames([recording], 1.0), window_frames([recording], 0.033)
+    (30, 1)
+    """
+    rates = np.array([recording.rate_hz for recording in recordings])
+    middle = float(np.median(rates))
+    if np.abs(rates / middle - 1).max() > 0.05:
+        raise ConfigError(
+            f"imaging rates from {rates.min():.2f} to {rates.max():.2f} Hz in one training",
+            allowed="rates within 5 %",
+            fix="train on recordings of one rate",
+        )
+    return max(round(window_s * middle), 1)
+
+
+def movie_windows(
+    recording: Recording,
+    index: int,
+    table: Presentations,
+    split: Split,
+    part: str,
+    *,
+    num_frames: int,
+    lag_s: float,
+    targets: NDArray[np.int64],
+) -> WindowTable:
+    """Make one causal window for every presentation of `part`: it ends `lag_s` after the frame's middle.
+
+    Targets whose input would begin before the recording, end after it, touch a masked span or reach into another
+    part's interval are excluded and counted, the same ones for every model and baseline.
+
+    Parameters
+    ----------
+    recording : Recording
+        Where the windows lie.
+    index : int
+        Position of the recording in its list.
+    table : Presentations
+        The movie.
+    split : Split
+        Parts of the recording for this movie.
+    part : str
+        Part whose targets are wanted.
+    num_frames : int
+        Imaging frames per window.
+    lag_s : float
+        Response lag in seconds.
+    targets : ndarray
+        ``(K,)`` target of every presentation of the table.
+    """
+    rows = np.flatnonzero(contains(table.midpoint, split.parts[part]))
+    time = table.midpoint[rows]
+    stop = np.searchsorted(recording.timestamps, time + lag_s, side="right")
+    return _keep_clean(
+        recording, index, split, part, rows, time, stop - num_frames, stop - num_frames, num_frames, table, targets
+    )
+
+
+def trial_windows(
+    recording: Recording,
+    index: int,
+    split: Split,
+    part: str,
+    *,
+    num_frames: int,
+    lag_s: float,
+    dilation_s: float,
+    targets: NDArray[np.int64],
+) -> WindowTable:
+    """Make one window for every gratings trial of `part`.
+
+    Without dilation the window begins `lag_s` after the trial's start. With `dilation_s` (pretraining) it may begin
+    anywhere so that it stays inside the trial dilated by that much.
+    """
+    table = recording.stimulus(GRATINGS)
+    rows = np.flatnonzero(contains(table.midpoint, split.parts[part]) & usable_trials(table))
+    begin = np.searchsorted(recording.timestamps, table.start[rows] + lag_s - dilation_s - 1e-9)
+    # A dilated trial shorter than the window leaves one choice: the window that begins with it.
+    end = np.searchsorted(recording.timestamps, table.end[rows] + lag_s + dilation_s - 1e-9)
+    last = np.maximum(end - num_frames, begin) if dilation_s else begin
+    return _keep_clean(
+        recording, index, split, part, rows, table.midpoint[rows], begin, last, num_frames, table, targets
+    )
+
+
+def _keep_clean(
+    recording: Recording,
+    index: int,
+    split: Split,
+    part: str,
+    rows: NDArray[np.int64],
+    time: NDArray[np.float64],
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
+    num_frames: int,
+    table: Presentations,
+    targets: NDArray[np.int64],
+) -> WindowTable:
+    stamps, last_frame = recording.timestamps, recording.num_frames - 1
+    start = stamps[np.clip(low, 0, last_frame)]
+    end = stamps[np.clip(high + num_frames - 1, 0, last_frame)]
+    reasons = {
+        "outside the recording": (low < 0) | (high + num_frames > recording.num_frames),
+        "touches a masked span": overlaps(start, end, recording.masked_domain),
+        "reaches into another part": overlaps(start, end, split.others(part)),
+    }
+    keep, excluded = np.ones(len(rows), bool), {}
+    for reason, bad in reasons.items():
+        if (keep & bad).any():
+            excluded[reason] = int((keep & bad).sum())
+        keep &= ~bad
+    rows = rows[keep]
+    movie = {name: table.columns.get(name, np.full(len(table), -1)) for name in ("frame", "repeat")}
+    return WindowTable(
+        num_frames=num_frames,
+        recording_index=np.full(len(rows), index, np.int64),
+        first_low=low[keep].astype(np.int64),
+        first_high=high[keep].astype(np.int64),
+        target_time=time[keep],
+        target=targets[rows],
+        stimulus=np.full(len(rows), table.name),
+        frame_number=movie["frame"][rows].astype(np.int64),
+        repeat=movie["repeat"][rows].astype(np.int64),
+        excluded=excluded,
+    )
+
+
+def require_windows(table: WindowTable, what: str) -> WindowTable:
+    """Return `table`; raise `SplitError` that gives the reasons if it is empty."""
+    if len(table) == 0:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in table.excluded.items()) or "no presentation"
+        raise SplitError(f"no window left for {what}: {reasons}", fix="shorten window_s or change the split")
+    return table
+
+
+def draw_unit_counts(generator: np.random.Generator, size: int) -> NDArray[np.int64]:
+    """Draw numbers of units with the study's density (METHOD.md "exact numbers"), by inversion: exact.
+
+    The density over 10, 11, ..., 300 units is 1 at 10, rises linearly to 50 at 50, falls linearly to 1 at 100 and
+    stays there; its mean is about 65.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> counts = draw_unit_counts(np.random.default_rng(0), 100_000)
+    >>> int(counts.min()), int(counts.max()), round(float(counts.mean()))
+    (10, 300, 65)
+    """
+    knots, density = zip(*protocol.UNIT_DROPOUT_KNOTS, strict=True)
+    counts = np.arange(knots[0], knots[-1] + 1)
+    cumulative = np.cumsum(np.interp(counts, knots, density))
+    return counts[np.searchsorted(cumulative, generator.random(size) * cumulative[-1], side="right")]
+
+
+@dataclass(frozen=True)
+class UnitSet:
+    """The neurons of one recording that take part, with their vocabulary rows and normalisation.
+
+    Attributes
+    ----------
+    columns : ndarray
+        ``(C,)`` columns of dF/F.
+    rows : ndarray
+        ``(C,)`` rows of the unit vocabulary (1 and up).
+    centre, scale : ndarray
+        ``(C,)`` subtracted and divided by.
+    session_row : int
+        Row of the session vocabulary.
+    """
+
+    columns: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    centre: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    session_row: int
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """Windows of one batch and, in training, the seed of everything random about it."""
+
+    windows: NDArray[np.int64]
+    seed: tuple[int, ...] | None = None
+
+
+class BatchSampler(Sampler[BatchRequest]):
+    """Batches of one epoch as a pure function of (seed, epoch), each device taking its share of every batch.
+
+    Over all ranks the batches hold each window exactly once per epoch, whatever the number of ranks.
+
+    Parameters
+    ----------
+    num_windows, batch_size : int
+        Windows in the table and windows per step over all ranks together.
+    seed, epoch : int
+        What the order is drawn from; `seed` None keeps the order and draws nothing (evaluation).
+    rank, num_ranks : int
+        This process and the number of processes.
+    """
+
+    def __init__(
+        self, num_windows: int, batch_size: int, *, seed: int | None, epoch: int = 0, rank: int = 0, num_ranks: int = 1
+    ) -> None:
+        if seed is not None and batch_size % num_ranks:
+            raise ConfigError(
+                f"batch_size of {batch_size} on {num_ranks} processes",
+                allowed=f"a multiple of {num_ranks}",
+                fix="change optim.batch_size or --devices",
+            )
+        self.num_windows, self.batch_size, self.seed, self.epoch = num_windows, batch_size, seed, epoch
+        self.rank, self.num_ranks = rank, num_ranks
+
+    def __len__(self) -> int:
+        return -(-self.num_windows // self.batch_size)
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        order = np.arange(self.num_windows)
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_windows)
+        # Nearly equal batches: no step is left with a window or two, and every rank has work in each.
+        for step, batch in enumerate(np.array_split(order, len(self))):
+            seed = None if self.seed is None else (self.seed, self.epoch, step, self.rank)
+            yield BatchRequest(batch[self.rank :: self.num_ranks], seed)
+
+
+class WindowDataset(Dataset[Batch]):
+    """Makes batches from recordings; dF/F is read lazily, one slice per window.
+
+    Parameters
+    ----------
+    recordings : sequence of Recording
+        The recordings that the table's indices refer to.
+    units : sequence of UnitSet
+        Neurons of each recording.
+    table : WindowTable
+        The windows.
+    bin_frames : int
+        Imaging frames averaged into one step.
+    unit_dropout : bool
+        Draw a number of neurons per window, for requests with a seed.
+    frame_bank : Tensor, optional
+        ``(F, H, W)`` float frames of 0-1 that `table.target` indexes; without it targets are class indices.
+    """
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        units: Sequence[UnitSet],
+        table: WindowTable,
+        *,
+        bin_frames: int = 1,
+        unit_dropout: bool = False,
+        frame_bank: torch.Tensor | None = None,
+    ) -> None:
+        if table.num_frames % bin_frames:
+            raise ConfigError(
+                f"windows of {table.num_frames} imaging frames in bins of {bin_frames}",
+                allowed=f"a divisor of {table.num_frames}",
+                fix="change window_s or bin_frames",
+            )
+        self.recordings, self.units, self.table = list(recordings), list(units), table
+        self.bin_frames, self.unit_dropout, self.frame_bank = bin_frames, unit_dropout, frame_bank
+        self.rates = [recording.rate_hz for recording in self.recordings]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        table = self.table
+        windows = request.windows
+        generator = np.random.default_rng(request.seed) if request.seed is not None else None
+        first = table.first_low[windows]
+        if generator is not None:
+            first = generator.integers(first, table.first_high[windows] + 1)
+        which = table.recording_index[windows]
+        chosen = self._choose_units(which, generator)
+        width = max((len(c) for c in chosen), default=1)
+        steps = table.num_frames // self.bin_frames
+        dff = np.zeros((len(windows), steps, width), np.float32)
+        rows = np.zeros((len(windows), width), np.int64)
+        times = np.empty((len(windows), steps))
+        begin = np.empty(len(windows))
+        for i, (r, start, pick) in enumerate(zip(which, first, chosen, strict=True)):
+            units, recording = self.units[r], self.recordings[r]
+            values = recording.read_dff(start, start + table.num_frames)[:, units.columns[pick]]
+            values = (values - units.centre[pick]) / units.scale[pick]
+            dff[i, :, : len(pick)] = values.reshape(steps, self.bin_frames, -1).mean(axis=1)
+            rows[i, : len(pick)] = units.rows[pick]
+            stamps = recording.timestamps[start : start + table.num_frames]
+            # A frame's light is gathered from its stamp on, so the window begins at its first stamp.
+            begin[i] = stamps[0]
+            times[i] = stamps.reshape(steps, self.bin_frames).mean(axis=1) - stamps[0] + 0.5 / self.rates[r]
+        target = torch.from_numpy(table.target[windows])
+        return Batch(
+            dff=torch.from_numpy(dff),
+            unit_index=torch.from_numpy(rows),
+            unit_mask=torch.from_numpy(rows > 0),
+            frame_times=torch.from_numpy(times).float(),
+            session_index=torch.tensor([self.units[r].session_row for r in which]),
+            target_time=torch.from_numpy(table.target_time[windows] - begin).float(),
+            duration_s=table.num_frames / self.rates[0],
+            target=target if self.frame_bank is None else self.frame_bank[target],
+            window_index=torch.from_numpy(windows),
+        )
+
+    def _choose_units(self, which: NDArray, generator: np.random.Generator | None) -> list[NDArray[np.int64]]:
+        everything = [np.arange(len(self.units[r].columns)) for r in which]
+        if generator is None or not self.unit_dropout:
+            return everything
+        counts = draw_unit_counts(generator, len(which))
+        return [
+            np.sort(generator.permutation(units)[:count]) if count < len(units) else units
+            for units, count in zip(everything, counts, strict=True)
+        ]

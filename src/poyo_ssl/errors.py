@@ -1,0 +1,68 @@
+"""Errors meant for users: one line that names what was given, what is allowed and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PoyoError(Exception):
+    """A mistake in what the user gave; the command line prints it as one line and exits with code 2.
+
+    Parameters
+    ----------
+    problem : str
+        What was found, with the offending value in it.
+    fix : str
+        What the user can do about it.
+    allowed : str, optional
+        What would have been accepted.
+
+    Examples
+    --------
+    >>> str(PoyoError("window of -1 s", allowed="0.033 to 2 s", fix="pass --window_s 1.0"))
+    'window of -1 s (allowed: 0.033 to 2 s); pass --window_s 1.0'
+    """
+
+    def __init__(self, problem: str, *, fix: str, allowed: str | None = None) -> None:
+        self.problem, self.fix, self.allowed = problem, fix, allowed
+        limit = f" (allowed: {allowed})" if allowed else ""
+        super().__init__(" ".join(f"{problem}{limit}; {fix}".split()))
+
+
+class ConfigError(PoyoError):
+    """A setting, flag or command that does not exist or has a value outside its range."""
+
+
+class RecordingError(PoyoError):
+    """A recording file that is missing, damaged, inconsistent or lacks what was asked of it."""
+
+
+class SelectionError(PoyoError):
+    """A selection of neurons that cannot be made or that keeps nothing."""
+
+
+class SplitError(PoyoError):
+    """A split that leaves a part without any window."""
+
+
+class CheckpointError(PoyoError):
+    """A run folder or checkpoint that is missing, incomplete or of another model."""
+
+
+class ResourceError(PoyoError):
+    """Too little memory or disk foreseen for what was asked."""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return ``', did you mean X?'`` for the nearest known word, or an empty string.
+
+    Examples
+    --------
+    >>> suggest("pretrian", ["pretrain", "finetune"])
+    ", did you mean 'pretrain'?"
+    >>> suggest("zzz", ["pretrain"])
+    ''
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f", did you mean '{close[0]}'?" if close else ""

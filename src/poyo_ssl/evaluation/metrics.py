@@ -1,0 +1,422 @@
+"""Scores of predictions: frames, frame numbers and gratings, with fixed ranges and every target once.
+
+Images are on the 0-255 scale. Two conventions run through the frame metrics:
+
+- **Constant images** have no correlation; it is defined as 0 here; the score table
+  reports the share of constant predictions beside it.
+- **Mean-frame-subtracted** images are ``(x - mean) / 2 + 127.5`` with the mean *training* frame: what is left
+  when a decoder gets no credit for the average picture. Halving keeps them within 0-255, so that the same fixed
+  data range applies; correlations do not see the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import comb
+
+from poyo_ssl import protocol
+from poyo_ssl.errors import ConfigError
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+SSIM_RADIUS_PX = int(3.5 * protocol.SSIM_SIGMA + 0.5)
+"""Half width of the Gaussian window; scikit-image's truncation at 3.5 sigma, an 11 x 11 window."""
+TIE = 1e-9
+"""Correlations this close are equal: the same image gives them up to rounding."""
+FRAMES_PER_BLOCK = 64
+"""Frames in work at a time, which bounds memory at a few hundred MB for the largest frames."""
+
+
+def subtract_mean_frame(images: Array, mean_frame: Array) -> FloatArray:
+    """Return ``(images - mean_frame) / 2 + 127.5``.
+
+    The mean is rounded to whole grey levels first, as predictions are; so what is left of the baseline that predicts
+    the mean frame is exactly constant, not the noise of rounding.
+
+    Parameters
+    ----------
+    images : ndarray
+        ``(N, H, W)``, 0-255.
+    mean_frame : ndarray
+        ``(H, W)``, 0-255, mean of the training frames.
+
+    Examples
+    --------
+    >>> subtract_mean_frame(np.full((1, 1, 1), 255), np.zeros((1, 1))).item()
+    255.0
+    """
+    return (np.asarray(images, dtype=np.float64) - np.rint(mean_frame)) / 2 + 127.5
+
+
+def _check_images(prediction: Array, target: Array) -> None:
+    if prediction.ndim != 3 or prediction.shape != target.shape:
+        raise ConfigError(
+            f"predicted frames of shape {prediction.shape} for targets of shape {target.shape}",
+            allowed="(N, H, W) twice",
+            fix="resize the movie to the model's frames before windows are made",
+        )
+
+
+def _blocks(*images: Array) -> Iterator[tuple[slice, tuple[FloatArray, ...]]]:
+    for start in range(0, len(images[0]), FRAMES_PER_BLOCK):
+        part = slice(start, start + FRAMES_PER_BLOCK)
+        yield part, tuple(np.asarray(i[part], dtype=np.float64) for i in images)
+
+
+def ssim(prediction: Array, target: Array) -> FloatArray:
+    """Structural similarity of every frame.
+
+    Gaussian weights of sigma 1.5 over 11 x 11 pixels, population covariance, data range fixed at 255 (Wang et al.
+    2004): the same as scikit-image's ``structural_similarity(gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=255)`` to rounding, and many times faster, since the
+    window's two passes are matrix products over a stack of frames.
+
+    Parameters
+    ----------
+    prediction, target : ndarray
+        ``(N, H, W)`` uint8 or float, 0-255, at least 11 pixels high and wide.
+
+    Returns
+    -------
+    ndarray
+        ``(N,)``, at most 1.
+
+    Raises
+    ------
+    ConfigError
+        If shapes differ or frames are smaller than the window.
+
+    Examples
+    --------
+    >>> frames = np.arange(16 * 16).reshape(1, 16, 16)
+    >>> ssim(frames, frames)
+    array([1.])
+    """
+    _check_images(prediction, target)
+    height, width = prediction.shape[1:]
+    if min(height, width) <= 2 * SSIM_RADIUS_PX:
+        raise ConfigError(
+            f"SSIM of frames of {height} x {width} pixels",
+            allowed=f"{2 * SSIM_RADIUS_PX + 1} or more each way",
+            fix="use larger frames",
+        )
+    rows, columns = _gaussian_band(height), _gaussian_band(width).T
+    c1, c2 = (0.01 * protocol.SSIM_DATA_RANGE) ** 2, (0.03 * protocol.SSIM_DATA_RANGE) ** 2
+    values = np.empty(len(prediction))
+    for part, (x, y) in _blocks(prediction, target):
+        mean_x, mean_y, xx, yy, xy = (rows @ z @ columns for z in (x, y, x * x, y * y, x * y))
+        var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+        similarity = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / (
+            (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+        )
+        values[part] = similarity.mean(axis=(1, 2))
+    return values
+
+
+def _gaussian_band(size: int) -> FloatArray:
+    """``(size - 2 r, size)`` matrix that averages with the window wherever it fits whole."""
+    offsets = np.arange(-SSIM_RADIUS_PX, SSIM_RADIUS_PX + 1)
+    kernel = np.exp(-0.5 * (offsets / protocol.SSIM_SIGMA) ** 2)
+    kernel /= kernel.sum()
+    band = np.zeros((size - 2 * SSIM_RADIUS_PX, size))
+    for row in range(len(band)):
+        band[row, row : row + len(kernel)] = kernel
+    return band
+
+
+def psnr(prediction: Array, target: Array) -> FloatArray:
+    """Peak signal-to-noise ratio of every frame in dB, peak 255.
+
+    A mean squared error below 1/12, the variance of rounding to whole grey levels, counts as 1/12; so a
+    perfect frame (every right answer of a lookup is one) has 58.9 dB instead of infinity, and means exist.
+
+    Parameters
+    ----------
+    prediction, target : ndarray
+        ``(N, H, W)`` uint8 or float, 0-255.
+
+    Returns
+    -------
+    ndarray
+        ``(N,)``.
+
+    Examples
+    --------
+    >>> psnr(np.full((1, 2, 2), 255), np.zeros((1, 2, 2)))
+    array([0.])
+    """
+    _check_images(prediction, target)
+    error = np.empty(len(prediction))
+    for part, (x, y) in _blocks(prediction, target):
+        error[part] = ((x - y) ** 2).mean(axis=(1, 2))
+    return np.asarray(10 * np.log10(protocol.SSIM_DATA_RANGE**2 / np.maximum(error, 1 / 12)))
+
+
+def _unit_rows(images: Array) -> FloatArray:
+    """Flatten to ``(N, P)`` with mean 0 and length 1; constant rows become 0."""
+    rows = np.asarray(images, dtype=np.float64).reshape(len(images), -1)
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    # What subtraction of the mean leaves of a constant image is rounding noise of this size.
+    varies = length > 1e-9 * np.sqrt(rows.shape[1])
+    return np.asarray(np.where(varies, rows / np.where(varies, length, 1.0), 0.0))
+
+
+def spatial_correlation(prediction: Array, target: Array) -> FloatArray:
+    """Pearson correlation over the pixels of every frame; 0 where either frame is constant.
+
+    Parameters
+    ----------
+    prediction, target : ndarray
+        ``(N, H, W)``.
+
+    Returns
+    -------
+    ndarray
+        ``(N,)``, -1 to 1.
+
+    Examples
+    --------
+    >>> frames = np.array([[[0, 1, 2]], [[5, 5, 5]]])
+    >>> spatial_correlation(frames, np.array([[[4, 2, 0]], [[4, 2, 0]]])).round(6) + 0
+    array([-1.,  0.])
+    """
+    _check_images(prediction, target)
+    values = np.empty(len(prediction))
+    for part, (x, y) in _blocks(prediction, target):
+        values[part] = (_unit_rows(x) * _unit_rows(y)).sum(axis=1)
+    return values
+
+
+def temporal_correlation(prediction: Array, target: Array) -> FloatArray:
+    """Pearson correlation over time of every pixel; 0 where either trace is constant.
+
+    Parameters
+    ----------
+    prediction, target : ndarray
+        ``(N, H, W)``, frames of one repeat of one stimulus.
+
+    Returns
+    -------
+    ndarray
+        ``(H, W)``, -1 to 1.
+
+    Examples
+    --------
+    >>> temporal_correlation(np.array([[[0]], [[1]], [[2]]]), np.array([[[1]], [[2]], [[3]]])).round(6)
+    array([[1.]])
+    """
+    _check_images(prediction, target)
+    values = np.empty(prediction.shape[1:])
+    for row in range(len(values)):  # a row of pixels at a time bounds memory
+        a, b = _unit_rows(prediction[:, row].T), _unit_rows(target[:, row].T)
+        values[row] = (a * b).sum(axis=1)
+    return values
+
+
+def constant_frames(images: Array) -> npt.NDArray[np.bool_]:
+    """Return True for frames without any variation, whose correlation is defined as 0.
+
+    Examples
+    --------
+    >>> constant_frames(np.array([[[3, 3]], [[3, 4]]]))
+    array([ True, False])
+    """
+    flat = images.reshape(len(images), -1)
+    return np.asarray(flat.max(axis=1) == flat.min(axis=1))
+
+
+def candidate_similarity(prediction: Array, candidates: Array) -> FloatArray:
+    """Spatial correlation of every prediction with every candidate frame.
+
+    Parameters
+    ----------
+    prediction : ndarray
+        ``(N, H, W)``.
+    candidates : ndarray
+        ``(M, H, W)``.
+
+    Returns
+    -------
+    ndarray
+        ``(N, M)``.
+
+    Examples
+    --------
+    >>> frames = np.array([[[0, 1, 2]], [[2, 1, 0]]])
+    >>> candidate_similarity(frames, frames).round(6)
+    array([[ 1., -1.],
+           [-1.,  1.]])
+    """
+    unit = _unit_rows(candidates)
+    return np.concatenate([_unit_rows(x) @ unit.T for _, (x,) in _blocks(prediction)])
+
+
+def identification(similarity: FloatArray, true: IntArray, ways: int) -> FloatArray:
+    """Chance that the true frame is the most similar of n candidates, in expectation over all candidate sets.
+
+    The n - 1 wrong candidates are drawn without replacement from all other candidates. Instead of drawing, the
+    exact expectation is taken: with `w` candidates less similar than the true one and `t` equally similar, ties broken
+    at random, it is ``[C(w + t + 1, n) - C(w, n)] / [(t + 1) C(M - 1, n - 1)]``. A constant prediction
+    scores exactly 1 / n.
+
+    Parameters
+    ----------
+    similarity : ndarray
+        ``(N, M)``, see `candidate_similarity`.
+    true : ndarray
+        ``(N,)`` column of the true frame.
+    ways : int
+        Number of candidates n, 2 to M.
+
+    Returns
+    -------
+    ndarray
+        ``(N,)``, 0 to 1.
+
+    Raises
+    ------
+    ConfigError
+        If `ways` is not in 2 to M.
+
+    Examples
+    --------
+    >>> identification(np.array([[0.5, 0.9, 0.1]]), np.array([0]), 2)
+    array([0.5])
+    """
+    num_candidates = similarity.shape[1]
+    if not 2 <= ways <= num_candidates:
+        raise ConfigError(f"{ways}-way identification", allowed=f"2 to {num_candidates}", fix="change it")
+    own = np.take_along_axis(similarity, true[:, None], axis=1)
+    ties = (np.abs(similarity - own) <= TIE).sum(axis=1) - 1
+    worse = (similarity < own - TIE).sum(axis=1)
+    wins = comb(worse + ties + 1, ways) - comb(worse, ways)
+    return np.asarray(wins / ((ties + 1) * comb(num_candidates - 1, ways - 1)))
+
+
+def rank_of_truth(similarity: FloatArray, true: IntArray) -> FloatArray:
+    """Rank of the true frame among the candidates, 1 is best; ties count half.
+
+    Examples
+    --------
+    >>> rank_of_truth(np.array([[0.5, 0.9, 0.5]]), np.array([0]))
+    array([2.5])
+    """
+    own = np.take_along_axis(similarity, true[:, None], axis=1)
+    ties = (np.abs(similarity - own) <= TIE).sum(axis=1) - 1
+    return np.asarray(1.0 + (similarity > own + TIE).sum(axis=1) + ties / 2)
+
+
+def implied_frame_error(
+    similarity: FloatArray, frame_number: IntArray, true_number: IntArray, *, rate_hz: float, tolerance_s: float
+) -> tuple[FloatArray, FloatArray]:
+    """Error of the frame number that a reconstruction implies: that of the most similar candidate.
+
+    Parameters
+    ----------
+    similarity : ndarray
+        ``(N, M)``, see `candidate_similarity`.
+    frame_number : ndarray
+        ``(M,)`` frame number of each candidate, all of one movie.
+    true_number : ndarray
+        ``(N,)``.
+    rate_hz : float
+        Frames per second of the movie.
+    tolerance_s : float
+        Error that still counts as right.
+
+    Returns
+    -------
+    error_s, within : ndarray
+        ``(N,)`` absolute error in seconds and share within tolerance, averaged over candidates that tie.
+
+    Examples
+    --------
+    >>> implied_frame_error(np.array([[0.1, 0.9]]), np.array([0, 60]), np.array([0]), rate_hz=30, tolerance_s=1)
+    (array([2.]), array([0.]))
+    """
+    best = similarity >= similarity.max(axis=1, keepdims=True) - TIE
+    error = np.abs(frame_number[None, :] - true_number[:, None]) / rate_hz
+    weight = best / best.sum(axis=1, keepdims=True)
+    return (error * weight).sum(axis=1), ((error <= tolerance_s + 1e-9) * weight).sum(axis=1)
+
+
+def frame_number_scores(
+    prediction: IntArray, target: IntArray, *, rate_hz: float, tolerance_s: float
+) -> dict[str, FloatArray]:
+    """Scores of decoded frame numbers, per target.
+
+    Parameters
+    ----------
+    prediction, target : ndarray
+        ``(N,)`` frame numbers of one movie. The movie's end is not joined to its start.
+    rate_hz : float
+        Frames per second of the movie.
+    tolerance_s : float
+        Error that still counts as right, itself included.
+
+    Returns
+    -------
+    dict
+        ``within_<tolerance>s`` and ``accuracy`` (0 or 1), ``absolute_error_s``, each ``(N,)``.
+
+    Examples
+    --------
+    >>> frame_number_scores(np.array([30]), np.array([0]), rate_hz=30.0, tolerance_s=1.0)["within_1s"]
+    array([1.])
+    """
+    error = np.abs(np.asarray(prediction, dtype=np.float64) - target) / rate_hz
+    return {
+        f"within_{tolerance_s:g}s": (error <= tolerance_s + 1e-9).astype(np.float64),
+        "absolute_error_s": error,
+        "accuracy": (error == 0).astype(np.float64),
+    }
+
+
+def gratings_scores(prediction_deg: FloatArray, target_deg: FloatArray) -> dict[str, FloatArray]:
+    """Scores of decoded grating directions, per trial.
+
+    Parameters
+    ----------
+    prediction_deg, target_deg : ndarray
+        ``(N,)`` directions in degrees.
+
+    Returns
+    -------
+    dict
+        ``accuracy`` (same direction), ``orientation_accuracy`` (same modulo 180), 0 or 1, and
+        ``circular_error_deg`` (0 to 180), each ``(N,)``.
+
+    Examples
+    --------
+    >>> gratings_scores(np.array([315.0]), np.array([0.0]))["circular_error_deg"]
+    array([45.])
+    """
+    difference = np.mod(np.asarray(prediction_deg) - target_deg, 360.0)
+    error = np.minimum(difference, 360.0 - difference)
+    orientation_error = np.minimum(error, 180.0 - error)
+    return {
+        "accuracy": (error < 1e-6).astype(np.float64),
+        "orientation_accuracy": (orientation_error < 1e-6).astype(np.float64),
+        "circular_error_deg": error,
+    }
+
+
+def confusion_matrix(prediction: IntArray, target: IntArray, num_classes: int) -> IntArray:
+    """Count targets (rows) by prediction (columns).
+
+    Examples
+    --------
+    >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 0, 1]), 2)
+    array([[1, 1],
+           [0, 1]])
+    """
+    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(counts, (target, prediction), 1)
+    return counts

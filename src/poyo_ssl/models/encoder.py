@@ -1,0 +1,176 @@
+"""From a batch of dF/F to latents: the token grid, the latents' times and the encoder block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from poyo_ssl.config import ModelConfig
+from poyo_ssl.data.batch import Batch
+from poyo_ssl.models.attention import (
+    CrossAttentionForm,
+    FeedForward,
+    GridCrossAttention,
+    RotaryTime,
+    TokenGrid,
+)
+from poyo_ssl.models.embeddings import GrowingEmbedding, normal_parameter
+
+UNIT_SECOND_S = 1.0
+"""Span of the release's latent grid, whatever the window."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What the encoder makes of a batch, and when each latent is.
+
+    Attributes
+    ----------
+    values : Tensor
+        ``(B, L, D)``.
+    times : Tensor
+        ``(L,)`` float64, seconds from the start of the window.
+    turns : Tensor
+        ``(1, L, E / 2)`` complex rotation of `times`.
+    """
+
+    values: Tensor
+    times: Tensor
+    turns: Tensor
+
+    def with_values(self, values: Tensor) -> Latents:
+        """Return other values at the same times."""
+        return replace(self, values=values)
+
+
+def latent_times(config: ModelConfig, duration_s: float) -> Tensor:
+    """Return the times of the latents of one window.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Its `latent_grid`, `latent_step_s` and `num_latents_per_step`.
+    duration_s : float
+        Length of the window.
+
+    Returns
+    -------
+    Tensor
+        ``(L,)`` float64 seconds: each step ``(k + 1/2) * latent_step_s``, at least one, repeated for its latents.
+
+    Examples
+    --------
+    >>> latent_times(ModelConfig(num_latents_per_step=2), 0.3).tolist()
+    [0.0625, 0.0625, 0.1875, 0.1875]
+    >>> latent_times(ModelConfig(num_latents_per_step=1, latent_grid="unit_second"), 0.3).shape
+    torch.Size([8])
+    """
+    span_s = duration_s if config.latent_grid == "window" else UNIT_SECOND_S
+    # The tolerance keeps 0.3 s / 0.1 s from being 2 steps.
+    num_steps = max(1, int(span_s / config.latent_step_s + 1e-6))
+    steps = (torch.arange(num_steps, dtype=torch.float64) + 0.5) * config.latent_step_s
+    return steps.repeat_interleave(config.num_latents_per_step)
+
+
+class GridTokens(nn.Module):
+    """Embeddings that turn a batch into the token grid that the latents attend to.
+
+    With start and end tokens each neuron has one more token at the window's first and one at its last
+    moment, of value 0 and of their own type. With causal cross-attention a latent sees the start token and the
+    frames up to its own time; nothing could see an end token, so there is none.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        `dim`, `start_end_tokens` and `causal_cross_attention`.
+    num_units : int
+        Known units.
+
+    Examples
+    --------
+    >>> tokens = GridTokens(ModelConfig(dim=8, dim_head=8), num_units=3)
+    >>> tokens.token_times(torch.tensor([[0.1, 0.2]]), duration_s=0.3).tolist()
+    [[0.0, 0.1..., 0.2..., 0.3...]]
+    """
+
+    FRAME, START, END = 0, 1, 2
+
+    def __init__(self, config: ModelConfig, *, num_units: int) -> None:
+        super().__init__()
+        self.start = config.start_end_tokens
+        self.end = config.start_end_tokens and not config.causal_cross_attention
+        self.causal = config.causal_cross_attention
+        self.units = GrowingEmbedding(num_units, config.dim)
+        self.types = normal_parameter(3, config.dim)
+        self.value = normal_parameter(config.dim)
+
+    def token_times(self, frame_times: Tensor, *, duration_s: float) -> Tensor:
+        """Return the ``(B, T)`` times of frames `frame_times` with those of start and end around them."""
+        edges = [frame_times.new_full((len(frame_times), 1), edge) for edge in (0.0, duration_s)]
+        return torch.cat([edges[0]] * self.start + [frame_times] + [edges[1]] * self.end, dim=1)
+
+    def forward(self, batch: Batch, times_of_latents: Tensor, rotary: RotaryTime) -> TokenGrid:
+        """Return the grid of `batch`; T counts frames and the start and end tokens."""
+        dtype = self.value.dtype
+        dff = batch.dff.to(dtype).masked_fill(~batch.unit_mask.unsqueeze(1), 0.0)  # (B, F, C)
+        values = nn.functional.pad(dff, (0, 0, int(self.start), int(self.end)))  # (B, T, C)
+        kinds = [self.START] * self.start + [self.FRAME] * dff.shape[1] + [self.END] * self.end
+        times = self.token_times(batch.frame_times, duration_s=batch.duration_s)  # (B, T)
+        return TokenGrid(
+            units=self.units(batch.unit_index),  # (B, C, D)
+            types=self.types[torch.tensor(kinds, device=dff.device)],  # (T, D)
+            values=values,
+            value_embedding=self.value,
+            turns=rotary(times, dtype),
+            mask=self._mask(batch.unit_mask, times, times_of_latents),
+        )
+
+    def _mask(self, unit_mask: Tensor, times: Tensor, times_of_latents: Tensor) -> Tensor | None:
+        """Return ``(B, 1 or L, T, C)``, or None where every latent sees every token."""
+        if self.causal:
+            sees = times.unsqueeze(1) <= times_of_latents.to(times.dtype).unsqueeze(-1)  # (B, L, T)
+            sees[:, :, : int(self.start)] = True
+            return sees.unsqueeze(-1) & unit_mask[:, None, None, :]  # (B, L, T, C)
+        if bool(unit_mask.all()):
+            return None
+        return unit_mask[:, None, None, :].expand(-1, 1, times.shape[1], -1)  # (B, 1, T, C)
+
+
+class EncoderBlock(nn.Module):
+    """Cross-attention of the latents to the token grid and a feed-forward block, each with a residual.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Widths, heads and dropouts.
+
+    Examples
+    --------
+    >>> sum(p.numel() for p in EncoderBlock(ModelConfig()).parameters())
+    99456
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.cross_attention = GridCrossAttention(
+            config.dim, heads=config.cross_heads, dim_head=config.dim_head, dropout=config.attention_dropout
+        )
+        self.feed_forward = FeedForward(config.dim, dropout=config.ffn_dropout)
+
+    def forward(
+        self,
+        latents: Tensor,
+        grid: TokenGrid,
+        at_latents: Tensor,
+        *,
+        residuals: bool = True,
+        form: CrossAttentionForm = "grid",
+    ) -> Tensor:
+        """Return ``(B, L, D)`` from `latents` ``(1, L, D)``; without `residuals` both branches stand alone."""
+        attended = self.cross_attention(latents, grid, at_latents, form=form)  # (B, L, D)
+        if not residuals:
+            return self.feed_forward(attended)
+        z = latents + attended
+        return z + self.feed_forward(z)

@@ -1,0 +1,268 @@
+"""Worlds: what a neuron of each Cre line is like, as independent dials.
+
+How regular a neuron is (rate and burstiness), how much of its rate the stimulus drives, how noisy its
+fluorescence is and which indicator it carries are separate settings of a `CellClass`. A `World` gives one class
+to each line. In `allen_like` the four published predictable lines have low skewness and kurtosis because they
+fire often and regularly, as measured in vivo; the other worlds are made to test what follows from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from poyo_ssl import protocol
+from poyo_ssl.config import check
+from poyo_ssl.errors import ConfigError, suggest
+
+
+@dataclass(frozen=True)
+class Indicator:
+    """A calcium indicator: kernel ``(1 - exp(-t / rise)) exp(-t / decay)`` scaled to a peak of 1.
+
+    Attributes
+    ----------
+    name : str
+        For example ``GCaMP6f``.
+    rise_s, decay_s : float
+        Time constants in seconds.
+    amplitude : float
+        Peak dF/F of one event.
+    """
+
+    name: str
+    rise_s: float
+    decay_s: float
+    amplitude: float
+
+    def __post_init__(self) -> None:
+        for field in ("rise_s", "decay_s", "amplitude"):
+            value = getattr(self, field)
+            check(value > 0, f"indicator {self.name}: {field} of {value}", "above 0", "raise it")
+
+
+GCAMP6F = Indicator("GCaMP6f", rise_s=0.05, decay_s=0.4, amplitude=0.18)
+GCAMP6S = Indicator("GCaMP6s", rise_s=0.15, decay_s=1.0, amplitude=0.2)
+
+
+@dataclass(frozen=True)
+class CellClass:
+    """The dials of one class of neurons; each can be set without the others.
+
+    Attributes
+    ----------
+    mean_rate_hz : float
+        Median over neurons of the mean event rate.
+    burstiness : float
+        Fano factor of the event count in one imaging frame (negative binomial; 1 is Poisson).
+    stimulus_information : float
+        Share of the variance of the rate that the stimulus explains, median over driven neurons.
+    rate_variance : float
+        Variance of the rate over its squared mean, as far as a depth of 0.95 and a gain variance of 4 allow.
+    noise_level : float
+        Median over neurons of the standard deviation of dF/F noise in one imaging frame.
+    indicator : Indicator
+        Kernel and amplitude.
+    rate_spread, noise_spread : float
+        Standard deviation over neurons of the logarithm of rate and noise level.
+    untuned_fraction, simple_fraction : float
+        Share of neurons that no stimulus drives; share of simple (linear, rectified) cells among the rest.
+    rf_cycles : float
+        Receptive-field sigma in cycles of the preferred grating; small means broad tuning.
+    running_share, shared_share : float
+        Shares of the stimulus-independent modulation that follow running and the population.
+    running_sign : float
+        Mean sign of the running gain: 1 all faster, -1 all slower, 0 both.
+    saturation : float, optional
+        Largest dF/F; None is a linear indicator.
+
+    Raises
+    ------
+    ConfigError
+        If a dial is outside its range.
+
+    Examples
+    --------
+    >>> CellClass(mean_rate_hz=-1.0)
+    Traceback (most recent call last):
+    ...
+    poyo_ssl.errors.ConfigError: mean_rate_hz of -1.0 (allowed: above 0); raise it
+    """
+
+    mean_rate_hz: float = 0.55
+    burstiness: float = 3.2
+    stimulus_information: float = 0.7
+    rate_variance: float = 5.0
+    noise_level: float = 0.05
+    indicator: Indicator = GCAMP6F
+    rate_spread: float = 0.3
+    noise_spread: float = 0.25
+    untuned_fraction: float = 0.15
+    simple_fraction: float = 0.3
+    rf_cycles: float = 0.4
+    running_share: float = 0.3
+    shared_share: float = 0.3
+    running_sign: float = 0.5
+    saturation: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("mean_rate_hz", "rate_variance", "noise_level", "rf_cycles"):
+            check(getattr(self, name) > 0, f"{name} of {getattr(self, name)}", "above 0", "raise it")
+        for name in ("rate_spread", "noise_spread"):
+            check(getattr(self, name) >= 0, f"{name} of {getattr(self, name)}", "0 or more", "raise it")
+        check(self.burstiness >= 1, f"burstiness of {self.burstiness}", "1 or more", "raise it")
+        for name in ("untuned_fraction", "simple_fraction", "running_share", "shared_share"):
+            check(0 <= getattr(self, name) <= 1, f"{name} of {getattr(self, name)}", "0 to 1", "change it")
+        check(
+            self.running_share + self.shared_share <= 1,
+            f"running_share + shared_share of {self.running_share + self.shared_share}",
+            "1 at most",
+            "lower one",
+        )
+        information = self.stimulus_information
+        check(0 < information < 1, f"stimulus_information of {information}", "above 0, below 1", "change it")
+        check(-1 <= self.running_sign <= 1, f"running_sign of {self.running_sign}", "-1 to 1", "change it")
+        check(self.saturation is None or self.saturation > 0, f"saturation of {self.saturation}", "above 0", "raise it")
+
+
+@dataclass(frozen=True)
+class World:
+    """A named setting of the dials for all 13 lines.
+
+    Attributes
+    ----------
+    name : str
+        As given to ``--world``.
+    description : str
+        What is true in it, in one sentence.
+    classes : mapping
+        `CellClass` by Cre line.
+    """
+
+    name: str
+    description: str
+    classes: Mapping[str, CellClass]
+
+
+def _allen_like() -> dict[str, CellClass]:
+    """Rates and burstiness chosen so that moments match the real sets (README of the real data, METHOD.md)."""
+    exc = CellClass()
+    inhibitory = replace(
+        exc, burstiness=1.3, stimulus_information=0.35, rate_variance=0.6, untuned_fraction=0.25, noise_level=0.08
+    )
+    return {
+        "Cux2-CreERT2": replace(exc, mean_rate_hz=0.57),
+        "Emx1-IRES-Cre": replace(exc, mean_rate_hz=0.60),
+        "Fezf2-CreER": replace(exc, mean_rate_hz=0.71, stimulus_information=0.6),
+        "Nr5a1-Cre": replace(exc, mean_rate_hz=0.62, simple_fraction=0.5),
+        "Ntsr1-Cre_GN220": replace(exc, mean_rate_hz=2.0, burstiness=1.4, stimulus_information=0.5, rate_variance=0.9),
+        "Pvalb-IRES-Cre": replace(
+            inhibitory,
+            mean_rate_hz=4.0,
+            burstiness=1.1,
+            stimulus_information=0.5,
+            rate_variance=0.25,
+            rf_cycles=0.22,
+            noise_level=0.15,
+            indicator=GCAMP6S,
+        ),
+        "Rbp4-Cre_KL100": replace(exc, mean_rate_hz=0.69),
+        "Rorb-IRES2-Cre": replace(exc, mean_rate_hz=0.63, simple_fraction=0.5),
+        "Scnn1a-Tg3-Cre": replace(exc, mean_rate_hz=0.64, simple_fraction=0.5),
+        "Slc17a7-IRES2-Cre": replace(exc, mean_rate_hz=0.61),
+        "Sst-IRES-Cre": replace(inhibitory, mean_rate_hz=2.0, running_sign=0.0),
+        "Tlx3-Cre_PL56": replace(exc, mean_rate_hz=0.67),
+        "Vip-IRES-Cre": replace(
+            inhibitory, mean_rate_hz=1.8, burstiness=1.7, running_share=0.6, running_sign=1.0, stimulus_information=0.25
+        ),
+    }
+
+
+def _regularity_helps() -> dict[str, CellClass]:
+    """Regular lines also carry the stimulus best, sparse lines poorly."""
+    made = {}
+    for line, cell in _allen_like().items():
+        if line in protocol.PUBLISHED_PREDICTABLE_LINES:
+            made[line] = replace(cell, stimulus_information=0.8, rate_variance=1.0, untuned_fraction=0.05)
+        else:
+            made[line] = replace(cell, stimulus_information=0.3, untuned_fraction=0.3)
+    return made
+
+
+NULL_SIGNAL_TO_NOISE = 0.45
+"""In `null`: stimulus-driven variance of a one-second count over the variance of its spiking noise."""
+
+
+def _null() -> dict[str, CellClass]:
+    """Give every line the same share of stimulus variance and the same signal-to-noise of its counts.
+
+    A count over one second has stimulus variance (r^2 q v) and spiking noise (F r): r q v / F is held equal, so
+    that lines differ in rate and burstiness and therefore in skewness, and in nothing that decoding needs.
+    """
+    made = {}
+    for line, cell in _allen_like().items():
+        information = 0.5
+        variance = NULL_SIGNAL_TO_NOISE * cell.burstiness / (cell.mean_rate_hz * information)
+        made[line] = replace(
+            cell,
+            stimulus_information=information,
+            rate_variance=variance,
+            untuned_fraction=0.15,
+            simple_fraction=0.3,
+            rf_cycles=0.4,
+            noise_level=0.06,
+            indicator=GCAMP6F,
+        )
+    return made
+
+
+def _noise_confounded() -> dict[str, CellClass]:
+    """All lines spike alike; the four lines look predictable because their fluorescence is noisy."""
+    exc = CellClass()
+    return {
+        line: replace(exc, noise_level=0.45) if line in protocol.PUBLISHED_PREDICTABLE_LINES else exc
+        for line in protocol.CRE_LINES
+    }
+
+
+def _worlds() -> Mapping[str, World]:
+    described = {
+        "allen_like": (
+            "Regular inhibitory and corticothalamic lines, sparse excitatory lines, as measured in vivo.",
+            _allen_like(),
+        ),
+        "regularity_helps": ("Low skewness goes with much stimulus information.", _regularity_helps()),
+        "null": ("Skewness differs between lines but says nothing about the stimulus.", _null()),
+        "noise_confounded": ("Low skewness is only fluorescence noise.", _noise_confounded()),
+    }
+    return MappingProxyType(
+        {name: World(name, text, MappingProxyType(classes)) for name, (text, classes) in described.items()}
+    )
+
+
+WORLDS = _worlds()
+
+
+def get_world(name: str) -> World:
+    """Return a world by name.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such world.
+
+    Examples
+    --------
+    >>> get_world("allen_like").classes["Pvalb-IRES-Cre"].indicator.name
+    'GCaMP6s'
+    >>> get_world("nul")
+    Traceback (most recent call last):
+    ...
+    poyo_ssl.errors.ConfigError: no world 'nul', did you mean 'null'? (allowed: allen_like, ...); choose one of these
+    """
+    if name not in WORLDS:
+        raise ConfigError(
+            f"no world '{name}'{suggest(name, WORLDS)}", allowed=", ".join(WORLDS), fix="choose one of these"
+        )
+    return WORLDS[name]

@@ -1,0 +1,352 @@
+"""Which neurons are predictable: one row of statistics per neuron, thresholds, and the mask.
+
+A neuron (or the mean of its Cre line) is predictable where skewness and kurtosis both lie strictly below their
+thresholds. Recordings without a known line share the line ``unknown``, which counts as one line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from poyo_ssl import protocol
+from poyo_ssl.config import check
+from poyo_ssl.data.recording import Recording
+from poyo_ssl.errors import SelectionError, suggest
+from poyo_ssl.selection.knee import knee_threshold
+from poyo_ssl.selection.moments import measure_units
+
+MOMENTS = ("skewness", "kurtosis")
+TABLE_FILE, SETTINGS_FILE = "selection.csv", "selection.json"
+TEXT_COLUMNS = ("recording_id", "unit_id", "cre_line", "status")
+NUMBER_COLUMNS = ("skewness", "kurtosis", "snr", "event_rate_hz")
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """How predictable neurons are chosen.
+
+    Attributes
+    ----------
+    level : {'line', 'neuron'}
+        'line' (as published): all neurons of the Cre lines whose means lie below both thresholds; 'neuron': each
+        neuron by its own moments, without any label.
+    thresholds : {'published', 'knee', 'given'}
+        'published': skewness 3.51 and kurtosis 22.62; 'knee': refitted to the line means (at both levels: the knee
+        of single neurons means nothing); 'given': the two settings below.
+    skewness_threshold : float, optional
+        For 'given'.
+    kurtosis_threshold : float, optional
+        For 'given'.
+    keep_fraction : float, optional
+        At level 'neuron', keep this share of all usable neurons instead of using thresholds: those with the
+        smallest sum of their ranks in skewness and in kurtosis (over all recordings; ties in the order of the table).
+
+    Raises
+    ------
+    ConfigError
+        If settings exclude each other, are missing, or a share is not in (0, 1].
+
+    Examples
+    --------
+    >>> SelectionConfig(thresholds="given", skewness_threshold=2.0)
+    Traceback (most recent call last):
+    poyo_ssl.errors.ConfigError: thresholds 'given' without kurtosis_threshold (allowed: both thresholds, finite); ...
+    """
+
+    level: Literal["line", "neuron"] = "line"
+    thresholds: Literal["published", "knee", "given"] = "published"
+    skewness_threshold: float | None = None
+    kurtosis_threshold: float | None = None
+    keep_fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        levels, choices = ("line", "neuron"), ("published", "knee", "given")
+        check(
+            self.level in levels,
+            f"level '{self.level}'{suggest(self.level, levels)}",
+            "line or neuron",
+            "change it",
+        )
+        check(
+            self.thresholds in choices,
+            f"thresholds '{self.thresholds}'{suggest(self.thresholds, choices)}",
+            "published, knee or given",
+            "change it",
+        )
+        for name in ("skewness_threshold", "kurtosis_threshold"):
+            value = getattr(self, name)
+            if self.thresholds == "given":
+                check(
+                    value is not None and bool(np.isfinite(value)),
+                    f"thresholds 'given' without {name}",
+                    "both thresholds, finite",
+                    f"pass --{name}",
+                )
+            else:
+                check(
+                    value is None,
+                    f"{name} of {value} with thresholds '{self.thresholds}'",
+                    "thresholds 'given'",
+                    "pass --thresholds given or leave it out",
+                )
+        if self.keep_fraction is not None:
+            check(
+                0 < self.keep_fraction <= 1,
+                f"keep_fraction of {self.keep_fraction}",
+                "above 0, at most 1",
+                "change it",
+            )
+            check(
+                self.level == "neuron" and self.thresholds == "published",
+                f"keep_fraction with level '{self.level}' and thresholds '{self.thresholds}'",
+                "level 'neuron' and no other thresholds",
+                "pass --level neuron or leave keep_fraction out",
+            )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The predictable neurons of some recordings.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row per neuron: recording_id, unit_id, unit_index, cell_specimen_id, cre_line, skewness, kurtosis, snr,
+        event_rate_hz, num_samples, status ('ok', 'nan', 'constant'), selected. `UnitStatistics` defines the measures.
+    thresholds : dict
+        ``skewness`` and ``kurtosis``; empty with `keep_fraction`.
+    config : SelectionConfig
+        How they were chosen.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from poyo_ssl.data.recording import RecordingMetadata
+    >>> dff = np.random.default_rng(0).gamma([10.0, 0.05], size=(5000, 2)).astype(np.float32)
+    >>> recording = Recording("r", dff, np.arange(5000) / 30, RecordingMetadata("mouse"))
+    >>> selection = fit_selection([recording], intervals=None, config=SelectionConfig(level="neuron"))
+    >>> selection.mask(recording).tolist()
+    [True, False]
+    """
+
+    table: pd.DataFrame
+    thresholds: Mapping[str, float]
+    config: SelectionConfig
+
+    @property
+    def lines(self) -> pd.DataFrame:
+        """Per Cre line: means over usable neurons and counts (num_neurons, num_usable, num_selected), sorted."""
+        return line_table(self.table)
+
+    def mask(self, recording: Recording) -> NDArray[np.bool_]:
+        """Return ``(N,)``, True where the unit is predictable.
+
+        Raises
+        ------
+        SelectionError
+            If the selection was made without this recording, or its units are others.
+        """
+        return self._rows(recording)["selected"].to_numpy(bool)
+
+    def usable(self, recording: Recording) -> NDArray[np.bool_]:
+        """Return ``(N,)``, True where the unit's trace is finite and not constant; errors as in `mask`."""
+        return (self._rows(recording)["status"] == "ok").to_numpy(bool)
+
+    def _rows(self, recording: Recording) -> pd.DataFrame:
+        rows = self.table[self.table["recording_id"] == recording.recording_id]
+        if rows.empty:
+            known = sorted(set(self.table["recording_id"]))
+            raise SelectionError(
+                f"the selection knows no recording '{recording.recording_id}'{suggest(recording.recording_id, known)}",
+                fix="run 'poyo-ssl select' on all recordings you use",
+            )
+        rows = rows.sort_values("unit_index")
+        if rows["unit_id"].tolist() != recording.unit_ids.tolist():
+            raise SelectionError(
+                f"recording {recording.recording_id} has other units than when the selection was made",
+                fix="run 'poyo-ssl select' again",
+            )
+        return rows
+
+    def save(self, folder: Path | str) -> Path:
+        """Write ``selection.csv`` and ``selection.json`` into `folder`, each beside its name and then renamed."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {"config": asdict(self.config), "thresholds": dict(self.thresholds)}
+        contents = {
+            TABLE_FILE: self.table.to_csv(index=False),
+            SETTINGS_FILE: json.dumps(settings, indent=2) + "\n",
+        }
+        for name, text in contents.items():
+            beside = folder / f"{name}.partial"
+            beside.write_text(text)
+            beside.replace(folder / name)
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Selection:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        SelectionError
+            If a file is missing or damaged.
+        """
+        folder = Path(folder)
+        for name in (TABLE_FILE, SETTINGS_FILE):
+            if not (folder / name).is_file():
+                raise SelectionError(f"no {name} in {folder}", fix="run 'poyo-ssl select' first or check the path")
+        try:
+            settings = json.loads((folder / SETTINGS_FILE).read_text())
+            config, thresholds = SelectionConfig(**settings["config"]), settings["thresholds"]
+            table = pd.read_csv(
+                folder / TABLE_FILE,
+                dtype=dict.fromkeys(TEXT_COLUMNS, str) | dict.fromkeys(NUMBER_COLUMNS, float) | {"selected": bool},
+                float_precision="round_trip",
+                # An id may read 'NA': only the measures have missing values.
+                keep_default_na=False,
+                na_values={name: [""] for name in NUMBER_COLUMNS},
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise SelectionError(
+                f"{folder} holds no complete selection ({error})", fix="run 'poyo-ssl select' again"
+            ) from None
+        return cls(table, thresholds, config)
+
+
+def line_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the means of `Selection.lines` from the table of neurons; every neuron weighs the same.
+
+    Lines without a usable neuron have NaN means and come last.
+    """
+    counts = table.groupby("cre_line").agg(num_neurons=("status", "size"), num_selected=("selected", "sum"))
+    usable = table[table["status"] == "ok"].groupby("cre_line")
+    lines = usable[list(MOMENTS)].mean().reindex(counts.index)
+    lines["num_neurons"] = counts["num_neurons"]
+    lines["num_usable"] = usable.size().reindex(counts.index, fill_value=0)
+    lines["num_selected"] = counts["num_selected"].astype(int)
+    return lines.sort_values(list(MOMENTS)).reset_index()
+
+
+def fit_selection(
+    recordings: Sequence[Recording],
+    *,
+    intervals: Mapping[str, NDArray[np.float64]] | None,
+    config: SelectionConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> Selection:
+    """Measure every neuron and choose the predictable ones.
+
+    Parameters
+    ----------
+    recordings : sequence of Recording
+        A cell that was recorded in several sessions counts once in each.
+    intervals : dict, optional
+        ``(K, 2)`` seconds per recording id: the training split. None takes the whole recordings, for data that
+        nothing is evaluated on.
+    config : SelectionConfig
+        Level and thresholds.
+    progress : callable, optional
+        Called with (recordings done, recordings in total).
+
+    Raises
+    ------
+    SelectionError
+        If a recording has no intervals, ids are not unique, a knee cannot be fitted, or nothing is selected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from poyo_ssl.data.recording import RecordingMetadata
+    >>> rng = np.random.default_rng(0)
+    >>> times, lines = np.arange(5000) / 30, {"Sst-IRES-Cre": 10.0, "Cux2-CreERT2": 0.05}
+    >>> recordings = [
+    ...     Recording(line, rng.gamma(shape, size=(5000, 3)), times, RecordingMetadata("mouse", cre_line=line))
+    ...     for line, shape in lines.items()]
+    >>> fit_selection(recordings, intervals=None, config=SelectionConfig()).lines[["cre_line", "num_selected"]]
+           cre_line  num_selected
+    0  Sst-IRES-Cre             3
+    1  Cux2-CreERT2             0
+    """
+    ids = [recording.recording_id for recording in recordings]
+    missing = [name for name in ids if intervals is not None and name not in intervals]
+    if not ids or missing or len(set(ids)) < len(ids):
+        raise SelectionError(
+            f"no intervals for recording {missing[0]}" if missing else f"recordings {', '.join(ids) or '(none)'}",
+            allowed="one or more recordings of different ids, each with its training intervals",
+            fix="check the data folder and the split",
+        )
+    parts = []
+    for i, recording in enumerate(recordings):
+        parts.append(_measure(recording, None if intervals is None else intervals[recording.recording_id]))
+        if progress:
+            progress(i + 1, len(recordings))
+    table = pd.concat(parts, ignore_index=True)
+    if not (table["status"] == "ok").any():
+        counts = ", ".join(f"{count} {status}" for status, count in table["status"].value_counts().items())
+        raise SelectionError(f"no neuron has a usable trace ({counts})", fix="check the traces of the recordings")
+    thresholds = _thresholds(table, config)
+    table["selected"] = _select(table, thresholds, config)
+    if not table["selected"].any():
+        nearest = line_table(table).iloc[0] if config.level == "line" else table[list(MOMENTS)].min()
+        limits = " and ".join(f"{name} below {value:.4g}" for name, value in thresholds.items())
+        raise SelectionError(
+            f"no {config.level} is predictable: the lowest has skewness {nearest['skewness']:.4g} and kurtosis "
+            f"{nearest['kurtosis']:.4g}",
+            allowed=limits,
+            fix="raise the thresholds (--thresholds given) or pass --level neuron --keep_fraction 0.3",
+        )
+    return Selection(table, thresholds, config)
+
+
+def _measure(recording: Recording, intervals: NDArray[np.float64] | None) -> pd.DataFrame:
+    found = measure_units(recording, intervals)
+    num_units = recording.num_units
+    return pd.DataFrame(
+        {
+            "recording_id": [recording.recording_id] * num_units,
+            "unit_id": recording.unit_ids.tolist(),
+            "unit_index": np.arange(num_units),
+            "cell_specimen_id": recording.cell_specimen_ids,
+            "cre_line": [recording.metadata.cre_line] * num_units,
+            **{name: getattr(found, name) for name in NUMBER_COLUMNS},
+            "num_samples": found.num_samples,
+            "status": found.status.tolist(),
+            "selected": np.zeros(num_units, bool),
+        }
+    )
+
+
+def _thresholds(table: pd.DataFrame, config: SelectionConfig) -> dict[str, float]:
+    if config.keep_fraction is not None:
+        return {}
+    if config.thresholds == "published":
+        return {"skewness": protocol.SKEWNESS_THRESHOLD, "kurtosis": protocol.KURTOSIS_THRESHOLD}
+    if config.thresholds == "knee":
+        means = line_table(table).dropna(subset=list(MOMENTS))
+        return {name: knee_threshold(means[name].to_numpy(), name=name) for name in MOMENTS}
+    return {name: float(getattr(config, f"{name}_threshold")) for name in MOMENTS}
+
+
+def _select(table: pd.DataFrame, thresholds: Mapping[str, float], config: SelectionConfig) -> NDArray[np.bool_]:
+    usable = (table["status"] == "ok").to_numpy(bool)
+    if config.keep_fraction is not None:
+        selected = np.zeros(len(table), bool)
+        ranks = table.loc[usable, list(MOMENTS)].rank().sum(axis=1).to_numpy()
+        num_kept = max(round(config.keep_fraction * len(ranks)), 1)
+        selected[np.flatnonzero(usable)[np.argsort(ranks, kind="stable")[:num_kept]]] = True
+        return selected
+    judged = line_table(table) if config.level == "line" else table
+    # NaN (a line without a usable neuron) is below nothing.
+    below = (judged["skewness"] < thresholds["skewness"]) & (judged["kurtosis"] < thresholds["kurtosis"])
+    if config.level == "line":
+        return usable & table["cre_line"].isin(judged.loc[below, "cre_line"]).to_numpy(bool)
+    return usable & below.to_numpy(bool)

@@ -1,0 +1,422 @@
+"""Event files: a folder of spike events and stimulus tables, turned into a recording with simulated dF/F.
+
+The format, so that a laboratory can write its own folder (all frames count from 0, ends are exclusive):
+
+``events.npz`` (numpy, required)
+    ``cell`` (M,) and ``frame`` (M,): row and imaging frame of every event; ``shape``: (cells, frames); ``fps``:
+    imaging frames per second. Optional: ``value`` (M,) event sizes (1 if absent), ``cell_specimen_id`` (cells,),
+    ``masked_frames`` (K, 2): spans that no split, statistic or window may touch (events in them are refused).
+``epochs.csv`` (required)
+    ``stimulus, start_frame, end_frame, repeats, frames_per_repeat_imaging, movie_frames``, in the order of time. The
+    last three are for movies (``natural_movie_*``) only: number of repeats in the block, imaging frames per repeat (may
+    be a fraction) and movie frames per repeat. Repeats are counted over all blocks of a movie.
+``drifting_gratings.csv`` (required if an epoch is called ``drifting_gratings``)
+    ``start_frame, end_frame, orientation`` (degrees), ``temporal_frequency`` (Hz), ``blank_sweep`` (0 or 1),
+    ``label_known`` (0 or 1; optional, 1 if absent). Where 0, orientation is NaN and ``blank_sweep`` is False: whether
+    the sweep was blank is as unknown as its direction.
+``recording.json`` (optional)
+    Fields of `RecordingMetadata`, for example ``{"subject_id": "mouse7", "cre_line": "Vip-IRES-Cre"}``. Without it, a
+    folder called ``allen_<experiment id>`` is looked up in ``allen_metadata/experiment_containers.json`` beside it
+    (the Allen Institute's list of experiment containers); failing that, the subject is called after the folder.
+
+The traces are made by `poyo_ssl.sources.gcamp`; the file says ``real events, simulated fluorescence``.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from poyo_ssl import protocol
+from poyo_ssl.data.recording import METADATA_FIELDS, Recording, RecordingMetadata
+from poyo_ssl.data.series import SparseEvents
+from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations
+from poyo_ssl.errors import RecordingError, suggest
+from poyo_ssl.sources.gcamp import GCaMPConfig, fluorescence
+
+ORIGIN = "real events, simulated fluorescence"
+GRATINGS = "drifting_gratings"
+UNITS_PER_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class EventsConfig:
+    """How event files become a recording.
+
+    Attributes
+    ----------
+    indicator : GCaMPConfig
+        Forward model from events to dF/F, and its noise.
+    """
+
+    indicator: GCaMPConfig = field(default_factory=GCaMPConfig)
+
+
+def prepare_events(
+    input: Path | str,
+    output: Path | str,
+    *,
+    config: EventsConfig,
+    seed: int,
+    overwrite: bool = False,
+) -> Path:
+    r"""Write one recording, ``<output>/<recording id>.h5``, from a folder of event files.
+
+    Parameters
+    ----------
+    input : path
+        Folder in the format that this module describes.
+    output : path
+        Data folder; made if it is not there.
+    config : EventsConfig
+        Forward model.
+    seed : int
+        Of the noise; every unit has its own stream, so a unit's trace does not depend on the others.
+    overwrite : bool
+        Replace a recording of this name.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    RecordingError
+        If a file, key or column is missing, an event lies outside `shape` or inside a masked span, epochs are not in
+        order, or the recording exists.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, numpy as np
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> np.savez(folder / "events.npz", cell=[0, 1], frame=[5, 40], shape=[2, 300], fps=30.0)
+    >>> _ = (folder / "epochs.csv").write_text("stimulus,start_frame,end_frame\nspontaneous,0,300\n")
+    >>> path = prepare_events(folder, folder / "out", config=EventsConfig(), seed=0)
+    >>> recording = Recording.open(path)
+    >>> recording.dff.shape, recording.metadata.origin
+    ((300, 2), 'real events, simulated fluorescence')
+    """
+    input, output = Path(input), Path(output)
+    recording_id = input.name.removeprefix("allen_") if _allen_id(input) else input.name
+    path = output / f"{recording_id}.h5"
+    if path.exists() and not overwrite:
+        raise RecordingError(f"{path} exists", fix="choose another output or pass --overwrite")
+    contents = _read_events(input / "events.npz")
+    num_units, num_frames = contents["shape"]
+    timestamps = np.arange(num_frames) / contents["fps"]
+    epochs = _read_epochs(input / "epochs.csv", num_frames)
+    events: SparseEvents = contents["events"]
+    recording = Recording(
+        recording_id,
+        simulate_dff(events, num_frames, num_units, contents["fps"], indicator=config.indicator, seed=seed),
+        timestamps,
+        RecordingMetadata(**_read_metadata(input)),
+        cell_specimen_ids=contents["cell_specimen_id"],
+        stimuli=_make_stimuli(input, epochs, timestamps),
+        epochs={
+            str(name): rows[["start_frame", "end_frame"]].to_numpy(float) / contents["fps"]
+            for name, rows in epochs.groupby("stimulus")
+        },
+        masked_domain=contents["masked_frames"] / contents["fps"],
+        events=events,
+    )
+    return recording.save(path, overwrite=overwrite)
+
+
+def simulate_dff(
+    events: SparseEvents, num_frames: int, num_units: int, rate_hz: float, *, indicator: GCaMPConfig, seed: int
+) -> NDArray[np.float32]:
+    """Return dF/F of events with additive Gaussian noise, ``(num_frames, num_units)`` float32.
+
+    Parameters
+    ----------
+    events : SparseEvents
+        Frames, units and sizes.
+    num_frames, num_units : int
+        Size of the recording.
+    rate_hz : float
+        Imaging rate.
+    indicator : GCaMPConfig
+        Forward model and noise; each unit's noise level is log-normal around the median `noise_std`, except that of
+        unit 0, which is the median (the level was calibrated on cell 0 of Allen experiment 501574836).
+    seed : int
+        Of the noise levels and the noise.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> events = SparseEvents(np.array([10]), np.array([0]), np.array([8.0], np.float32))
+    >>> dff = simulate_dff(events, 60, 2, 30.0, indicator=GCaMPConfig(noise_std=0.0), seed=0)
+    >>> dff.shape, bool(dff[:10].any()), round(float(dff[:, 0].max()), 1)
+    ((60, 2), False, 2.2)
+    """
+    order = np.argsort(events.unit, kind="stable")
+    frame, unit, value = events.frame[order], events.unit[order], events.value[order]
+    level_stream, *unit_streams = np.random.default_rng(seed).spawn(num_units + 1)
+    spread = indicator.noise_spread * level_stream.standard_normal(num_units)
+    # The median was calibrated on a unit 0, which therefore gets it whatever the seed.
+    spread[0] = 0.0
+    level = indicator.noise_std * np.exp(spread)
+    dff = np.empty((num_frames, num_units), np.float32)
+    for first in range(0, num_units, UNITS_PER_BLOCK):
+        units = np.arange(first, min(first + UNITS_PER_BLOCK, num_units))
+        mine = slice(*np.searchsorted(unit, [units[0], units[-1] + 1]))
+        grid = SparseEvents(frame[mine], unit[mine] - first, value[mine]).dense(num_frames, len(units))
+        noise = np.stack([unit_streams[u].standard_normal(num_frames) for u in units], axis=1)
+        dff[:, units] = fluorescence(grid, rate_hz, indicator=indicator) + level[units] * noise
+    return dff
+
+
+def _need(path: Path) -> Path:
+    if not path.is_file():
+        raise RecordingError(f"no file {path}", fix="give a folder of event files, or add this file to it")
+    return path
+
+
+def _read_events(path: Path) -> dict[str, Any]:
+    """Return `events`, `shape` (cells, frames), `fps`, `cell_specimen_id` and `masked_frames`, all checked."""
+    try:
+        with np.load(_need(path), allow_pickle=False) as file:
+            arrays = dict(file.items())
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise RecordingError(f"{path} is not a complete npz file ({error})", fix="copy or write it again") from None
+    for key in ("cell", "frame", "shape", "fps"):
+        if key not in arrays:
+            raise RecordingError(f"{path} has no '{key}'", allowed=", ".join(sorted(arrays)), fix="add it to the file")
+    shape, fps = arrays["shape"], float(arrays["fps"])
+    if shape.shape != (2,) or shape.min() < 1:
+        raise RecordingError(f"{path}: shape is {shape.tolist()}", allowed="(cells, frames)", fix="correct it")
+    if not (np.isfinite(fps) and fps > 0):
+        raise RecordingError(f"{path}: fps is {fps}", allowed="above 0 Hz", fix="correct it")
+    num_units, num_frames = int(shape[0]), int(shape[1])
+    cell, frame = arrays["cell"].astype(np.int64), arrays["frame"].astype(np.int64)
+    value = arrays.get("value", np.ones(len(cell))).astype(np.float32)
+    specimens = arrays.get("cell_specimen_id", np.full(num_units, -1)).astype(np.int64)
+    lengths = {"frame": (frame, len(cell)), "value": (value, len(cell)), "cell_specimen_id": (specimens, num_units)}
+    for key, (values, length) in lengths.items():
+        if values.shape != (length,):
+            raise RecordingError(f"{path}: '{key}' has shape {values.shape}", allowed=f"({length},)", fix="correct it")
+    for key, values, limit in (("cell", cell, num_units), ("frame", frame, num_frames)):
+        bad = np.flatnonzero((values < 0) | (values >= limit))
+        if len(bad):
+            raise RecordingError(
+                f"{path}: event {bad[0]} has {key} {values[bad[0]]}", allowed=f"0 to {limit - 1}", fix="correct it"
+            )
+    if not (np.isfinite(value).all() and (value >= 0).all()):
+        raise RecordingError(f"{path}: an event size is negative or not finite", allowed="0 or more", fix="correct it")
+    masked = _check_masked(path, arrays.get("masked_frames", np.zeros((0, 2))), frame, num_frames)
+    # By frame, as files of events are read by time.
+    order = np.lexsort((cell, frame))
+    return {
+        "events": SparseEvents(frame[order], cell[order], value[order]),
+        "shape": (num_units, num_frames),
+        "fps": fps,
+        "cell_specimen_id": specimens,
+        "masked_frames": masked,
+    }
+
+
+def _check_masked(path: Path, masked: NDArray, frame: NDArray[np.int64], num_frames: int) -> NDArray[np.int64]:
+    masked = np.asarray(masked, np.int64)
+    if masked.ndim != 2 or masked.shape[1] != 2 or (masked[:, 0] >= masked[:, 1]).any() or (masked < 0).any():
+        raise RecordingError(f"{path}: masked_frames is {masked.tolist()}", allowed="(K, 2) spans", fix="correct it")
+    if len(masked) and masked.max() > num_frames:
+        raise RecordingError(
+            f"{path}: a masked span ends at {masked.max()}", allowed=f"0 to {num_frames}", fix="cut it"
+        )
+    inside = sum(int(((frame >= start) & (frame < end)).sum()) for start, end in masked)
+    if inside:
+        raise RecordingError(
+            f"{path}: {inside} events lie inside masked_frames", allowed="none", fix="correct the spans or the events"
+        )
+    return masked
+
+
+def _read_table(path: Path, columns: tuple[str, ...], num_frames: int) -> pd.DataFrame:
+    """Read a table whose rows span frames in the order of time."""
+    try:
+        table = pd.read_csv(_need(path))
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise RecordingError(f"{path} is not a table ({error})", fix="write it as comma-separated values") from None
+    for column in (*columns, "start_frame", "end_frame"):
+        if column not in table:
+            raise RecordingError(
+                f"{path} has no column '{column}'{suggest(column, map(str, table.columns))}", fix="add it to the table"
+            )
+    start, end = (pd.to_numeric(table[name], errors="coerce").to_numpy(float) for name in ("start_frame", "end_frame"))
+    order = np.r_[True, start[1:] >= end[:-1]]
+    bad = np.flatnonzero(~((start >= 0) & (start < end) & (end <= num_frames) & order))
+    if len(bad):
+        row = int(bad[0])
+        raise RecordingError(
+            f"{path}: row {row} covers frames {start[row]:g} to {end[row]:g}"
+            + (f" and begins before row {row - 1} ends" if not order[row] else ""),
+            allowed=f"rows in the order of time, without overlap, inside 0 to {num_frames}",
+            fix="sort or correct the table",
+        )
+    return table
+
+
+def _read_epochs(path: Path, num_frames: int) -> pd.DataFrame:
+    epochs = _read_table(path, ("stimulus",), num_frames)
+    for row, epoch in epochs.iterrows():
+        if not str(epoch.stimulus).startswith(MOVIE_PREFIX):
+            continue
+        needed = ["repeats", "frames_per_repeat_imaging", "movie_frames"]
+        values = [float(epoch.get(name, np.nan)) for name in needed]
+        span = epoch.end_frame - epoch.start_frame
+        if not (np.isfinite(values).all() and min(values) > 0 and abs(values[0] * values[1] - span) <= 1.0):
+            raise RecordingError(
+                f"{path}: row {row} ({epoch.stimulus}) has {needed} of {values} for {span} imaging frames",
+                allowed="positive numbers with repeats x frames_per_repeat_imaging within 1 of the block's length",
+                fix="correct the row",
+            )
+    return epochs
+
+
+def _make_stimuli(folder: Path, epochs: pd.DataFrame, timestamps: NDArray[np.float64]) -> dict[str, Presentations]:
+    stimuli = {}
+    for name, blocks in epochs.groupby("stimulus"):
+        if str(name).startswith(MOVIE_PREFIX):
+            stimuli[str(name)] = movie_presentations(str(name), blocks, timestamps)
+    if GRATINGS in set(epochs.stimulus):
+        stimuli[GRATINGS] = _read_gratings(folder / f"{GRATINGS}.csv", timestamps)
+    return stimuli
+
+
+def movie_presentations(name: str, blocks: pd.DataFrame, timestamps: NDArray[np.float64]) -> Presentations:
+    """Lay the frames of a movie evenly over its blocks.
+
+    Frame k of repeat r of a block begins at imaging frame ``start_frame + (r x movie_frames + k) x
+    frames_per_repeat_imaging / movie_frames`` and ends where the next begins. Times keep the fraction; the columns
+    `start_frame` and `end_frame` are rounded to the nearest imaging frame.
+
+    Parameters
+    ----------
+    name : str
+        Name of the movie.
+    blocks : DataFrame
+        Rows of ``epochs.csv`` of this movie, in the order of time.
+    timestamps : ndarray
+        ``(T,)`` seconds of the imaging frames.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> blocks = pd.DataFrame([dict(start_frame=10, end_frame=20, repeats=2, frames_per_repeat_imaging=5.0,
+    ...                             movie_frames=2)])
+    >>> shown = movie_presentations("natural_movie_one", blocks, np.arange(30.0))
+    >>> shown.start.tolist(), shown.columns["frame"].tolist(), shown.columns["repeat"].tolist()
+    ([10.0, 12.5, 15.0, 17.5], [0, 1, 0, 1], [0, 0, 1, 1])
+    """
+    edges, frames, repeats, first_repeat = [], [], [], 0
+    for block in blocks.to_dict("records"):
+        num_repeats, num_movie = int(block["repeats"]), int(block["movie_frames"])
+        index = np.arange(num_repeats * num_movie + 1)
+        position = block["start_frame"] + index * (block["frames_per_repeat_imaging"] / num_movie)
+        edges.append(np.stack([position[:-1], position[1:]]))
+        frames.append(index[:-1] % num_movie)
+        repeats.append(first_repeat + index[:-1] // num_movie)
+        first_repeat += num_repeats
+    # A block may end with the recording: the clock goes on for the fraction of a frame that is missing.
+    positions = np.concatenate(edges, axis=1)
+    clock = np.append(timestamps, 2 * timestamps[-1] - timestamps[-2])
+    start, end = np.interp(positions, np.arange(len(clock)), clock)
+    start_frame, end_frame = np.minimum(np.rint(positions).astype(np.int64), len(timestamps))
+    columns = {"frame": np.concatenate(frames), "repeat": np.concatenate(repeats)}
+    return Presentations(name, start, end, start_frame, end_frame, columns)
+
+
+def _read_gratings(path: Path, timestamps: NDArray[np.float64]) -> Presentations:
+    wanted = ("orientation", "temporal_frequency", "blank_sweep")
+    table = _read_table(path, wanted, len(timestamps))
+    known = table.get("label_known", pd.Series(1, index=table.index)).to_numpy(bool)
+    blank = known & (table.blank_sweep == 1).to_numpy(bool)
+    shown = known & ~blank
+    columns: dict[str, NDArray] = {"blank_sweep": blank, "label_known": known}
+    choices = {
+        "orientation": protocol.GRATING_DIRECTIONS_DEG,
+        "temporal_frequency": protocol.GRATING_TEMPORAL_FREQUENCIES_HZ,
+    }
+    for name, allowed in choices.items():
+        values = np.where(shown, table[name].to_numpy(float), np.nan)
+        bad = np.flatnonzero(shown & ~np.isin(values, allowed))
+        if len(bad):
+            raise RecordingError(
+                f"{path}: row {bad[0]} has {name} {values[bad[0]]:g}",
+                allowed=", ".join(f"{v:g}" for v in allowed),
+                fix="correct it or set label_known to 0",
+            )
+        columns[name] = values
+        columns[f"{name}_id"] = np.where(shown, np.searchsorted(allowed, values), -1).astype(np.int64)
+    start_frame, end_frame = (table[name].to_numpy(np.int64) for name in ("start_frame", "end_frame"))
+    return Presentations.from_frames(GRATINGS, timestamps, start_frame, end_frame, columns)
+
+
+def _allen_id(folder: Path) -> int | None:
+    digits = folder.name.removeprefix("allen_")
+    return int(digits) if folder.name.startswith("allen_") and digits.isdecimal() else None
+
+
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    defaults = {"subject_id": folder.name, "origin": ORIGIN, "description": f"event files of {folder.name}"}
+    given, containers = folder / "recording.json", folder.parent / "allen_metadata" / "experiment_containers.json"
+    if given.is_file():
+        try:
+            values = json.loads(given.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RecordingError(f"{given} is not JSON ({error})", fix="correct it") from None
+        for key in values:
+            if key not in METADATA_FIELDS:
+                raise RecordingError(
+                    f"{given} has an unknown field '{key}'{suggest(key, METADATA_FIELDS)}",
+                    allowed=", ".join(METADATA_FIELDS),
+                    fix="rename or remove it",
+                )
+        # Whatever the file says of its events, the fluorescence is simulated.
+        return defaults | values | {"origin": ORIGIN}
+    experiment = _allen_id(folder)
+    if experiment is not None and containers.is_file():
+        return defaults | _allen_metadata(json.loads(containers.read_text()), experiment)
+    return defaults
+
+
+def _allen_metadata(containers: list[Mapping[str, Any]], experiment_id: int) -> dict[str, Any]:
+    """Find one experiment in the Allen Institute's list of experiment containers."""
+    for container in containers:
+        for experiment in container["ophys_experiments"]:
+            if experiment["id"] != experiment_id:
+                continue
+            donor = container["specimen"]["donor"]
+            lines = {line["transgenic_line_type_name"]: line["name"] for line in donor["transgenic_lines"]}
+            # A Cre line drives the reporter through a second driver (Camk2a-tTA): the Cre one counts.
+            drivers = [
+                line["name"]
+                for line in donor["transgenic_lines"]
+                if line["transgenic_line_type_name"] == "driver" and "Cre" in line["name"]
+            ]
+            reporter = lines.get("reporter", "")
+            return {
+                "subject_id": donor["external_donor_name"],
+                "container_id": str(container["id"]),
+                "cre_line": drivers[0] if drivers else "unknown",
+                "reporter_line": reporter,
+                "indicator": next((name for name in ("GCaMP6f", "GCaMP6s") if name in reporter), ""),
+                "sex": donor["sex"] or "",
+                "age_days": donor["age"]["days"],
+                "session_type": experiment["stimulus_name"] or "",
+                "targeted_structure": container["targeted_structure"]["acronym"],
+                "depth_um": int(container["imaging_depth"]),
+                "recording_date": experiment["date_of_acquisition"][:10],
+            }
+    return {}

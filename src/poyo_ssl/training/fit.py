@@ -1,0 +1,147 @@
+"""Lightning around a job: loops, checkpoints, loggers, devices."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+from poyo_ssl.data.windows import BatchSampler, WindowDataset
+from poyo_ssl.training import run_folder
+from poyo_ssl.training.jobs import Job
+from poyo_ssl.training.modules import PretrainModule, is_better
+
+
+class KeepWeights(Callback):
+    """Writes ``model.safetensors`` after validation: of the best epoch so far, or of the last."""
+
+    def __init__(self, folder: Path, keep: str) -> None:
+        self.folder, self.keep, self.best, self.best_epoch = folder, keep, float("inf"), -1
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the weights if they are to be kept."""
+        if trainer.sanity_checking:
+            return
+        value = float(trainer.callback_metrics["valid/loss"])
+        if self.keep == "last" or is_better(value, self.best):
+            self.best, self.best_epoch = value, trainer.current_epoch
+            if trainer.is_global_zero:
+                save_weights(pl_module.model, self.folder / "model.safetensors")  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run must know."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what an earlier process knew."""
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+
+
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """Write a model's weights as safetensors, beside the final name and renamed."""
+    beside = path.with_name(path.name + ".partial")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, beside)
+    beside.replace(path)
+
+
+def make_trainer(job_folder: Path | None, *, devices: int, nodes: int, progress: bool, **settings: Any) -> L.Trainer:
+    """Make a Lightning trainer that keeps quiet and lets our samplers divide the windows."""
+    strategy = "ddp" if devices * nodes > 1 else "auto"
+    return L.Trainer(
+        accelerator="auto",
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        use_distributed_sampler=False,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        enable_checkpointing=job_folder is not None,
+        default_root_dir=job_folder,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's hints, which speak of data loaders that ours are not."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
+        yield
+    logger.setLevel(level)
+
+
+def fit(job: Job) -> None:
+    """Train to the end, from the last checkpoint if there is one, and write what came of it."""
+    started = time.monotonic()
+    keeper = KeepWeights(job.folder, job.keep)
+    saver = ModelCheckpoint(job.folder / "checkpoints", save_last=True, save_top_k=0, every_n_epochs=1)
+    callbacks: list[Callback] = [keeper, saver] + ([RichProgressBar()] if job.progress else [])
+    last = job.folder / "checkpoints" / "last.ckpt"
+    with quiet_lightning():
+        trainer = make_trainer(
+            job.folder,
+            devices=job.devices,
+            nodes=job.nodes,
+            progress=job.progress,
+            max_epochs=job.optim.epochs,
+            precision="bf16-mixed" if job.optim.precision == "bf16" else "32-true",
+            gradient_clip_val=job.optim.clip,
+            callbacks=callbacks,
+            logger=[TensorBoardLogger(job.folder, "log", ""), CSVLogger(job.folder, "log", "")],
+            reload_dataloaders_every_n_epochs=1,
+            log_every_n_steps=10,
+        )
+        loaders = Loaders(job)
+        trainer.fit(job.module, datamodule=loaders, ckpt_path=last if last.exists() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if trainer.is_global_zero:
+        collapsed = {"collapsed": job.module.collapsed} if isinstance(job.module, PretrainModule) else {}
+        run_folder.write_facts(
+            job.folder,
+            state="finished",
+            finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            seconds=round(time.monotonic() - started, 1),
+            best_epoch=keeper.best_epoch,
+            valid_loss=keeper.best,
+            **collapsed,
+        )
+
+
+class Loaders(L.LightningDataModule):
+    """Gives Lightning a new order of the training windows for every epoch."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job = job
+
+    def _loader(self, dataset: WindowDataset, *, seed: int | None, epoch: int = 0) -> DataLoader:
+        assert self.trainer is not None
+        ranks = {"rank": self.trainer.global_rank, "num_ranks": self.trainer.world_size}
+        sampler = BatchSampler(len(dataset), self.job.optim.batch_size, seed=seed, epoch=epoch, **ranks)
+        return DataLoader(dataset, sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the training windows in this epoch's order."""
+        assert self.trainer is not None
+        return self._loader(self.job.train, seed=self.job.module.seed, epoch=self.trainer.current_epoch)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the validation windows in their own order."""
+        return self._loader(self.job.valid, seed=None)

@@ -1,0 +1,256 @@
+"""Building a training: recordings, selection and settings in, a job that Lightning can fit out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from poyo_ssl.config import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, WindowConfig
+from poyo_ssl.data.recording import Recording, open_recordings
+from poyo_ssl.data.vocabulary import Vocabulary, fit_normalisation, make_unit_set
+from poyo_ssl.data.windows import UnitSet, WindowDataset, WindowTable
+from poyo_ssl.errors import ConfigError, ResourceError, SelectionError
+from poyo_ssl.models.poyo_ssl import PoyoSSL
+from poyo_ssl.selection.table import Selection
+from poyo_ssl.training import run_folder
+from poyo_ssl.training.modules import FinetuneModule, PretrainModule, SeededModule
+from poyo_ssl.training.restore import load_encoder, load_model_config
+from poyo_ssl.training.tasks import (
+    TaskData,
+    make_readout,
+    prepare_task,
+    pretraining_data,
+    pretraining_windows,
+    task_windows,
+)
+
+Data = Path | str | Sequence[Recording]
+
+
+@dataclass
+class Job:
+    """A training that is ready to go: what Lightning fits and where it writes."""
+
+    folder: Path
+    module: SeededModule
+    train: WindowDataset
+    valid: WindowDataset
+    optim: OptimConfig
+    keep: str
+    devices: int
+    nodes: int
+    progress: bool
+
+
+def open_data(data: Data) -> list[Recording]:
+    """Return recordings, opened if `data` is a path."""
+    return open_recordings(data) if isinstance(data, (str, Path)) else list(data)
+
+
+def choose_units(
+    recordings: Sequence[Recording], selection: Selection | Path | str | None, units: str
+) -> tuple[list[Recording], dict[str, NDArray[np.int64]]]:
+    """Return the recordings that keep any unit and the columns they keep.
+
+    Raises
+    ------
+    SelectionError
+        If a selection is needed and missing, or nothing is left.
+    """
+    if units == "all":
+        return list(recordings), {r.recording_id: np.arange(r.num_units) for r in recordings}
+    if selection is None:
+        raise SelectionError(
+            f"window.units '{units}' without a selection",
+            allowed="a selection, or units 'all'",
+            fix="run 'poyo-ssl select' and pass --selection, or --config.window.units all",
+        )
+    table = selection if isinstance(selection, Selection) else Selection.load(Path(selection))
+    # Units that 'select' marked as unusable (NaN, constant) are in neither set.
+    wanted = {
+        r.recording_id: table.mask(r) if units == "selected" else table.usable(r) & ~table.mask(r) for r in recordings
+    }
+    columns = {name: np.flatnonzero(mask) for name, mask in wanted.items()}
+    kept = [recording for recording in recordings if len(columns[recording.recording_id])]
+    if not kept:
+        raise SelectionError(f"no recording has units that are '{units}'", fix="change the selection or window.units")
+    return kept, {r.recording_id: columns[r.recording_id] for r in kept}
+
+
+def _prepare_units(
+    data: TaskData, columns: dict[str, NDArray[np.int64]], window: WindowConfig, vocabulary: Vocabulary
+) -> tuple[Vocabulary, dict[str, tuple[NDArray, NDArray]], list[Any]]:
+    ids = {r.recording_id: [str(u) for u in r.unit_ids[columns[r.recording_id]]] for r in data.recordings}
+    vocabulary = vocabulary.grow(ids)
+    normalisation = {
+        r.recording_id: fit_normalisation(
+            r, columns[r.recording_id], data.domains[r.recording_id], method=window.normalisation
+        )
+        for r in data.recordings
+    }
+    units = [make_unit_set(r, columns[r.recording_id], vocabulary, normalisation) for r in data.recordings]
+    return vocabulary, normalisation, units
+
+
+def _describe(folder: Path, command: str, arguments: dict[str, Any], data: TaskData, **facts: Any) -> None:
+    if run_folder.process_rank() or (folder / "run.json").exists():
+        return
+    stored = dict(arguments)
+    # Recordings and selections that live in memory leave no path behind; the run says so by null.
+    for key in ("data", "selection", "pretrained"):
+        value = stored.get(key)
+        stored[key] = str(Path(value).resolve()) if isinstance(value, (str, Path)) else None
+    facts |= {"seed": arguments["config"].seed, "num_imaging_frames": data.num_frames}
+    run_folder.write_start(folder, command=command, arguments=stored, recordings=data.recordings, **facts)
+
+
+def pretraining_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -> Job:
+    """Build a pretraining from the keyword arguments of `pretrain`."""
+    config: PretrainConfig = arguments["config"]
+    recordings, columns = choose_units(open_data(arguments["data"]), arguments["selection"], config.window.units)
+    data = pretraining_data(recordings, config)
+    tables = {part: pretraining_windows(data, config, part) for part in ("train", "valid")}
+    vocabulary, normalisation, units = _prepare_units(data, columns, config.window, Vocabulary())
+    readouts = {"gratings": make_readout(FinetuneConfig(), data.class_values)}
+    model = PoyoSSL(
+        config.model,
+        num_units=vocabulary.num_units,
+        num_sessions=vocabulary.num_sessions,
+        readouts=readouts,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    _foresee_memory(config.model, config.window, config.optim, data.num_frames, max(map(len, columns.values())))
+    excluded = {part: dict(table.excluded) for part, table in tables.items()}
+    facts = {"task": "pretraining", "windows": {p: len(t) for p, t in tables.items()}, "excluded": excluded}
+    _describe(folder, "pretrain", arguments, data, **facts, parameters=model.num_parameters())
+    _write_inputs(folder, data, vocabulary, normalisation, columns)
+    datasets = _datasets(data, units, tables, config.window)
+    return _job(folder, arguments, PretrainModule(model, config), datasets, progress=progress)
+
+
+def finetuning_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -> Job:
+    """Build a fine-tuning from the keyword arguments of `finetune`."""
+    config: FinetuneConfig = arguments["config"]
+    pretrained = Path(arguments["pretrained"]) if arguments.get("pretrained") else None
+    recordings, columns = choose_units(open_data(arguments["data"]), arguments["selection"], config.window.units)
+    data = prepare_task(recordings, config)
+    tables = {part: task_windows(data, config, part) for part in ("train", "valid")}
+    if pretrained is not None:
+        config = replace(config, model=load_model_config(pretrained))
+        arguments = arguments | {"config": config}
+    known = run_folder.read_inputs(pretrained)[0] if pretrained else Vocabulary()
+    vocabulary, normalisation, units = _prepare_units(data, columns, config.window, known)
+    generator = torch.Generator().manual_seed(config.seed)
+    model = PoyoSSL(
+        config.model,
+        num_units=known.num_units,
+        num_sessions=known.num_sessions,
+        readouts={config.task: make_readout(config, data.class_values)},
+        generator=generator,
+    )
+    loaded = load_encoder(model, pretrained) if pretrained else None
+    model.grow(num_units=vocabulary.num_units, num_sessions=vocabulary.num_sessions, generator=generator)
+    _foresee_memory(config.model, config.window, config.optim, data.num_frames, max(map(len, columns.values())))
+    excluded = {part: dict(table.excluded) for part, table in tables.items()}
+    facts = {"task": config.task, "windows": {p: len(t) for p, t in tables.items()}, "excluded": excluded}
+    _describe(folder, "finetune", arguments, data, **facts, parameters=model.num_parameters(), loaded=loaded)
+    _write_inputs(folder, data, vocabulary, normalisation, columns)
+    datasets = _datasets(data, units, tables, config.window)
+    num_targets = len(data.class_values) if data.class_values is not None else 0
+    module = FinetuneModule(model, config, num_targets=num_targets)
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ConfigError(f"freeze {list(config.freeze)} leaves nothing to train", fix="freeze fewer parameters")
+    return _job(folder, arguments, module, datasets, progress=progress)
+
+
+def _datasets(
+    data: TaskData, units: list[UnitSet], tables: dict[str, WindowTable], window: WindowConfig
+) -> dict[str, WindowDataset]:
+    return {
+        part: WindowDataset(
+            data.recordings,
+            units,
+            table,
+            bin_frames=window.bin_frames,
+            unit_dropout=window.unit_dropout and part == "train",
+            frame_bank=data.bank_tensor(),
+        )
+        for part, table in tables.items()
+    }
+
+
+def _job(
+    folder: Path,
+    arguments: dict[str, Any],
+    module: SeededModule,
+    datasets: dict[str, WindowDataset],
+    *,
+    progress: bool,
+) -> Job:
+    config = arguments["config"]
+    return Job(
+        folder=folder,
+        module=module,
+        train=datasets["train"],
+        valid=datasets["valid"],
+        optim=config.optim,
+        # Reconstruction of a moving target has no best epoch: a collapsing encoder would win.
+        keep="last" if isinstance(config, PretrainConfig) else config.keep,
+        devices=arguments["devices"],
+        nodes=arguments["nodes"],
+        progress=progress,
+    )
+
+
+def _write_inputs(
+    folder: Path, data: TaskData, vocabulary: Vocabulary, normalisation: dict, columns: dict[str, NDArray]
+) -> None:
+    if run_folder.process_rank() == 0:
+        run_folder.write_inputs(
+            folder,
+            splits=data.splits,
+            vocabulary=vocabulary,
+            class_values=data.class_values,
+            normalisation=normalisation,
+            units=columns,
+        )
+
+
+def _foresee_memory(
+    model: ModelConfig, window: WindowConfig, optim: OptimConfig, num_frames: int, num_units: int
+) -> None:
+    """Raise `ResourceError` if a training step would need more memory than there is."""
+    tokens = (num_frames // window.bin_frames + 2) * num_units
+    latents = max(int(window.window_s / model.latent_step_s), 1) * model.num_latents_per_step
+    # Floats that backward needs, counted generously: keys, values and what they are made of per token; about
+    # 40 widths per latent and block; attention among latents.
+    cross = 6 * tokens * model.cross_heads * model.dim_head
+    block = latents * (40 * model.dim + 6 * model.self_heads * model.dim_head)
+    floats = optim.batch_size * (cross + 2 * model.depth * block)
+    needed = 4 * floats
+    if torch.cuda.is_available():
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _page_cache_bytes()
+    if needed > free:
+        raise ResourceError(
+            f"a step of {optim.batch_size} windows of {tokens} tokens needs about {needed / 2**30:.1f} GiB",
+            allowed=f"{free / 2**30:.1f} GiB are free",
+            fix="lower optim.batch_size, window_s or model.dim, or raise window.bin_frames",
+        )
+
+
+def _page_cache_bytes() -> int:
+    """Bytes that Linux would give back on demand; 0 elsewhere."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Cached:"))

@@ -1,0 +1,283 @@
+"""From a trained run to predictions: of its test parts, or of any moments of a known recording."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from poyo_ssl.config import FinetuneConfig
+from poyo_ssl.data.batch import Batch
+from poyo_ssl.data.recording import Recording
+from poyo_ssl.data.stimuli import Presentations
+from poyo_ssl.data.windows import BatchSampler, WindowDataset, WindowTable, require_windows
+from poyo_ssl.errors import ConfigError, RecordingError
+from poyo_ssl.evaluation.predictions import Predictions
+from poyo_ssl.training.fit import make_trainer, quiet_lightning
+from poyo_ssl.training.jobs import choose_units, open_data
+from poyo_ssl.training.modules import decide_frame
+from poyo_ssl.training.restore import TrainedRun, read_arguments
+from poyo_ssl.training.tasks import TaskData, prepare_task, task_windows
+
+PREDICT_BATCH_SIZE = 64
+
+
+class PredictModule(L.LightningModule):
+    """Collects a model's outputs, each window once, over all processes."""
+
+    def __init__(self, run: TrainedRun) -> None:
+        super().__init__()
+        self.model, self.task = run.model, run.task
+        self.windows: list[NDArray] = []
+        self.outputs: list[NDArray] = []
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch without waiting for it."""
+        return batch.to(device, non_blocking=True)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the output of one batch."""
+        assert batch.window_index is not None
+        output = self.model(batch, self.task).float()
+        if self.task == "frames":
+            output = (output * 255).round().clamp(0, 255).to(torch.uint8)
+        elif output.ndim == 2:
+            output = output.softmax(dim=-1)
+        self.windows.append(batch.window_index.cpu().numpy())
+        self.outputs.append(output.cpu().numpy())
+
+    def gather(self, num_windows: int) -> NDArray:
+        """Return the outputs of all windows in order; every process gets them."""
+        part = (np.concatenate(self.windows), np.concatenate(self.outputs))
+        parts: list[Any] = [part]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, part)
+        windows = np.concatenate([windows for windows, _ in parts])
+        assert np.array_equal(np.sort(windows), np.arange(num_windows)), "a window was predicted twice or never"
+        outputs = np.concatenate([outputs for _, outputs in parts])
+        return outputs[np.argsort(windows)]
+
+
+def predict_windows(
+    run: TrainedRun,
+    recordings: Sequence[Recording],
+    table: WindowTable,
+    *,
+    devices: int = 1,
+    nodes: int = 1,
+    progress: bool = False,
+) -> NDArray:
+    """Return a model's output for every window of a table, each once.
+
+    Returns
+    -------
+    ndarray
+        ``(W, K)`` class probabilities, ``(W,)`` positions, or ``(W, H, W)`` uint8 frames.
+    """
+    units = [run.unit_set(recording) for recording in recordings]
+    dataset = WindowDataset(recordings, units, table, bin_frames=run.config.window.bin_frames)
+    module = PredictModule(run)
+    with quiet_lightning():
+        trainer = make_trainer(None, devices=devices, nodes=nodes, progress=progress, logger=False)
+
+        class Loader(L.LightningDataModule):
+            def predict_dataloader(self) -> DataLoader:
+                sampler = BatchSampler(
+                    len(table),
+                    PREDICT_BATCH_SIZE * trainer.world_size,
+                    seed=None,
+                    rank=trainer.global_rank,
+                    num_ranks=trainer.world_size,
+                )
+                return DataLoader(dataset, sampler=sampler, batch_size=None)
+
+        trainer.predict(module, datamodule=Loader(), return_predictions=False)
+    return module.gather(len(table))
+
+
+@dataclass(frozen=True)
+class TestPart:
+    """One test part of a run's recordings: the windows that every model and baseline is scored on."""
+
+    __test__ = False  # not a test class for pytest
+
+    data: TaskData
+    config: FinetuneConfig
+    name: str
+    table: WindowTable
+
+    def checksum(self) -> str:
+        """Return one checksum for all recordings."""
+        import hashlib
+
+        return hashlib.sha256("".join(r.checksum() for r in self.data.recordings).encode()).hexdigest()
+
+    def to_predictions(
+        self,
+        prediction: NDArray,
+        *,
+        arm: str,
+        probabilities: NDArray | None = None,
+        class_values: NDArray | None = None,
+    ) -> Predictions:
+        """Put predictions beside targets, times and identities."""
+        table, recordings = self.table, self.data.recordings
+        frames = np.zeros((0, 0, 0), np.uint8) if self.data.frame_bank is None else self.data.frame_bank
+        values = self.data.class_values if class_values is None else class_values
+        return Predictions(
+            task=self.config.task,
+            split=self.name.removeprefix("test_"),
+            arm=arm,
+            data_checksum=self.checksum(),
+            prediction=prediction,
+            target=table.target,
+            time=table.target_time,
+            recording_id=np.array([r.recording_id for r in recordings])[table.recording_index],
+            subject_id=np.array([r.metadata.subject_id for r in recordings])[table.recording_index],
+            stimulus=table.stimulus,
+            frame_number=table.frame_number,
+            repeat=table.repeat,
+            class_values=np.zeros(0) if values is None else values,
+            probabilities=probabilities,
+            target_frames=frames,
+            scored_split_intervals={r: s.parts[self.name] for r, s in self.data.splits.items()},
+        )
+
+
+def open_task(run_folder: Path | str, data: Any = None) -> tuple[TaskData, FinetuneConfig, dict[str, NDArray]]:
+    """Open the recordings of a fine-tuning run again, with the same splits and units.
+
+    Parameters
+    ----------
+    run_folder : path
+        Folder of a run of `finetune`.
+    data : path or sequence of Recording, optional
+        Where the recordings are now; by default where the run found them.
+
+    Raises
+    ------
+    ConfigError
+        If the run is no fine-tuning, or was trained on recordings in memory and `data` is not given.
+    """
+    arguments = read_arguments(run_folder)
+    config = arguments["config"]
+    if not isinstance(config, FinetuneConfig):
+        raise ConfigError(f"{run_folder} is a pretraining", allowed="runs of 'finetune'", fix="fine-tune it first")
+    data = data if data is not None else arguments["data"]
+    if data is None:
+        raise ConfigError(f"{run_folder} was trained on recordings in memory", fix="give the recordings as data")
+    run = TrainedRun.open(run_folder)
+    recordings = [r for r in open_data(data) if r.recording_id in run.columns]
+    if not recordings:
+        raise RecordingError(f"no recording of {run_folder} in the data given", fix="give the data it was trained on")
+    recordings, _ = choose_units(recordings, None, "all")
+    return prepare_task(recordings, config), config, run.columns
+
+
+def predict_test(run: TrainedRun, part: TestPart, *, arm: str, devices: int = 1, nodes: int = 1) -> Predictions:
+    """Return a run's predictions of one test part."""
+    output = predict_windows(run, part.data.recordings, part.table, devices=devices, nodes=nodes)
+    if run.task == "frames":
+        return part.to_predictions(output, arm=arm)
+    assert run.class_values is not None
+    if output.ndim == 1:
+        return part.to_predictions(np.round(output * (len(run.class_values) - 1)).astype(int), arm=arm)
+    return part.to_predictions(
+        decide(run, part.data.recordings, output), arm=arm, probabilities=output, class_values=run.class_values
+    )
+
+
+def decide(run: TrainedRun, recordings: Sequence[Recording], probabilities: NDArray) -> NDArray[np.int64]:
+    """Turn class probabilities into classes, by the run's rule."""
+    reach = 0
+    if run.task == "frame_number" and run.config.tolerance_s:
+        table = recordings[0].stimulus(run.config.movies[0])
+        reach = round(run.config.tolerance_s / frame_duration_s(table))
+    return decide_frame(torch.from_numpy(probabilities), reach=reach).numpy()
+
+
+def frame_duration_s(table: Presentations) -> float:
+    """Return how long a movie frame is shown, in seconds."""
+    return float(np.median(np.diff(table.start[table.columns["repeat"] == table.columns["repeat"][0]])))
+
+
+def test_part(data: TaskData, config: FinetuneConfig, name: str) -> TestPart:
+    """Return one test part with its windows."""
+    return TestPart(data, config, name, task_windows(data, config, name))
+
+
+test_part.__test__ = False  # type: ignore[attr-defined]
+
+
+def predict(
+    run: TrainedRun | Path | str, recording: Recording, times: NDArray[np.float64] | None = None
+) -> dict[str, NDArray]:
+    """Predict at any moments of a known recording; it needs no stimulus.
+
+    Parameters
+    ----------
+    run : TrainedRun or path
+        A trained run that knows the recording's units.
+    recording : Recording
+        The recording.
+    times : ndarray, optional
+        ``(W,)`` seconds at which the input windows end; every imaging frame with a whole window by default.
+
+    Returns
+    -------
+    dict
+        ``time`` (W,), and ``probabilities`` (W, K) with ``class`` (W,) in the classes' own values, or ``position``
+        (W,), or ``frames`` (W, H, W) uint8.
+
+    Raises
+    ------
+    RecordingError
+        If the run does not know the recording, or `times` leave no whole window.
+    """
+    run = run if isinstance(run, TrainedRun) else TrainedRun.open(run)
+    stamps = recording.timestamps
+    times = stamps[run.num_frames - 1 :] if times is None else np.asarray(times, float)
+    stop = np.searchsorted(stamps, times, side="right")
+    if len(times) == 0 or (stop < run.num_frames).any():
+        raise RecordingError(
+            f"recording {recording.recording_id}: windows of {run.num_frames} frames end before they begin",
+            allowed=f"times from {stamps[min(run.num_frames, len(stamps)) - 1]:.3f} s",
+            fix="leave earlier times out",
+        )
+    nothing = np.full(len(times), -1)
+    target_time = times - run.config.window.lag_s
+    if run.task == "gratings":
+        # In training the target was the middle of a trial that the window covers.
+        target_time = times - 0.5 * run.num_frames / recording.rate_hz
+    table = WindowTable(
+        num_frames=run.num_frames,
+        recording_index=np.zeros(len(times), np.int64),
+        first_low=stop - run.num_frames,
+        first_high=stop - run.num_frames,
+        target_time=target_time,
+        target=nothing,
+        stimulus=np.full(len(times), ""),
+        frame_number=nothing,
+        repeat=nothing,
+    )
+    output = predict_windows(run, [recording], require_windows(table, "prediction"))
+    if run.task == "frames":
+        return {"time": times, "frames": output}
+    if output.ndim == 1:
+        return {"time": times, "position": output}
+    assert run.class_values is not None
+    best = (
+        output.argmax(axis=1)
+        if run.task == "gratings"
+        else decide_frame(torch.from_numpy(output), reach=round(run.config.tolerance_s * 30)).numpy()
+    )
+    return {"time": times, "probabilities": output, "class": run.class_values[best]}

@@ -1,0 +1,169 @@
+"""From a run folder back to settings and models; nothing in a checkpoint is ever executed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from poyo_ssl.config import FinetuneConfig, ModelConfig, PretrainConfig, from_plain
+from poyo_ssl.data.recording import Recording
+from poyo_ssl.data.vocabulary import Vocabulary, make_unit_set
+from poyo_ssl.data.windows import UnitSet
+from poyo_ssl.errors import CheckpointError, RecordingError
+from poyo_ssl.models.poyo_ssl import PoyoSSL
+from poyo_ssl.training import run_folder
+from poyo_ssl.training.tasks import make_readout
+
+CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+
+
+def read_arguments(folder: Path | str) -> dict[str, Any]:
+    """Read a run's resolved settings, as keyword arguments of the function that made it.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds no run or its settings are damaged.
+    """
+    folder = Path(folder)
+    command = run_folder.read_json(folder, "run.json").get("command")
+    if command not in CONFIGS:
+        raise CheckpointError(f"{folder} is a run of '{command}'", allowed=" or ".join(CONFIGS), fix="give another")
+    try:
+        stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        stored["config"] = from_plain(CONFIGS[command], stored["config"])
+    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'config.yaml'} is damaged ({error})", fix="train again") from None
+    return stored
+
+
+def load_model_config(folder: Path | str) -> ModelConfig:
+    """Return the encoder's settings of a run."""
+    return read_arguments(folder)["config"].model
+
+
+def load_encoder(model: PoyoSSL, folder: Path | str) -> dict[str, Any]:
+    """Copy everything but the readouts from a run into `model`, in place.
+
+    `model` must have the run's vocabulary; grow it afterwards.
+
+    Returns
+    -------
+    dict
+        What was loaded and what stayed fresh: ``from``, ``tensors``, ``parameters``, ``fresh`` (names).
+
+    Raises
+    ------
+    CheckpointError
+        If the weights are missing, damaged, or of another model.
+    """
+    path = Path(folder) / "model.safetensors"
+    stored = {k: v for k, v in run_folder.read_tensors(path).items() if not k.startswith("readouts.")}
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("readouts.")}
+    _check_match(path, stored, wanted)
+    tensors = {name: torch.from_numpy(value) for name, value in stored.items()}
+    model.load_state_dict(tensors, strict=False)
+    fresh = [name for name in model.state_dict() if name not in stored]
+    count = sum(value.size for value in stored.values())
+    return {"from": str(folder), "tensors": len(stored), "parameters": int(count), "fresh": fresh}
+
+
+def _check_match(path: Path, stored: dict[str, NDArray], wanted: dict[str, torch.Tensor]) -> None:
+    odd = sorted(set(stored) ^ set(wanted))
+    odd += [name for name in set(stored) & set(wanted) if stored[name].shape != tuple(wanted[name].shape)]
+    if odd:
+        raise CheckpointError(
+            f"{path} is of another model: {len(odd)} tensors differ, '{odd[0]}' first",
+            fix="give the run that belongs to these settings",
+        )
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A trained model with all it needs to predict.
+
+    Attributes
+    ----------
+    folder : Path
+        The run folder.
+    config : PretrainConfig or FinetuneConfig
+        Its settings.
+    task : str
+        ``gratings``, ``frame_number`` or ``frames``.
+    model : PoyoSSL
+        In evaluation mode, on the CPU.
+    vocabulary : Vocabulary
+        Known units and sessions.
+    class_values : ndarray, optional
+        What the classes mean.
+    num_frames : int
+        Imaging frames per window.
+    """
+
+    folder: Path
+    config: Any
+    task: str
+    model: PoyoSSL
+    vocabulary: Vocabulary
+    class_values: NDArray[np.float64] | None
+    num_frames: int
+    normalisation: dict[str, tuple[NDArray, NDArray]]
+    columns: dict[str, NDArray]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> TrainedRun:
+        """Load a run's model.
+
+        Raises
+        ------
+        CheckpointError
+            If the folder holds no complete run.
+        """
+        folder = Path(folder)
+        arguments = read_arguments(folder)
+        facts = run_folder.read_json(folder, "run.json")
+        config = arguments["config"]
+        vocabulary, class_values, normalisation, columns = run_folder.read_inputs(folder)
+        task = "gratings" if facts["command"] == "pretrain" else config.task
+        finetuning = config if isinstance(config, FinetuneConfig) else FinetuneConfig()
+        model = PoyoSSL(
+            config.model,
+            num_units=vocabulary.num_units,
+            num_sessions=vocabulary.num_sessions,
+            readouts={task: make_readout(finetuning, class_values)},
+        )
+        path = folder / "model.safetensors"
+        stored = run_folder.read_tensors(path)
+        _check_match(path, stored, model.state_dict())
+        model.load_state_dict({name: torch.from_numpy(value) for name, value in stored.items()})
+        frames = facts["num_imaging_frames"]
+        return cls(folder, config, task, model.eval(), vocabulary, class_values, frames, normalisation, columns)
+
+    def unit_set(self, recording: Recording) -> UnitSet:
+        """Return the units of a known recording as this run saw them.
+
+        Raises
+        ------
+        RecordingError
+            If the run never saw the recording, or its units have changed.
+        """
+        name = recording.recording_id
+        columns = self.columns.get(name)
+        if columns is None:
+            raise RecordingError(
+                f"recording {name} is not known to {self.folder}",
+                allowed=", ".join(sorted(self.columns)[:8]) + (" ..." if len(self.columns) > 8 else ""),
+                fix="fine-tune on it first: its units have no embedding",
+            )
+        ids = [f"{name}/{unit}" for unit in recording.unit_ids]
+        missing = [ids[c] if c < len(ids) else f"column {c}" for c in columns if c >= len(ids)]
+        missing += [ids[c] for c in columns if c < len(ids) and ids[c] not in self.vocabulary.units]
+        if missing:
+            raise RecordingError(f"recording {name} has other units than in training", fix="give the same file")
+        return make_unit_set(recording, columns, self.vocabulary, self.normalisation)

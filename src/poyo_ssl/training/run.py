@@ -1,0 +1,151 @@
+"""Pretraining and fine-tuning: from recordings to a run folder, and on from where a run stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from poyo_ssl.config import FinetuneConfig, PretrainConfig
+from poyo_ssl.data.recording import open_recordings
+from poyo_ssl.errors import CheckpointError
+from poyo_ssl.selection.table import Selection
+from poyo_ssl.training import run_folder
+from poyo_ssl.training.fit import fit
+from poyo_ssl.training.jobs import Data, finetuning_job, pretraining_job
+from poyo_ssl.training.restore import read_arguments
+
+
+def pretrain(
+    data: Data,
+    out: Path | str,
+    *,
+    config: PretrainConfig | None = None,
+    selection: Selection | Path | str | None = None,
+    devices: int = 1,
+    nodes: int = 1,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Pretrain an encoder by masked latent reconstruction and a small gratings loss.
+
+    Parameters
+    ----------
+    data : path or sequence of Recording
+        Data folder, file, or recordings.
+    out : path
+        Run folder to make.
+    config : PretrainConfig, optional
+        Settings.
+    selection : Selection or path, optional
+        Which neurons are predictable; needed unless ``config.window.units`` is 'all'.
+    devices, nodes : int
+        Processes (GPUs, or CPU processes) per node, and nodes.
+    overwrite : bool
+        Replace a run that is there.
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    Path
+        The run folder.
+
+    Raises
+    ------
+    PoyoError
+        If data, selection or settings do not fit together.
+    """
+    config = config or PretrainConfig()
+    arguments: dict[str, Any] = {"data": data, "selection": selection, "config": config, "devices": devices, "nodes": nodes}
+    out = _start(Path(out), overwrite)
+    job = pretraining_job(out, arguments, progress=progress)
+    fit(job)
+    return out
+
+
+def finetune(
+    data: Data,
+    out: Path | str,
+    *,
+    config: FinetuneConfig | None = None,
+    pretrained: Path | str | None = None,
+    selection: Selection | Path | str | None = None,
+    devices: int = 1,
+    nodes: int = 1,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Fine-tune a pretrained encoder with a readout on one task, or train both from scratch.
+
+    Parameters
+    ----------
+    data : path or sequence of Recording
+        Data folder, file, or recordings.
+    out : path
+        Run folder to make.
+    config : FinetuneConfig, optional
+        Settings.
+    pretrained : path, optional
+        Run folder of `pretrain`; without it the encoder starts from random weights.
+    selection : Selection or path, optional
+        Which neurons are predictable; needed unless ``config.window.units`` is 'all'.
+    devices, nodes : int
+        Processes (GPUs, or CPU processes) per node, and nodes.
+    overwrite : bool
+        Replace a run that is there.
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    Path
+        The run folder.
+
+    Raises
+    ------
+    PoyoError
+        If data, selection, checkpoint or settings do not fit together.
+    """
+    config = config or FinetuneConfig()
+    arguments: dict[str, Any] = {"data": data, "selection": selection, "pretrained": pretrained, "config": config}
+    arguments |= {"devices": devices, "nodes": nodes}
+    out = _start(Path(out), overwrite)
+    job = finetuning_job(out, arguments, progress=progress)
+    fit(job)
+    return out
+
+
+def resume(folder: Path | str, *, progress: bool = True) -> Path:
+    """Go on with a run that was stopped; the result equals that of an uninterrupted run.
+
+    Parameters
+    ----------
+    folder : path
+        Run folder.
+    progress : bool
+        Show progress bars.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder is no run, the run was made from recordings in memory, or its data have changed.
+    """
+    folder = Path(folder)
+    facts = run_folder.read_json(folder, "run.json")
+    if facts["state"] == "finished":
+        return folder
+    arguments = read_arguments(folder)
+    if arguments["data"] is None:
+        raise CheckpointError(f"{folder} was trained on recordings in memory", fix="train again from a data folder")
+    known = {item["recording_id"]: item["sha256"] for item in facts["data"]}
+    for recording in open_recordings(arguments["data"]):
+        if known.get(recording.recording_id, recording.checksum()) != recording.checksum():
+            raise CheckpointError(f"{recording.path} has changed since {folder} began", fix="train again")
+    make = pretraining_job if facts["command"] == "pretrain" else finetuning_job
+    fit(make(folder, arguments, progress=progress))
+    return folder
+
+
+def _start(out: Path, overwrite: bool) -> Path:
+    # Under DDP every process runs the command; the first makes the folder.
+    return run_folder.new_folder(out, overwrite=overwrite) if run_folder.process_rank() == 0 else out

@@ -1,0 +1,304 @@
+"""Baselines: known answers, independent references, nothing learned outside the training part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge
+from sklearn.neighbors import KNeighborsClassifier
+
+from poyo_ssl.errors import ConfigError, SplitError
+from poyo_ssl.evaluation.baselines import (
+    FrameLookup,
+    KNNFrameNumber,
+    NaiveBayesFrameNumber,
+    RidgeFrames,
+    ShrunkLDAFrameNumber,
+    frame_baselines,
+    frame_number_baselines,
+    gratings_baselines,
+    mean_training_frame,
+    nearest_training_frame,
+    within_tolerance,
+)
+from poyo_ssl.evaluation.features import FeatureScaler, bin_features
+from poyo_ssl.evaluation.frame_images import BlurredMean, MeanFrame, PixelMedian
+from poyo_ssl.evaluation.frame_number import decide, smooth_means
+
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def make_movie(length: int = 60) -> np.ndarray:
+    """Smooth movie of moving blobs, ``(L, 16, 20)`` uint8."""
+    rng = np.random.default_rng(0)
+    time = np.arange(length)[:, None, None]
+    y, x = np.mgrid[:16, :20]
+    image = np.zeros((length, 16, 20))
+    for _ in range(6):
+        (row, column), period = rng.uniform(0, 16, 2), rng.uniform(5, 15)
+        shift = 6 * np.sin(time / period)
+        image += np.exp(-((y - row - shift) ** 2 + (x - column + shift) ** 2) / 20)
+    return np.asarray(np.clip(255 * image / image.max(), 0, 255), dtype=np.uint8)
+
+
+def make_parts(*, length: int = 60, noise: float = 0.5, units: int = 40, signal: float = 1.0) -> Parts:
+    """Six training repeats, one to choose, one to test, of responses smooth in frame number."""
+    rng = np.random.default_rng(1)
+    centres = rng.uniform(0, length, units)
+    tuning = signal * np.exp(-0.5 * ((np.arange(length)[:, None] - centres) / 4) ** 2)
+
+    def repeats(count: int) -> tuple[np.ndarray, np.ndarray]:
+        number = np.tile(np.arange(length), count)
+        return tuning[number] + noise * rng.normal(size=(len(number), units)), number
+
+    return (*repeats(6), *repeats(1), *repeats(1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_bin_features_equals_means_of_slices(num_frames: int, num_bins: int) -> None:
+    windows = np.random.default_rng(0).normal(size=(3, num_frames, 4)).astype(np.float32)
+    if num_bins > num_frames:
+        with pytest.raises(ConfigError, match=f"{num_bins} time bins"):
+            bin_features(windows, num_bins)
+        return
+    found = bin_features(windows, num_bins).reshape(3, 4, num_bins)
+    for b in range(num_bins):
+        part = windows[:, b * num_frames // num_bins : (b + 1) * num_frames // num_bins]
+        np.testing.assert_allclose(found[..., b], part.mean(axis=1, dtype=float), atol=1e-6)
+
+
+def test_scaler_leaves_constants_at_zero() -> None:
+    x = np.random.default_rng(0).normal(3, 2, (50, 3))
+    x[:, 1] = 0.1
+    scaled = FeatureScaler.fit(x)(x)
+    np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(scaled.std(axis=0), [1, 0, 1])
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_frame_number_baselines_decode_smooth_responses(index: int) -> None:
+    *fitted, x_test, y_test = make_parts()
+    baseline = frame_number_baselines(num_frames=60, tolerance=3)[index].fit(*fitted)
+    assert (np.abs(baseline.predict(x_test) - y_test) <= 3).mean() > 0.8
+    assert baseline.chosen
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_shuffled_frame_numbers_are_at_chance(index: int) -> None:
+    x, y, x_valid, y_valid, x_test, y_test = make_parts()
+    shuffled = np.random.default_rng(2).permutation(y)
+    baseline = frame_number_baselines(num_frames=60, tolerance=3)[index].fit(x, shuffled, x_valid, y_valid)
+    assert (np.abs(baseline.predict(x_test) - y_test) <= 3).mean() < 0.35  # chance 0.11
+
+
+@pytest.mark.parametrize("decoder", [KNNFrameNumber, NaiveBayesFrameNumber, ShrunkLDAFrameNumber])
+def test_unseen_frames_are_never_decoded(decoder: type[KNNFrameNumber]) -> None:
+    x, y, *rest, x_test, _ = make_parts()
+    keep = (y < 20) | (y >= 30)
+    predicted = decoder(num_frames=60, tolerance=3).fit(x[keep], y[keep], *rest).predict(x_test)
+    assert not ((predicted >= 20) & (predicted < 30)).any()
+
+
+@pytest.mark.parametrize("decoder", [KNNFrameNumber, NaiveBayesFrameNumber, ShrunkLDAFrameNumber])
+def test_posteriors_are_distributions(decoder: type[KNNFrameNumber]) -> None:
+    *fitted, x_test, _ = make_parts()
+    mass = decoder(num_frames=60, tolerance=3).fit(*fitted).posterior(x_test)
+    assert mass.min() >= 0
+    np.testing.assert_allclose(mass.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "correlation"])
+def test_nearest_neighbour_equals_scikit_learn(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, *_, x_test, _ = make_parts()
+    monkeypatch.setattr(KNNFrameNumber, "metrics", (metric,))
+    monkeypatch.setattr(KNNFrameNumber, "neighbours", (1,))
+    found = KNNFrameNumber(num_frames=60, tolerance=0).fit(x, y, x, y)
+    scaled = FeatureScaler.fit(x) if found.chosen["transform"] == "zscore" else np.asarray
+    expected = KNeighborsClassifier(n_neighbors=1, metric=metric, algorithm="brute").fit(scaled(x), y)
+    np.testing.assert_array_equal(found.predict(x_test), expected.predict(scaled(x_test)))
+
+
+def test_discriminants_equal_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, x_valid, y_valid, x_test, _ = make_parts(length=8)
+    monkeypatch.setattr(ShrunkLDAFrameNumber, "smoothing_frames", (0.0,))
+    monkeypatch.setattr(ShrunkLDAFrameNumber, "shrinkages", (1e-9,))
+    monkeypatch.setattr(ShrunkLDAFrameNumber, "variance_floor", 1e-9)
+    # Many windows per class, so that the covariance needs no shrinkage.
+    x, y = np.tile(x, (20, 1)), np.tile(y, 20)
+    x = x + np.random.default_rng(0).normal(size=x.shape)
+    found = ShrunkLDAFrameNumber(num_frames=8, tolerance=0).fit(x, y, x_valid, y_valid)
+    expected = LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(8, 1 / 8)).fit(x, y)
+    np.testing.assert_array_equal(found.predict(x_test), expected.predict(x_test))
+
+
+def test_smooth_means_equals_direct_sum() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 3)), rng.integers(0, 20, 50)
+    weight = np.exp(-0.5 * ((np.arange(20)[:, None] - y) / 1.5) ** 2) * (np.abs(np.arange(20)[:, None] - y) <= 6)
+    np.testing.assert_allclose(smooth_means(x, y, 20, 1.5), weight @ x / weight.sum(axis=1, keepdims=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 15), st.integers(0, 6), st.integers(0, 2**31))
+def test_decide_equals_plain_loop(length: int, half_width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mass = rng.dirichlet(np.ones(length), size=4)
+    seen = rng.random(length) < 0.7
+    seen[rng.integers(length)] = True
+    for row, found in zip(mass, decide(mass, half_width, seen), strict=True):
+        total = [row[max(0, i - half_width) : i + half_width + 1].sum() + 1e-6 * row[i] for i in range(length)]
+        assert seen[found]
+        assert total[found] == pytest.approx(max(np.array(total)[seen]))
+
+
+def test_score_orders_equal_rates_by_error() -> None:
+    score = within_tolerance(1)
+    true = np.array([0, 0])
+    assert score(np.array([0, 5]), true) > score(np.array([0, 50]), true) > score(np.array([9, 9]), true)
+
+
+@pytest.mark.parametrize("index", range(1, 5))
+def test_gratings_baselines_decode_and_need_labels(index: int) -> None:
+    rng = np.random.default_rng(3)
+    tuning, y, y_valid, y_test = rng.normal(size=(8, 40)), *(np.tile(np.arange(8), n) for n in (7, 2, 4))
+    x, x_valid, x_test = (tuning[part] + rng.normal(size=(len(part), 40)) for part in (y, y_valid, y_test))
+    found = gratings_baselines(num_classes=8)[index].fit(x, y, x_valid, y_valid)
+    assert (found.predict(x_test) == y_test).mean() >= 0.75
+    x_many, y_many = rng.normal(size=(200, 40)), rng.integers(0, 8, 200)
+    chance = gratings_baselines(num_classes=8)[index].fit(x, rng.permutation(y), x_valid, y_valid)
+    assert (chance.predict(x_many) == y_many).mean() < 0.3
+
+
+def test_majority_class_is_that_of_the_training_part() -> None:
+    baseline = gratings_baselines(num_classes=8)[0]
+    x = np.zeros((4, 2))
+    baseline.fit(x, np.array([3, 3, 1, 0]), x, np.array([1, 1, 1, 1]))
+    np.testing.assert_array_equal(baseline.predict(x[:2]), [3, 3])
+
+
+def test_constant_frames_by_hand() -> None:
+    movie = make_movie()
+    x, y, x_valid, y_valid, x_test, _ = make_parts()
+    y = y % 30
+    mean = movie[:30].mean(axis=0)
+    np.testing.assert_allclose(mean_training_frame(movie, y), mean)
+    np.testing.assert_array_equal(MeanFrame(movie).fit(x, y, x_valid, y_valid).predict(x_test)[7], np.rint(mean))
+    median = PixelMedian(movie).fit(x, y, x_valid, y_valid).predict(x_test)[0]
+    np.testing.assert_array_equal(median, np.rint(np.median(movie[:30], axis=0)))
+    blurred = BlurredMean(movie).fit(x, y, x_valid, y_valid)
+    assert blurred.predict(x_test).std(axis=0).max() == 0
+    assert blurred.predict(x_test)[0].std() < mean.std()
+
+
+def test_lookup_returns_training_frames_and_beats_the_mean() -> None:
+    movie = make_movie()
+    x, y, x_valid, y_valid, x_test, y_test = make_parts()
+    keep = (y < 20) | (y >= 26)
+    stored = {frame.tobytes() for frame in movie[np.unique(y[keep])]}
+    mean_error = ((movie[y_test] - mean_training_frame(movie, y[keep])) ** 2).mean()
+    for decoder in (KNNFrameNumber, NaiveBayesFrameNumber, ShrunkLDAFrameNumber):
+        lookup = FrameLookup(movie, decoder=decoder, tolerance=3).fit(x[keep], y[keep], x_valid, y_valid)
+        frames = lookup.predict(x_test)
+        assert {frame.tobytes() for frame in frames} <= stored
+        assert ((movie[y_test].astype(float) - frames) ** 2).mean() < mean_error
+
+
+def test_nearest_training_frame_equals_plain_search() -> None:
+    movie = make_movie()
+    y_train, y_test = np.arange(0, 60, 7), np.array([3, 30, 3, 59])
+    for found, row in zip(nearest_training_frame(movie, y_train, y_test), y_test, strict=True):
+        errors = ((movie[y_train].astype(float) - movie[row]) ** 2).sum(axis=(1, 2))
+        np.testing.assert_array_equal(found, movie[y_train[errors.argmin()]])
+    np.testing.assert_array_equal(nearest_training_frame(movie, y_train, y_train), movie[y_train])
+
+
+@pytest.mark.parametrize("units", [40, 500])
+def test_ridge_equals_scikit_learn(units: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways round: fewer and more features than windows."""
+    movie = make_movie()
+    x, y, x_valid, y_valid, x_test, _ = make_parts(units=units)
+    monkeypatch.setattr(RidgeFrames, "penalties", (3.0,))
+    monkeypatch.setattr(RidgeFrames, "num_components", (60,))
+    found = RidgeFrames(movie).fit(x, y, x_valid, y_valid).predict(x_test)
+    scaler = FeatureScaler.fit(x)
+    singular = np.linalg.svd(scaler(x), compute_uv=False)
+    penalty = 3.0 * float((singular[singular > 1e-5 * singular[0]] ** 2).mean())
+    expected = Ridge(alpha=penalty).fit(scaler(x), movie[y].reshape(len(y), -1).astype(float))
+    difference = found.reshape(len(found), -1) - np.clip(expected.predict(scaler(x_test)), 0, 255)
+    assert np.abs(difference).max() < 0.51  # rounding to whole grey levels
+
+
+def test_ridge_composes_unseen_frames_better_than_any_lookup_of_noise() -> None:
+    movie = make_movie()
+    x, y, x_valid, y_valid, x_test, y_test = make_parts(noise=0.2)
+    found = RidgeFrames(movie).fit(x, y, x_valid, y_valid)
+    error = ((found.predict(x_test).astype(float) - movie[y_test]) ** 2).mean()
+    assert error < 0.3 * ((movie[y_test] - movie.mean(axis=0)) ** 2).mean()
+    # No signal: all it can do is the mean.
+    x, y, x_valid, y_valid, x_test, y_test = make_parts(signal=0.0)
+    blind = RidgeFrames(movie).fit(x, y, x_valid, y_valid).predict(x_test)
+    error = ((blind.astype(float) - movie[y_test]) ** 2).mean()
+    assert error < 1.1 * ((movie[y_test] - movie.mean(axis=0)) ** 2).mean()
+
+
+@pytest.mark.parametrize("index", range(7))
+def test_frames_of_the_test_part_have_no_influence(index: int) -> None:
+    """A leak planted on purpose: replacing the held-out clip's pixels must change no prediction."""
+    movie = make_movie()
+    x, y, x_valid, y_valid, x_test, _ = make_parts()
+    train, valid = ((part < 20) | (part >= 30) for part in (y, y_valid))
+    fitted = (x[train], y[train], x_valid[valid], y_valid[valid])
+    planted = movie.copy()
+    planted[20:30] = 255 - planted[20:30]
+    first, second = (frame_baselines(m, tolerance=3)[index].fit(*fitted).predict(x_test) for m in (movie, planted))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (60, 16, 20)
+    assert first.dtype == np.uint8
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_constant_features_and_one_frame_break_nothing(units: int) -> None:
+    movie = make_movie(2)
+    x, y = np.zeros((6, units)), np.zeros(6, dtype=np.int64)
+    for baseline in (*frame_baselines(movie, tolerance=1), *frame_number_baselines(num_frames=2, tolerance=1)):
+        predicted = baseline.fit(x, y, x, y).predict(x)
+        assert len(predicted) == 6
+        if baseline.name != "blurred_mean":
+            np.testing.assert_array_equal(predicted[0], movie[0] if predicted.ndim == 3 else 0)
+
+
+def bad_parts() -> dict[str, tuple[tuple[Any, ...], type[Exception], str]]:
+    x, y = np.zeros((3, 2)), np.array([0, 1, 1])
+    nan = x.copy()
+    nan[1, 1] = np.nan
+    return {
+        "empty": ((x, y, x[:0], y[:0]), SplitError, "no windows in the validation part"),
+        "shape": ((x, y, x[:, :1], y), ConfigError, r"validation features of shape \(3, 1\)"),
+        "NaN": ((x, y, nan, y), ConfigError, "validation window 1"),
+        "class": ((x, y + 1, x, y), ConfigError, "target 2 of training window 1"),
+        "fraction": ((x, y + 0.5, x, y), ConfigError, "target 0.5 of training window 0"),
+    }
+
+
+@pytest.mark.parametrize(("parts", "error", "text"), bad_parts().values(), ids=bad_parts())
+def test_bad_input_is_named(parts: tuple[Any, ...], error: type[Exception], text: str) -> None:
+    movie = make_movie(2)
+    baselines = (
+        *gratings_baselines(num_classes=2),
+        *frame_number_baselines(num_frames=2, tolerance=1),
+        *frame_baselines(movie, tolerance=1),
+    )
+    for baseline in baselines:
+        with pytest.raises(error, match=text):
+            baseline.fit(*parts)
+
+
+def test_movie_frames_must_be_uint8() -> None:
+    with pytest.raises(ConfigError, match="float64"):
+        MeanFrame(np.zeros((2, 4, 4)))

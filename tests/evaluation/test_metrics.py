@@ -1,0 +1,181 @@
+"""Every metric against an independent reference or numbers worked out by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
+
+from poyo_ssl.errors import ConfigError
+from poyo_ssl.evaluation import metrics
+
+
+@pytest.fixture
+def images() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 256, size=(70, 24, 40), dtype=np.uint8)  # more than one block
+    noise = rng.normal(0, 30, target.shape)
+    return np.clip(target + noise, 0, 255).astype(np.uint8), target
+
+
+def test_ssim_equals_scikit_image(images: tuple[np.ndarray, np.ndarray]) -> None:
+    prediction, target = images
+    expected = [
+        structural_similarity(p, t, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255)
+        for p, t in zip(prediction.astype(float), target.astype(float), strict=True)
+    ]
+    np.testing.assert_allclose(metrics.ssim(prediction, target), expected, atol=1e-12)
+
+
+def test_ssim_of_the_smallest_frame_and_below() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.uniform(0, 255, (2, 1, 11, 11))
+    expected = structural_similarity(
+        a[0], b[0], gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+    )
+    np.testing.assert_allclose(metrics.ssim(a, b), expected, atol=1e-12)
+    with pytest.raises(ConfigError, match="10 x 11 pixels"):
+        metrics.ssim(a[:, :10], b[:, :10])
+
+
+def test_different_shapes_are_refused() -> None:
+    for metric in (metrics.ssim, metrics.psnr, metrics.spatial_correlation, metrics.temporal_correlation):
+        with pytest.raises(ConfigError, match=r"\(1, 16, 16\).*\(1, 16, 18\)"):
+            metric(np.zeros((1, 16, 16)), np.zeros((1, 16, 18)))
+
+
+def test_psnr_equals_scikit_image_and_is_finite_for_perfect_frames(images: tuple[np.ndarray, np.ndarray]) -> None:
+    prediction, target = images
+    expected = [peak_signal_noise_ratio(t, p, data_range=255) for p, t in zip(prediction, target, strict=True)]
+    np.testing.assert_allclose(metrics.psnr(prediction, target), expected)
+    np.testing.assert_allclose(metrics.psnr(target[:1], target[:1]), 10 * math.log10(255**2 * 12))
+
+
+def test_correlations_equal_scipy(images: tuple[np.ndarray, np.ndarray]) -> None:
+    prediction, target = images
+    spatial = [stats.pearsonr(p.ravel(), t.ravel())[0] for p, t in zip(prediction, target, strict=True)]
+    np.testing.assert_allclose(metrics.spatial_correlation(prediction, target), spatial)
+    temporal = metrics.temporal_correlation(prediction, target)
+    for row, column in ((0, 0), (23, 39), (7, 11)):
+        expected = stats.pearsonr(prediction[:, row, column], target[:, row, column])[0]
+        assert temporal[row, column] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [0.0, 127.3, 255.0])
+def test_constant_images_have_correlation_zero(value: float) -> None:
+    target = np.random.default_rng(2).uniform(0, 255, (5, 12, 12))
+    constant = np.full((5, 12, 12), value)
+    assert (metrics.spatial_correlation(constant, target) == 0).all()
+    assert (metrics.temporal_correlation(constant, target) == 0).all()
+    assert metrics.constant_frames(constant).all()
+    assert not metrics.constant_frames(target).any()
+
+
+def test_mean_frame_baseline_is_constant_after_subtraction() -> None:
+    mean = np.random.default_rng(3).uniform(0, 255, (12, 12))
+    left = metrics.subtract_mean_frame(np.rint(mean)[None].astype(np.uint8), mean)
+    assert (left == 127.5).all()
+
+
+@given(st.integers(0, 255), st.integers(0, 255))
+def test_mean_subtraction_keeps_the_range(pixel: int, mean: int) -> None:
+    left = metrics.subtract_mean_frame(np.full((1, 1, 1), pixel), np.full((1, 1), mean))
+    assert 0 <= left.item() <= 255
+
+
+def test_candidate_similarity_equals_numpy(images: tuple[np.ndarray, np.ndarray]) -> None:
+    prediction, target = images
+    joint = np.corrcoef(prediction.reshape(70, -1).astype(float), target.reshape(70, -1).astype(float))
+    np.testing.assert_allclose(metrics.candidate_similarity(prediction, target), joint[:70, 70:], atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=3, max_size=7), st.data())
+def test_identification_equals_enumeration(similarity: list[int], data: st.DataObject) -> None:
+    ways = data.draw(st.integers(2, len(similarity)))
+    others = similarity[1:]
+    wins = []
+    for drawn in itertools.combinations(others, ways - 1):
+        best = max(drawn)
+        ties = sum(d == similarity[0] for d in drawn)
+        wins.append(0.0 if best > similarity[0] else 1 / (1 + ties))
+    found = metrics.identification(np.array([similarity], dtype=float), np.array([0]), ways)
+    assert found[0] == pytest.approx(np.mean(wins))
+
+
+def test_identification_agrees_with_drawn_candidates() -> None:
+    rng = np.random.default_rng(4)
+    similarity = rng.normal(size=(1, 900))
+    similarity[0, 17] = 2.5
+    drawn = rng.permuted(np.tile(np.delete(similarity[0], 17), (20_000, 1)), axis=1)[:, :49]
+    expected = (drawn.max(axis=1) < 2.5).mean()
+    assert metrics.identification(similarity, np.array([17]), 50)[0] == pytest.approx(expected, abs=0.015)
+
+
+@pytest.mark.parametrize("ways", [2, 10, 50, 900])
+def test_a_constant_prediction_identifies_at_chance(ways: int) -> None:
+    chance = metrics.identification(np.zeros((2, 900)), np.array([0, 899]), ways)
+    np.testing.assert_allclose(chance, 1 / ways)
+    with pytest.raises(ConfigError, match="2 to 900"):
+        metrics.identification(np.zeros((2, 900)), np.array([0, 899]), 901)
+
+
+def test_rank_equals_scipy() -> None:
+    similarity = np.random.default_rng(5).integers(0, 5, (30, 12)).astype(float)
+    true = np.arange(30) % 12
+    expected = stats.rankdata(-similarity, axis=1)[np.arange(30), true]
+    np.testing.assert_allclose(metrics.rank_of_truth(similarity, true), expected)
+
+
+def test_implied_frame_error_averages_ties() -> None:
+    similarity = np.array([[0.9, 0.9, 0.1], [0.0, 0.0, 0.0]])
+    error, within = metrics.implied_frame_error(
+        similarity, np.array([0, 30, 90]), np.array([0, 90]), rate_hz=30.0, tolerance_s=1.0
+    )
+    np.testing.assert_allclose(error, [0.5, (3 + 2 + 0) / 3])
+    np.testing.assert_allclose(within, [1.0, 1 / 3])
+
+
+def test_frame_number_scores_by_hand() -> None:
+    scores = metrics.frame_number_scores(
+        np.array([10, 40, 41, 0], dtype=np.uint8),
+        np.array([10, 10, 10, 200], dtype=np.uint8),
+        rate_hz=30,
+        tolerance_s=1,
+    )
+    np.testing.assert_array_equal(scores["within_1s"], [1, 1, 0, 0])
+    np.testing.assert_array_equal(scores["accuracy"], [1, 0, 0, 0])
+    np.testing.assert_allclose(scores["absolute_error_s"], [0, 1, 31 / 30, 200 / 30])
+
+
+def test_gratings_scores_by_hand() -> None:
+    scores = metrics.gratings_scores(np.array([0.0, 180, 315, 135, 270]), np.array([0.0, 0, 0, 315, 90]))
+    np.testing.assert_array_equal(scores["accuracy"], [1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(scores["orientation_accuracy"], [1, 1, 0, 1, 1])
+    np.testing.assert_array_equal(scores["circular_error_deg"], [0, 180, 45, 180, 180])
+
+
+@settings(deadline=None)
+@given(st.floats(0, 360), st.floats(0, 360), st.floats(0, 360))
+def test_circular_error_does_not_depend_on_where_zero_is(a: float, b: float, turn: float) -> None:
+    plain = metrics.gratings_scores(np.array([a]), np.array([b]))["circular_error_deg"]
+    turned = metrics.gratings_scores(np.array([a + turn]), np.array([b + turn]))["circular_error_deg"]
+    mirrored = metrics.gratings_scores(np.array([b]), np.array([a]))["circular_error_deg"]
+    np.testing.assert_allclose(turned, plain, atol=1e-9)
+    np.testing.assert_allclose(mirrored, plain, atol=1e-9)
+    assert 0 <= plain[0] <= 180
+
+
+def test_confusion_matrix_equals_scikit_learn() -> None:
+    prediction, target = np.random.default_rng(6).integers(0, 8, (2, 300))
+    np.testing.assert_array_equal(
+        metrics.confusion_matrix(prediction, target, 8),
+        sklearn_confusion_matrix(target, prediction, labels=range(8)),
+    )

@@ -1,0 +1,243 @@
+"""The predictions file: round trip, first offender named, nothing of an untrusted file believed."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from poyo_ssl.evaluation.predictions import Predictions, PredictionsError
+
+
+def make_frames(count: int = 12, movie_frames: int = 6) -> Predictions:
+    rng = np.random.default_rng(0)
+    movie = rng.integers(0, 256, (movie_frames, 16, 20), dtype=np.uint8)
+    number = np.arange(count) % movie_frames
+    return Predictions(
+        task="frames",
+        split="repeat",
+        arm="ridge · süß",
+        data_checksum="abc",
+        prediction=np.clip(movie[number].astype(int) + 3, 0, 255).astype(np.uint8),
+        target=number,
+        time=10 + np.arange(count) / 30,
+        recording_id=np.full(count, "session/1"),
+        subject_id=np.full(count, "mäuse"),
+        stimulus=np.full(count, "natural_movie_one"),
+        frame_number=number,
+        repeat=np.arange(count) // movie_frames,
+        target_frames=movie,
+        mean_frames={"session/1": movie.mean(axis=0).astype(np.float32)},
+        scored_split_intervals={"session/1": np.array([[10.0, 11.0]])},
+    )
+
+
+def make_classes(count: int = 6) -> Predictions:
+    return Predictions(
+        task="gratings",
+        split="gratings",
+        arm="majority",
+        data_checksum="",
+        prediction=np.zeros(count, dtype=np.int64),
+        target=np.arange(count) % 2,
+        time=np.arange(count) * 3.0,
+        recording_id=np.full(count, "r"),
+        subject_id=np.full(count, "m"),
+        stimulus=np.full(count, "drifting_gratings"),
+        frame_number=np.full(count, -1),
+        repeat=np.full(count, -1),
+        class_values=np.array([0.0, 45.0]),
+        probabilities=np.full((count, 2), 0.5, dtype=np.float32),
+    )
+
+
+def assert_same(a: Any, b: Any) -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+    else:
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("made", [make_frames(), make_classes()], ids=["frames", "gratings"])
+def test_round_trip(made: Predictions, tmp_path: Path) -> None:
+    made.save(tmp_path / "runs" / "p.h5")
+    loaded = Predictions.load(tmp_path / "runs" / "p.h5")
+    for f in fields(Predictions):
+        assert_same(getattr(made, f.name), getattr(loaded, f.name))
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["p.h5"]
+
+
+def test_existing_file_is_kept_unless_told(tmp_path: Path) -> None:
+    path = tmp_path / "p.h5"
+    make_classes().save(path)
+    before = path.read_bytes()
+    with pytest.raises(PredictionsError, match="exists"):
+        make_frames().save(path)
+    assert path.read_bytes() == before
+    make_frames().save(path, overwrite=True)
+    assert Predictions.load(path).task == "frames"
+
+
+def test_nothing_is_left_behind_when_rows_are_wrong(tmp_path: Path) -> None:
+    wrong = replace(make_classes(), time=np.array([0, 3, np.nan, 9, 12, 15]))
+    with pytest.raises(PredictionsError, match="row 2"):
+        wrong.save(tmp_path / "p.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD_CLASSES: dict[str, tuple[dict[str, Any], str]] = {
+    "NaN time": ({"time": np.array([0, np.nan, 2, 3, 4, 5])}, "time nan in row 1"),
+    "NaN prediction": ({"prediction": np.array([0, 0, 0, np.nan, 0, 0])}, r"prediction nan in row 3 \(recording r, 9"),
+    "class out of range": ({"prediction": np.array([0, 2, 0, 0, 0, 0])}, "prediction 2 in row 1.*0 to 1"),
+    "fraction": ({"target": np.array([0, 0.5, 0, 0, 0, 0])}, "target 0.5 in row 1"),
+    "repeat below": ({"repeat": np.full(6, -2)}, "repeat -2 in row 0"),
+    "duplicate": ({"time": np.array([0.0, 3, 6, 3, 12, 15])}, r"row 3 repeats a target \(recording r, 3.000000 s\)"),
+    "two animals": ({"subject_id": np.array(["m", "n", "m", "m", "m", "m"])}, "recording r has more than one"),
+    "length": ({"target": np.zeros(5)}, r"target of shape \(5,\).*\(6,\)"),
+    "probability": ({"probabilities": np.full((6, 2), np.nan)}, "row 0.*0 to 1"),
+    "probabilities' shape": ({"probabilities": np.ones((6, 3))}, r"probabilities of shape \(6, 3\)"),
+    "classes": ({"class_values": np.array([0.0, np.nan])}, "NaN among class_values"),
+    "task": ({"task": "movies"}, "task 'movies'"),
+    "split": ({"scored_split_intervals": {"r": np.array([[0.0, 7.0]])}}, r"row 3.*outside the test intervals"),
+    "intervals": ({"scored_split_intervals": {"r": np.zeros(2)}}, "scored_split_intervals of r"),
+    "empty": ({"prediction": np.zeros(0)}, "without rows"),
+    "image": ({"prediction": np.zeros((6, 4, 4))}, "prediction of shape"),
+}
+
+
+@pytest.mark.parametrize(("change", "text"), BAD_CLASSES.values(), ids=BAD_CLASSES)
+def test_first_offender_is_named(change: dict[str, Any], text: str) -> None:
+    with pytest.raises(PredictionsError, match=text) as caught:
+        replace(make_classes(), **change).validate()
+    assert "\n" not in str(caught.value)
+
+
+def test_frames_of_another_size_or_range() -> None:
+    good = make_frames()
+    for change, text in (
+        ({"prediction": good.prediction[:, :8]}, r"\(12, 16, 20\) uint8"),
+        ({"prediction": good.prediction / 255}, "float64"),
+        ({"target_frames": good.target_frames[:0]}, "target_frames"),
+        ({"target": good.target + 1}, "target 6 in row 5.*0 to 5"),
+        ({"mean_frames": {"session/1": np.zeros((4, 4))}}, "mean frame of session/1"),
+        ({"mean_frames": {"session/1": np.full((16, 20), np.nan)}}, "mean frame of session/1 is NaN"),
+    ):
+        with pytest.raises(PredictionsError, match=text):
+            replace(good, **change).validate()
+
+
+def test_expected_targets() -> None:
+    good = make_classes()
+    expected = pd.DataFrame({"recording_id": good.recording_id, "time": good.time})
+    good.validate(expected)
+    with pytest.raises(PredictionsError, match=r"recording r at 15.000000 s is not among"):
+        good.validate(expected.iloc[:5])
+    extra = pd.concat([expected, pd.DataFrame({"recording_id": ["r", "r"], "time": [99.0, 100.0]})])
+    with pytest.raises(PredictionsError, match=r"recording r at 99.000000 s is missing \(2 such\)"):
+        good.validate(extra)
+
+
+def test_other_programs_may_write_floats_for_classes(tmp_path: Path) -> None:
+    path = tmp_path / "p.h5"
+    make_classes().save(path)
+    with h5py.File(path, "r+") as file:
+        values = file["prediction"][()]
+        del file["prediction"]
+        file["prediction"] = values.astype(np.float32)
+    assert Predictions.load(path).prediction.dtype == np.int64
+
+
+def test_missing_truncated_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(PredictionsError, match="no predictions file"):
+        Predictions.load(tmp_path / "none.h5")
+    path = tmp_path / "p.h5"
+    make_frames().save(path)
+    whole = path.read_bytes()
+    for size in (0, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(PredictionsError, match="damaged"):
+            Predictions.load(path)
+    with h5py.File(path, "w") as file:
+        file["x"] = 1
+    with pytest.raises(PredictionsError, match="has format None"):
+        Predictions.load(path)
+
+
+def _bomb(file: h5py.File) -> None:
+    del file["prediction"]
+    file.create_dataset("prediction", shape=(10**11,), dtype="i8", chunks=(10**6,))  # stored: nothing
+
+
+def _heap_text(file: h5py.File) -> None:
+    del file["stimulus"]
+    file.create_dataset("stimulus", data=["x" * 3], dtype=h5py.string_dtype())
+
+
+def _external_link(file: h5py.File) -> None:
+    del file["time"]
+    file["time"] = h5py.ExternalLink("/etc/hostname", "/")
+
+
+def _external_link_in_group(file: h5py.File) -> None:
+    file["mean_frames"]["9"] = h5py.ExternalLink("/etc/hostname", "/")
+
+
+def _external_data(file: h5py.File) -> None:
+    del file["time"]
+    file.create_dataset("time", shape=(1,), dtype="f8", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])
+
+
+def _virtual(file: h5py.File) -> None:
+    del file["time"]
+    layout = h5py.VirtualLayout(shape=(1,), dtype="f8")
+    layout[0] = h5py.VirtualSource("/etc/passwd", "x", shape=(1,))[0]
+    file.create_virtual_dataset("time", layout)
+
+
+def _version(file: h5py.File) -> None:
+    file.attrs["version"] = 99
+
+
+def _missing(file: h5py.File) -> None:
+    del file["repeat"]
+
+
+def _attribute(file: h5py.File) -> None:
+    file.attrs["arm"] = np.arange(3)
+
+
+HOSTILE = {
+    "bomb": (_bomb, "claims 800000000000 bytes"),
+    "vlen": (_heap_text, "'stimulus' has type"),
+    "external link": (_external_link, "'time' is missing or not stored"),
+    "external link in a group": (_external_link_in_group, "'9' is missing or not stored"),
+    "external data": (_external_data, "another file"),
+    "virtual data": (_virtual, "another file"),
+    "version": (_version, "has version"),
+    "missing": (_missing, "'repeat' is missing"),
+    "attribute": (_attribute, "attribute arm is no text"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "text"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_files_are_refused(spoil: Any, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.h5"
+    make_frames().save(path)
+    with h5py.File(path, "r+") as file:
+        spoil(file)
+    with pytest.raises(PredictionsError, match=text):
+        Predictions.load(path)
+
+
+def test_memory_limit(tmp_path: Path) -> None:
+    path = tmp_path / "p.h5"
+    make_frames().save(path)
+    with pytest.raises(PredictionsError, match="raise max_bytes"):
+        Predictions.load(path, max_bytes=2000)

@@ -1,0 +1,138 @@
+"""The score table from a predictions file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from poyo_ssl.errors import ConfigError
+from poyo_ssl.evaluation import metrics
+from poyo_ssl.evaluation.predictions import Predictions
+from poyo_ssl.evaluation.scores import TABLE_COLUMNS, score_table
+
+
+def make_frames(seed: int = 0) -> Predictions:
+    """Two recordings, two repeats of 60 frames each, rows shuffled."""
+    rng = np.random.default_rng(seed)
+    movie = rng.integers(0, 256, (60, 16, 20), dtype=np.uint8)
+    recording, repeat, number = (a.ravel() for a in np.indices((2, 2, 60)))
+    order = rng.permutation(240)
+    noisy = np.clip(movie[number] + rng.normal(0, 60, (240, 16, 20)), 0, 255).astype(np.uint8)
+    return Predictions(
+        task="frames",
+        split="repeat",
+        arm="x",
+        data_checksum="",
+        prediction=noisy[order],
+        target=number[order],
+        time=(repeat * 2.0 + number / 30)[order],
+        recording_id=np.array(["a", "b"])[recording][order],
+        subject_id=np.array(["m", "n"])[recording][order],
+        stimulus=np.full(240, "natural_movie_one"),
+        frame_number=number[order],
+        repeat=repeat[order],
+        target_frames=movie,
+        mean_frames=dict.fromkeys("ab", movie.mean(axis=0)),
+    )
+
+
+def value(table: pd.DataFrame, metric: str, **where: object) -> float:
+    rows = table[table["metric"] == metric]
+    for column, wanted in where.items():
+        rows = rows[rows[column] == wanted]
+    assert len(rows) == 1
+    return float(rows["value"].iloc[0])
+
+
+def test_every_group_is_scored_once_under_its_resolution() -> None:
+    table = score_table(make_frames())
+    assert tuple(table.columns) == TABLE_COLUMNS
+    assert table["metric"].str.endswith("_16x20").all()
+    assert (table["num_targets"] == 60).all()
+    assert (table.groupby("metric").size() == 4).all()
+    assert table["value"].notna().all()
+
+
+def test_values_equal_the_metrics_by_hand() -> None:
+    p = make_frames()
+    table = score_table(p)
+    rows = np.flatnonzero((p.recording_id == "b") & (p.repeat == 1))
+    rows = rows[np.argsort(p.time[rows])]
+    predicted, true = p.prediction[rows], p.target_frames
+    where = {"recording_id": "b", "repeat": 1}
+    assert value(table, "ssim_16x20", **where) == pytest.approx(metrics.ssim(predicted, true).mean())
+    subtracted = predicted - np.rint(true.mean(axis=0)), true - np.rint(true.mean(axis=0))
+    expected = np.corrcoef(subtracted[0].reshape(60, -1), subtracted[1].reshape(60, -1))[:60, 60:]
+    assert value(table, "spatial_correlation_mean_subtracted_16x20", **where) == pytest.approx(np.diag(expected).mean())
+    ranks = 1 + (expected > np.diag(expected)[:, None]).sum(axis=1)
+    assert value(table, "median_rank_16x20", **where) == np.median(ranks)
+    assert value(table, "identification_all_16x20", **where) == pytest.approx((ranks == 1).mean())
+    assert value(table, "identification_2way_16x20", **where) == pytest.approx(1 - (ranks - 1).mean() / 59)
+    assert value(table, "temporal_correlation_16x20", **where) == pytest.approx(
+        metrics.temporal_correlation(predicted, true).mean()
+    )
+
+
+def test_order_of_rows_does_not_matter() -> None:
+    p = make_frames()
+    order = np.random.default_rng(1).permutation(len(p))
+    names = ("prediction", "target", "time", "recording_id", "subject_id", "stimulus", "frame_number", "repeat")
+    shuffled = replace(p, **{name: getattr(p, name)[order] for name in names})
+    pd.testing.assert_frame_equal(score_table(p), score_table(shuffled))
+
+
+def test_the_mean_frame_scores_at_chance() -> None:
+    p = make_frames()
+    mean = np.rint(p.target_frames.mean(axis=0)).astype(np.uint8)
+    table = score_table(replace(p, prediction=np.repeat(mean[None], len(p), axis=0)))
+    where = {"recording_id": "a", "repeat": 0}
+    assert value(table, "constant_share_mean_subtracted_16x20", **where) == 1
+    assert value(table, "spatial_correlation_mean_subtracted_16x20", **where) == 0
+    for ways, name in ((2, "2way"), (10, "10way"), (60, "all")):
+        assert value(table, f"identification_{name}_16x20", **where) == pytest.approx(1 / ways)
+    assert value(table, "median_rank_16x20", **where) == 30.5
+
+
+def test_without_mean_frames_the_subtracted_metrics_are_absent() -> None:
+    table = score_table(make_frames(), mean_frames={})
+    assert set(table["metric"].str.removesuffix("_16x20")) == {
+        "ssim",
+        "psnr_db",
+        "spatial_correlation",
+        "constant_share",
+        "temporal_correlation",
+    }
+
+
+def test_mean_frames_must_fit() -> None:
+    p = make_frames()
+    with pytest.raises(ConfigError, match="recording b"):
+        score_table(p, mean_frames={"a": p.mean_frames["a"]})
+    with pytest.raises(ConfigError, match=r"\(4, 4\)"):
+        score_table(p, mean_frames=dict.fromkeys("ab", np.zeros((4, 4))))
+
+
+def test_gratings_per_recording() -> None:
+    p = Predictions(
+        task="gratings",
+        split="gratings",
+        arm="x",
+        data_checksum="",
+        prediction=np.array([0.0, 1, 2, 2]),  # floats are fine where they are whole
+        target=np.array([0.0, 1, 0, 2]),
+        time=np.arange(4.0),
+        recording_id=np.array(["a", "a", "a", "b"]),
+        subject_id=np.full(4, "m"),
+        stimulus=np.full(4, "drifting_gratings"),
+        frame_number=np.full(4, -1),
+        repeat=np.full(4, -1),
+        class_values=np.array([0.0, 90.0, 180.0]),
+    )
+    table = score_table(p)
+    assert value(table, "accuracy", recording_id="a") == pytest.approx(2 / 3)
+    assert value(table, "orientation_accuracy", recording_id="a") == 1
+    assert value(table, "circular_error_deg", recording_id="a") == 60
+    assert value(table, "accuracy", recording_id="b") == 1
