@@ -5,6 +5,7 @@ Every field is documented here and nowhere else; `--help` prints these lines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import MappingProxyType
@@ -123,8 +124,10 @@ class ReadoutConfig:
         'classes': logits over classes; 'position': one number in 0-1; 'frames': a grey image.
     num_classes : int
         Number of classes for 'classes'.
-    height, width : int
-        Size of the image for 'frames'; any even numbers.
+    height : int
+        Height of the image for 'frames'; even.
+    width : int
+        Width of the image for 'frames'; even.
     skips : bool
         Project the latent into every scale of the frame decoder (the published Skip-Connection U-Net);
         False is the paper's ablation.
@@ -204,8 +207,14 @@ class MovieLossConfig:
 
     Attributes
     ----------
-    focal, l1, fft, ssim : float
-        Weights of focal, mean absolute, magnitude-spectrum and (1 - SSIM) terms.
+    focal : float
+        Weight of the focal term.
+    l1 : float
+        Weight of the mean absolute difference.
+    fft : float
+        Weight of the difference of magnitude spectra.
+    ssim : float
+        Weight of 1 - SSIM.
     perceptual : float
         Weight of the perceptual term; needs `perceptual_weights`.
     perceptual_weights : str, optional
@@ -221,13 +230,103 @@ class MovieLossConfig:
 
 
 @dataclass(frozen=True)
+class SelectionConfig:
+    """How predictable neurons are chosen.
+
+    Attributes
+    ----------
+    level : {'line', 'neuron'}
+        'line' (as published): all neurons of the Cre lines whose means lie below both thresholds; 'neuron': each
+        neuron by its own moments, without any label.
+    thresholds : {'published', 'knee', 'given'}
+        'published': skewness 3.51 and kurtosis 22.62; 'knee': refitted to the line means (at both levels: the knee
+        of single neurons means nothing); 'given': the two settings below.
+    knee_curve : {'concave', 'convex'}
+        For 'knee': the bend where a few low lines end, or the bend where a few high lines begin.
+    skewness_threshold : float, optional
+        For 'given'.
+    kurtosis_threshold : float, optional
+        For 'given'.
+    keep_fraction : float, optional
+        At level 'neuron', keep this share of all usable neurons instead of using thresholds: those with the
+        smallest sum of their ranks in skewness and in kurtosis (over all recordings; ties in the order of the table).
+
+    Raises
+    ------
+    ConfigError
+        If settings exclude each other, are missing, or a share is not in (0, 1].
+
+    Examples
+    --------
+    >>> SelectionConfig(thresholds="given", skewness_threshold=2.0)
+    Traceback (most recent call last):
+    poyo_ssl.errors.ConfigError: thresholds 'given' without kurtosis_threshold (allowed: both thresholds, finite); ...
+    """
+
+    level: Literal["line", "neuron"] = "line"
+    thresholds: Literal["published", "knee", "given"] = "published"
+    knee_curve: Literal["concave", "convex"] = "concave"
+    skewness_threshold: float | None = None
+    kurtosis_threshold: float | None = None
+    keep_fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        levels, choices = ("line", "neuron"), ("published", "knee", "given")
+        check(
+            self.level in levels,
+            f"level '{self.level}'{suggest(self.level, levels)}",
+            "line or neuron",
+            "change it",
+        )
+        check(
+            self.thresholds in choices,
+            f"thresholds '{self.thresholds}'{suggest(self.thresholds, choices)}",
+            "published, knee or given",
+            "change it",
+        )
+        for name in ("skewness_threshold", "kurtosis_threshold"):
+            value = getattr(self, name)
+            if self.thresholds == "given":
+                check(
+                    value is not None and math.isfinite(value),
+                    f"thresholds 'given' without {name}",
+                    "both thresholds, finite",
+                    f"pass --{name}",
+                )
+            else:
+                check(
+                    value is None,
+                    f"{name} of {value} with thresholds '{self.thresholds}'",
+                    "thresholds 'given'",
+                    "pass --thresholds given or leave it out",
+                )
+        if self.keep_fraction is not None:
+            check(
+                0 < self.keep_fraction <= 1,
+                f"keep_fraction of {self.keep_fraction}",
+                "above 0, at most 1",
+                "change it",
+            )
+            check(
+                self.level == "neuron" and self.thresholds == "published",
+                f"keep_fraction with level '{self.level}' and thresholds '{self.thresholds}'",
+                "level 'neuron' and no other thresholds",
+                "pass --level neuron or leave keep_fraction out",
+            )
+
+
+@dataclass(frozen=True)
 class SplitConfig:
     """How presentations are divided into train, valid and test.
 
     Attributes
     ----------
-    repeat_train, repeat_valid, repeat_test : list of int
-        Repeats of every movie in each part.
+    repeat_train : list of int
+        Repeats of every movie that train.
+    repeat_valid : list of int
+        Repeats of every movie that validate.
+    repeat_test : list of int
+        Repeats of every movie that test.
     num_clips : int
         Held-out clips per movie; 0 turns the `clip` split off.
     clip_fraction : float
@@ -238,8 +337,10 @@ class SplitConfig:
         Training frames that correlate more than this with a clip frame are dropped.
     gratings_fractions : tuple
         Shares of train, valid and test among the trials of each direction.
-    gratings_valid_repeats, gratings_test_repeats : list of int
-        Divide gratings by the table's `repeat` column instead; empty means by the fractions.
+    gratings_valid_repeats : list of int
+        With `gratings_test_repeats`: repeats of the gratings table that validate.
+    gratings_test_repeats : list of int
+        Divide gratings by the table's `repeat` column, these being the test; empty means by the fractions.
     seed : int
         Seed of the random division of gratings trials.
     """
@@ -285,8 +386,10 @@ class WindowConfig:
         the start of a trial.
     bin_frames : int
         Imaging frames averaged into one step of the input.
-    normalisation : {'robust_z', 'raw'}
-        'robust_z': median and scaled median absolute deviation per neuron, from the training part.
+    normalisation : {'robust_z', 'robust_asinh', 'raw'}
+        'robust_z': median and scaled median absolute deviation per neuron, from the training part;
+        'robust_asinh': the inverse hyperbolic sine of that, which keeps large transients from drowning the rest;
+        'raw': dF/F as it is (the release).
     unit_dropout : bool
         Draw a random number of neurons per training window (METHOD.md "exact numbers").
     units : {'all', 'selected', 'unselected'}
@@ -296,7 +399,7 @@ class WindowConfig:
     window_s: float = 1.0
     lag_s: float = 0.0
     bin_frames: int = 1
-    normalisation: Literal["robust_z", "raw"] = "robust_z"
+    normalisation: Literal["robust_z", "robust_asinh", "raw"] = "robust_z"
     unit_dropout: bool = True
     units: Literal["all", "selected", "unselected"] = "all"
 
@@ -304,6 +407,11 @@ class WindowConfig:
         check(0 < self.window_s <= 10, f"window_s of {self.window_s}", "0.033 to 2 s, at most 10", "change it")
         check(-2 <= self.lag_s <= 2, f"lag_s of {self.lag_s}", "-2 to 2 s", "change it")
         check(self.bin_frames >= 1, f"bin_frames of {self.bin_frames}", "1 or more", "raise it")
+
+    @property
+    def compresses(self) -> bool:
+        """Whether values are compressed after normalisation."""
+        return self.normalisation == "robust_asinh"
 
 
 @dataclass(frozen=True)
@@ -398,8 +506,10 @@ class FinetuneConfig:
         Movies to decode; 'frame_number' takes one.
     readout : {'classes', 'position'}
         For 'frame_number': one class per frame, or one position in the movie.
-    frame_height, frame_width : int
-        Size of decoded frames; movies are resized to it with antialiasing.
+    frame_height : int
+        Height of decoded frames; movies are resized to it with antialiasing.
+    frame_width : int
+        Width of decoded frames.
     skips : bool
         Project the latent into every scale of the frame decoder.
     label_spread_frames : float

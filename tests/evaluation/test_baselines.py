@@ -186,7 +186,7 @@ def test_constant_frames_by_hand() -> None:
     movie = make_movie()
     x, y, x_valid, y_valid, x_test, _ = make_parts()
     y = y % 30
-    mean = movie[:30].mean(axis=0)
+    mean = movie[:30].sum(axis=0, dtype=float) / 30
     np.testing.assert_allclose(mean_training_frame(movie, y), mean)
     np.testing.assert_array_equal(MeanFrame(movie).fit(x, y, x_valid, y_valid).predict(x_test)[7], np.rint(mean))
     median = PixelMedian(movie).fit(x, y, x_valid, y_valid).predict(x_test)[0]

@@ -132,9 +132,7 @@ def test_readout_attention_against_softmax_attention():
     query, latents = torch.randn(1, 1, 6, dtype=torch.float64), torch.randn(1, 3, 6, dtype=torch.float64)
     q = (reference_layer_norm(query[0], block.norm) @ block.to_q.weight.T).view(1, 2, 8)
     kv = (reference_layer_norm(latents[0], block.norm_context) @ block.to_kv.weight.T).view(3, 2, 2, 8)
-    heads = [
-        softmax_attention(q[:, h], *kv[:, :, h].unbind(1), [0.9], times, rotate_values=False) for h in range(2)
-    ]
+    heads = [softmax_attention(q[:, h], *kv[:, :, h].unbind(1), [0.9], times, rotate_values=False) for h in range(2)]
     wanted = torch.cat(heads, -1) @ block.to_out.weight.T + block.to_out.bias
     at_query = rotary(torch.tensor([[0.9]], dtype=torch.float64), torch.float64)
     at_latents = rotary(torch.tensor(times, dtype=torch.float64), torch.float64)
@@ -182,14 +180,15 @@ def test_cross_attention_against_tokens_made_one_by_one(make_batch, causal, edge
         q = (reference_layer_norm(latents[0], attention.norm) @ attention.to_q.weight.T).view(-1, 2, 8)
         sees = torch.tensor(
             [
-                [not causal or kind == 1 or (kind == 0 and t <= tau) for t, kind in zip(token_times, token_kinds)]
+                [
+                    not causal or kind == 1 or (kind == 0 and t <= tau)
+                    for t, kind in zip(token_times, token_kinds, strict=True)
+                ]
                 for tau in times
             ]
         )
         heads = [
-            softmax_attention(
-                q[:, h], *kv[:, :, h].unbind(1), times, token_times, rotate_values=True, sees=sees
-            )
+            softmax_attention(q[:, h], *kv[:, :, h].unbind(1), times, token_times, rotate_values=True, sees=sees)
             for h in range(2)
         ]
         z = latents[0] + torch.cat(heads, -1) @ attention.to_out.weight.T + attention.to_out.bias
@@ -247,9 +246,7 @@ def test_grid_tokens_pass_finite_differences():
             turns=turns,
         )
 
-    assert torch.autograd.gradcheck(
-        keys_and_values, (draw(2, 3, 4), draw(2, 4), draw(2, 2, 3), draw(4), draw(8, 8))
-    )
+    assert torch.autograd.gradcheck(keys_and_values, (draw(2, 3, 4), draw(2, 4), draw(2, 2, 3), draw(4), draw(8, 8)))
 
 
 def test_attention_dropout_is_honoured_in_both_forms(make_batch):

@@ -269,6 +269,9 @@ class Recording:
             raise RecordingError(
                 f"{path} is not a complete HDF5 file ({error})", fix="copy or prepare it again"
             ) from None
+        except (KeyError, TypeError, ValueError) as error:
+            # What h5py and the readers say of groups, fields or attributes that are missing or of another kind.
+            raise RecordingError(f"{path} is not in the brainsets layout ({error})", fix="prepare it again") from None
         metadata = RecordingMetadata(**contents.pop("metadata"))
         return cls(metadata=metadata, path=path, **contents)
 

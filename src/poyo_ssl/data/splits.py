@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl.config import SplitConfig
-from poyo_ssl.data.intervals import Intervals, as_intervals, contains, merge, subtract
+from poyo_ssl.data.intervals import Intervals, as_intervals, merge, overlaps, subtract
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations, load_movie, movie_path
 from poyo_ssl.errors import SplitError
 
 GRATINGS = "drifting_gratings"
+
+LONGEST_PAUSE_S = 0.1
+"""Presentations of one part that follow each other within this time share an interval; it bridges rounded times."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class Split:
 
 
 def split_from_labels(table: Presentations, labels: NDArray[np.str_], parts: Sequence[str]) -> Split:
-    """Turn one label per presentation into a split; runs of equal labels become one interval.
+    """Turn one label per presentation into a split; those of equal label that touch become one interval.
+
+    A pause ends an interval, since another stimulus may be shown in it.
 
     Examples
     --------
@@ -64,13 +69,31 @@ def split_from_labels(table: Presentations, labels: NDArray[np.str_], parts: Seq
     >>> split.parts["test_clip"].tolist(), split.unused
     ([[5.0, 8.0]], {'gap': 1})
     """
+    end = _end_on_screen(table)
     intervals = {}
     for part in parts:
         rows = np.flatnonzero(labels == part)
-        runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1) if len(rows) else []
-        intervals[part] = merge(as_intervals([(table.start[run[0]], table.end[run[-1]]) for run in runs]))
+        apart = (np.diff(rows) > 1) | (table.start[rows[1:]] - end[rows[:-1]] > LONGEST_PAUSE_S)
+        runs = np.split(rows, np.flatnonzero(apart) + 1) if len(rows) else []
+        intervals[part] = merge(as_intervals([(table.start[run[0]], end[run[-1]]) for run in runs]))
     reasons, counts = np.unique(labels[~np.isin(labels, list(parts))], return_counts=True)
     return Split(intervals, {str(r): int(c) for r, c in zip(reasons, counts, strict=True)})
+
+
+def _end_on_screen(table: Presentations) -> NDArray[np.float64]:
+    """``(K,)`` seconds: a presentation lasts until the next one begins, or to its own end before a pause.
+
+    Tables with times rounded to imaging frames have presentations that overlap by a rounding error or last no time
+    at all; each would be in two parts or in none.
+    """
+    following = np.append(table.start[1:], np.inf)
+    end = np.where(following - table.end <= LONGEST_PAUSE_S, following, table.end)
+    return np.maximum(end, np.nextafter(table.start, np.inf))
+
+
+def _is_masked(table: Presentations, masked_domain: Intervals) -> NDArray[np.bool_]:
+    """``(K,)`` bool, True for presentations of which any moment is masked; the end itself is not part of one."""
+    return overlaps(table.start, np.nextafter(_end_on_screen(table), -np.inf), masked_domain)
 
 
 def usable_trials(table: Presentations) -> NDArray[np.bool_]:
@@ -93,10 +116,21 @@ def split_gratings(recording: Recording, config: SplitConfig) -> Split:
     SplitError
         If a part stays empty.
     """
+    return _checked(recording, GRATINGS, _divide_gratings(recording, config))
+
+
+def _divide_gratings(recording: Recording, config: SplitConfig) -> Split:
     table = recording.stimulus(GRATINGS)
     labels = np.full(len(table), "blank or unlabelled", dtype="<U24")
-    usable = usable_trials(table) & ~contains(table.midpoint, recording.masked_domain)
+    masked = _is_masked(table, recording.masked_domain)
+    labels[masked] = "masked"
+    usable = usable_trials(table) & ~masked
     if config.gratings_test_repeats:
+        if "repeat" not in table.columns:
+            raise SplitError(
+                f"recording {recording.recording_id}: {GRATINGS} has no column 'repeat' to split by",
+                fix="leave split.gratings_test_repeats empty",
+            )
         repeat = table.columns["repeat"]
         labels[usable] = "train"
         labels[usable & np.isin(repeat, config.gratings_valid_repeats)] = "valid"
@@ -113,7 +147,7 @@ def split_gratings(recording: Recording, config: SplitConfig) -> Split:
             labels[rows] = "train"
             labels[rows[: num_test + num_valid]] = "valid"
             labels[rows[:num_test]] = "test_gratings"
-    return _checked(recording, GRATINGS, split_from_labels(table, labels, ["train", "valid", "test_gratings"]))
+    return split_from_labels(table, labels, ["train", "valid", "test_gratings"])
 
 
 def split_movie(
@@ -142,8 +176,14 @@ def split_movie(
     Raises
     ------
     SplitError
-        If a part stays empty, or clips are asked for without pixels.
+        If a part stays empty, or clips are asked for without pixels or with those of a shorter movie.
     """
+    return _checked(recording, movie, _divide_movie(recording, movie, config, window_s=window_s, pixels=pixels))
+
+
+def _divide_movie(
+    recording: Recording, movie: str, config: SplitConfig, *, window_s: float, pixels: NDArray[np.uint8] | None
+) -> Split:
     table = recording.stimulus(movie)
     frame, repeat = table.columns["frame"], table.columns["repeat"]
     labels = np.full(len(table), "repeat in no part", dtype="<U24")
@@ -154,18 +194,24 @@ def split_movie(
     if config.num_clips:
         if pixels is None:
             raise SplitError(f"clips of {movie} without its pixels", fix="prepare the movie or set split.num_clips 0")
+        if frame.max(initial=0) >= len(pixels):
+            raise SplitError(
+                f"recording {recording.recording_id} shows frame {frame.max()} of {movie}, which has {len(pixels)}",
+                fix="put the movie that was shown into the data folder",
+            )
         step = float(np.median(np.diff(table.start[repeat == repeat[0]])))
         role = clip_roles(pixels, config, gap_s=window_s + 3 * config.decay_s, frame_s=step)[frame]
         labels = np.where(role == "", labels, role)
         parts.append("test_clip")
-    labels[contains(table.midpoint, recording.masked_domain)] = "masked"
-    return _checked(recording, movie, split_from_labels(table, labels, parts))
+    labels[_is_masked(table, recording.masked_domain)] = "masked"
+    return split_from_labels(table, labels, parts)
 
 
 def clip_roles(pixels: NDArray[np.uint8], config: SplitConfig, *, gap_s: float, frame_s: float) -> NDArray[np.str_]:
     """Name what held-out clips do to each movie frame: ``test_clip``, ``gap``, ``near-duplicate`` or nothing.
 
-    Clips are contiguous, equally long, spread evenly over the movie. A training frame is a near-duplicate if its
+    Clips are contiguous, equally long, spread evenly over the movie. Gaps go on over the movie's ends, since its
+    repeats follow each other. A training frame is a near-duplicate if its
     correlation with any clip frame (mean frame subtracted) exceeds `config.near_duplicate_correlation`; the rule
     is applied once, not transitively.
 
@@ -181,8 +227,8 @@ def clip_roles(pixels: NDArray[np.uint8], config: SplitConfig, *, gap_s: float, 
     centres = (np.arange(config.num_clips) + 0.5) * num_frames / config.num_clips
     starts = np.round(centres - length / 2).astype(int)
     for start in starts:
-        near = slice(max(start - gap, 0), start + length + gap)
-        role[near] = np.where(role[near] == "test_clip", role[near], "gap")
+        role[np.arange(start - gap, start + length + gap) % num_frames] = "gap"
+    for start in starts:
         role[start : start + length] = "test_clip"
     flat = pixels.reshape(num_frames, -1).astype(np.float32)
     flat -= flat.mean(axis=0)
@@ -220,15 +266,18 @@ def training_domain(recording: Recording, splits: Sequence[Split]) -> Intervals:
 
 
 def standard_splits(recording: Recording, config: SplitConfig, *, window_s: float = 1.0) -> list[Split]:
-    """Split every stimulus of a recording that a task can use; `window_s` sets the gaps around clips."""
+    """Split every stimulus of a recording that a task can use; `window_s` sets the gaps around clips.
+
+    Parts may stay empty here: a stimulus shown too briefly to be a task's own still holds out what it can.
+    """
     splits = []
     if GRATINGS in recording.stimuli:
-        splits.append(split_gratings(recording, config))
+        splits.append(_divide_gratings(recording, config))
     for name in sorted(recording.stimuli):
         if name.startswith(MOVIE_PREFIX):
             folder = recording.data_folder
             has_pixels = folder is not None and movie_path(folder, name).exists()
             pixels = load_movie(folder, name) if folder is not None and has_pixels else None
             movie_config = config if has_pixels else config.without_clips()
-            splits.append(split_movie(recording, name, movie_config, window_s=window_s, pixels=pixels))
+            splits.append(_divide_movie(recording, name, movie_config, window_s=window_s, pixels=pixels))
     return splits

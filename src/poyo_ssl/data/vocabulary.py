@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from poyo_ssl.data.intervals import Intervals
+from poyo_ssl.data.intervals import Intervals, as_intervals, subtract
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.windows import UnitSet
 from poyo_ssl.errors import RecordingError
@@ -65,7 +65,7 @@ def fit_normalisation(
         ``(C,)`` columns of dF/F.
     domain : ndarray
         ``(K, 2)`` seconds to take statistics from.
-    method : {'robust_z', 'raw'}
+    method : {'robust_z', 'robust_asinh', 'raw'}
         Median and scaled median absolute deviation (the standard deviation where that is 0), or 0 and 1.
     block : int
         Units in memory at once.
@@ -78,22 +78,25 @@ def fit_normalisation(
     Raises
     ------
     RecordingError
-        If a trace holds NaN or never changes inside the training part; it lists the units.
+        If a trace holds NaN outside masked spans or never changes inside the training part; it lists the units.
     """
     centre, scale = np.zeros(len(columns), np.float32), np.ones(len(columns), np.float32)
     edges = np.searchsorted(recording.timestamps, domain)
+    whole = as_intervals([[recording.timestamps[0], np.inf]])
+    readable = np.searchsorted(recording.timestamps, subtract(whole, recording.masked_domain))
     bad: list[str] = []
     for start in range(0, len(columns), block):
         part = columns[start : start + block]
+        finite = np.all([np.isfinite(recording.read_dff(low, high)[:, part]).all(axis=0) for low, high in readable], 0)
         values = np.concatenate([recording.read_dff(low, high)[:, part] for low, high in edges])
-        finite = np.isfinite(values).all(axis=0)
-        spread = np.where(finite, values.std(axis=0), 0)
-        bad += [str(recording.unit_ids[unit]) for unit in part[~finite | (spread == 0)]]
-        if method == "robust_z" and not bad:
+        # Not by the standard deviation: rounding gives a constant such as 0.1 a positive one.
+        changes = values.min(axis=0) < values.max(axis=0)
+        bad += [str(recording.unit_ids[unit]) for unit in part[~(finite & changes)]]
+        if method != "raw" and not bad:
             middle = np.median(values, axis=0)
             deviation = MAD_TO_SD * np.median(np.abs(values - middle), axis=0)
             centre[start : start + block] = middle
-            scale[start : start + block] = np.where(deviation > 0, deviation, spread)
+            scale[start : start + block] = np.where(deviation > 0, deviation, values.std(axis=0))
     if bad:
         raise RecordingError(
             f"recording {recording.recording_id}: NaN or constant traces in {len(bad)} of {len(columns)} units: "

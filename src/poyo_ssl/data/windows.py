@@ -270,7 +270,8 @@ class BatchRequest:
 class BatchSampler(Sampler[BatchRequest]):
     """Batches of one epoch as a pure function of (seed, epoch), each device taking its share of every batch.
 
-    Over all ranks the batches hold each window exactly once per epoch, whatever the number of ranks.
+    Over all ranks the batches hold each window exactly once per epoch, whatever the number of ranks; no rank is
+    ever left without a window, so a batch may hold a few more than `batch_size` where that is the number of ranks.
 
     Parameters
     ----------
@@ -280,6 +281,11 @@ class BatchSampler(Sampler[BatchRequest]):
         What the order is drawn from; `seed` None keeps the order and draws nothing (evaluation).
     rank, num_ranks : int
         This process and the number of processes.
+
+    Raises
+    ------
+    ConfigError
+        If the ranks cannot share a training batch evenly, or there are more ranks than windows.
     """
 
     def __init__(
@@ -291,11 +297,17 @@ class BatchSampler(Sampler[BatchRequest]):
                 allowed=f"a multiple of {num_ranks}",
                 fix="change optim.batch_size or --devices",
             )
+        if num_windows < num_ranks:
+            raise ConfigError(
+                f"{num_windows} windows on {num_ranks} processes",
+                allowed=f"{num_ranks} windows or more",
+                fix="use fewer --devices",
+            )
         self.num_windows, self.batch_size, self.seed, self.epoch = num_windows, batch_size, seed, epoch
         self.rank, self.num_ranks = rank, num_ranks
 
     def __len__(self) -> int:
-        return -(-self.num_windows // self.batch_size)
+        return min(-(-self.num_windows // self.batch_size), self.num_windows // self.num_ranks)
 
     def __iter__(self) -> Iterator[BatchRequest]:
         order = np.arange(self.num_windows)
@@ -320,6 +332,8 @@ class WindowDataset(Dataset[Batch]):
         The windows.
     bin_frames : int
         Imaging frames averaged into one step.
+    compress : bool
+        Take the inverse hyperbolic sine of the normalised values, before binning.
     unit_dropout : bool
         Draw a number of neurons per window, for requests with a seed.
     frame_bank : Tensor, optional
@@ -333,6 +347,7 @@ class WindowDataset(Dataset[Batch]):
         table: WindowTable,
         *,
         bin_frames: int = 1,
+        compress: bool = False,
         unit_dropout: bool = False,
         frame_bank: torch.Tensor | None = None,
     ) -> None:
@@ -343,7 +358,8 @@ class WindowDataset(Dataset[Batch]):
                 fix="change window_s or bin_frames",
             )
         self.recordings, self.units, self.table = list(recordings), list(units), table
-        self.bin_frames, self.unit_dropout, self.frame_bank = bin_frames, unit_dropout, frame_bank
+        self.bin_frames, self.compress = bin_frames, compress
+        self.unit_dropout, self.frame_bank = unit_dropout, frame_bank
         self.rates = [recording.rate_hz for recording in self.recordings]
 
     def __len__(self) -> int:
@@ -368,6 +384,7 @@ class WindowDataset(Dataset[Batch]):
             units, recording = self.units[r], self.recordings[r]
             values = recording.read_dff(start, start + table.num_frames)[:, units.columns[pick]]
             values = (values - units.centre[pick]) / units.scale[pick]
+            values = np.arcsinh(values) if self.compress else values
             dff[i, :, : len(pick)] = values.reshape(steps, self.bin_frames, -1).mean(axis=1)
             rows[i, : len(pick)] = units.rows[pick]
             stamps = recording.timestamps[start : start + table.num_frames]

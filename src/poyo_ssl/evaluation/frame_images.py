@@ -85,7 +85,9 @@ def mean_training_frame(frames: Array, y_train: Array) -> FloatArray:
     array([[6.]])
     """
     rows, counts = np.unique(y_train, return_counts=True)
-    return np.asarray(np.tensordot(counts / counts.sum(), frames[rows].astype(np.float64), axes=1))
+    # Summed before it is divided: whole numbers are exact, so a mean halfway between grey levels always rounds alike.
+    total = np.tensordot(counts.astype(np.float64), frames[rows].astype(np.float64), axes=1)
+    return np.asarray(total / counts.sum())
 
 
 class MeanFrame(ConstantFrame):
@@ -285,7 +287,7 @@ class RidgeFrames(_FrameStack):
         self._scaler = FeatureScaler.fit(x_train)
         u, s, vt = _thin_svd(self._scaler(x_train))
         projected, held_out = u.T @ scores_train, self._scaler(x_valid) @ vt.T
-        scale = float((s**2).mean()) or 1.0
+        scale = float((s**2).mean()) if len(s) else 1.0  # no feature varies: the mean frame
         best = np.inf
         for penalty in self.penalties:
             coefficients = (s / (s**2 + penalty * scale))[:, None] * projected

@@ -27,8 +27,8 @@ IntArray = npt.NDArray[np.int64]
 
 SSIM_RADIUS_PX = int(3.5 * protocol.SSIM_SIGMA + 0.5)
 """Half width of the Gaussian window; scikit-image's truncation at 3.5 sigma, an 11 x 11 window."""
-TIE = 1e-9
-"""Correlations this close are equal: the same image gives them up to rounding."""
+TIE = 1e-5
+"""Correlations this close are equal: the same image gives them up to rounding in single precision."""
 FRAMES_PER_BLOCK = 64
 """Frames in work at a time, which bounds memory at a few hundred MB for the largest frames."""
 
@@ -254,8 +254,10 @@ def candidate_similarity(prediction: Array, candidates: Array) -> FloatArray:
     array([[ 1., -1.],
            [-1.,  1.]])
     """
-    unit = _unit_rows(candidates)
-    return np.concatenate([_unit_rows(x) @ unit.T for _, (x,) in _blocks(prediction)])
+    # Single precision: rounding of 1e-6 is far below what tells frames apart, and this is the costliest metric.
+    unit = _unit_rows(candidates).astype(np.float32)
+    rows = [_unit_rows(x).astype(np.float32) @ unit.T for _, (x,) in _blocks(prediction)]
+    return np.concatenate(rows).astype(np.float64)
 
 
 def identification(similarity: FloatArray, true: IntArray, ways: int) -> FloatArray:

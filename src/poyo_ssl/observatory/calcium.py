@@ -19,7 +19,7 @@ DRIFT_KNOT_S = 180.0
 
 
 def kernel_shape(indicator: Indicator, rate_hz: float, duration_s: float | None = None) -> NDArray[np.float64]:
-    """Return the kernel (1 - exp(-t / rise)) exp(-t / decay) with a peak of 1, sampled at the imaging rate.
+    """Return the kernel exp(-t / decay) - exp(-t / rise), scaled to a peak of 1, sampled at the imaging rate.
 
     Parameters
     ----------
@@ -38,13 +38,14 @@ def kernel_shape(indicator: Indicator, rate_hz: float, duration_s: float | None 
     (0.0, 1.0)
     """
     time = np.arange(int((duration_s or 10 * indicator.decay_s) * rate_hz)) / rate_hz
-    shape = (1 - np.exp(-time / indicator.rise_s)) * np.exp(-time / indicator.decay_s)
+    shape = np.exp(-time / indicator.decay_s) - np.exp(-time / indicator.rise_s)
     return shape / _kernel_peak(indicator)
 
 
 def _kernel_peak(indicator: Indicator) -> float:
-    at = indicator.rise_s * np.log1p(indicator.decay_s / indicator.rise_s)
-    return float((1 - np.exp(-at / indicator.rise_s)) * np.exp(-at / indicator.decay_s))
+    rise, decay = indicator.rise_s, indicator.decay_s
+    at = np.log(decay / rise) * rise * decay / (decay - rise)
+    return float(np.exp(-at / decay) - np.exp(-at / rise))
 
 
 def draw_counts(
@@ -81,7 +82,7 @@ def convolve_kernel(events: NDArray[np.floating], indicator: Indicator, rate_hz:
     from scipy import signal
 
     slow = np.exp(-1 / (rate_hz * indicator.decay_s))
-    fast = np.exp(-(1 / indicator.decay_s + 1 / indicator.rise_s) / rate_hz)
+    fast = np.exp(-1 / (rate_hz * indicator.rise_s))
     numerator, denominator = [0.0, slow - fast], [1.0, -(slow + fast), slow * fast]
     return signal.lfilter(numerator, denominator, events, axis=0) / _kernel_peak(indicator)
 

@@ -253,6 +253,21 @@ def _slow_noise(shape: tuple[int, int], time_constant_frames: float, rng: np.ran
     return signal.lfilter([1.0], [1.0, -decay], white, axis=0)
 
 
+def _scale_to_variance(log_gain: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Find by bisection the factor of each column whose exponential has the wanted variance over squared mean.
+
+    Running is far from normal and slow noise is never long enough, so no formula gives it.
+    """
+    sample = log_gain[:: max(1, len(log_gain) // 4000)]
+    low, high = np.zeros(len(wanted)), np.full(len(wanted), 4.0)
+    for _ in range(14):
+        middle = (low + high) / 2
+        gain = np.exp(middle * sample)
+        too_small = gain.var(0) < wanted * gain.mean(0) ** 2
+        low, high = np.where(too_small, middle, low), np.where(too_small, high, middle)
+    return (low + high) / 2
+
+
 @dataclass(frozen=True)
 class Rates:
     """Rates of N neurons over a session and what is true of them.
@@ -316,21 +331,21 @@ def simulate_rates(
     gain_variance = np.where(driven, variance * (1 - share) / (share * (1 + variance)), cell.rate_variance)
     gain_variance = np.minimum(gain_variance, MAX_GAIN_VARIANCE)
 
-    log_sd = np.sqrt(np.log1p(gain_variance))
     speed = (running - running.mean()) / max(float(running.std()), 1e-9)
     sign = np.where(rng.random(num_units) < (1 + cell.running_sign) / 2, 1.0, -1.0)
-    running_gain = sign * log_sd * np.sqrt(cell.running_share)
     loading = rng.standard_normal((NUM_SHARED_FACTORS, num_units))
     loading /= np.linalg.norm(loading, axis=0)
     shared = _slow_noise((num_frames, NUM_SHARED_FACTORS), 2.0 * rate_hz, rng) @ loading
     private = _slow_noise((num_frames, num_units), 1.0 * rate_hz, rng)
     private_share = 1 - cell.running_share - cell.shared_share
-    slow = np.sqrt(cell.shared_share) * shared + np.sqrt(private_share) * private
-    gain = np.exp(running_gain * speed[:, None] + log_sd * slow)
+    log_gain = np.sqrt(cell.running_share) * sign * speed[:, None]
+    log_gain += np.sqrt(cell.shared_share) * shared + np.sqrt(private_share) * private
+    scale = _scale_to_variance(log_gain, gain_variance)
+    gain = np.exp(scale * log_gain)
     gain /= gain.mean(0)
 
     modulation = stimulus * gain
     mean_rate = cell.mean_rate_hz * np.exp(cell.rate_spread * rng.standard_normal(num_units))
     rate = mean_rate * modulation / modulation.mean(0)
     information = np.where(driven, np.minimum(variance / np.maximum(modulation.var(0), 1e-12), 1.0), 0.0)
-    return Rates(rate.astype(np.float32), mean_rate, information, depth, running_gain)
+    return Rates(rate.astype(np.float32), mean_rate, information, depth, scale * sign * np.sqrt(cell.running_share))

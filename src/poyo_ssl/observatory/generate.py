@@ -80,7 +80,7 @@ def generate_observatory(
     check(seed >= 0, f"seed of {seed}", "0 or more", "change it")
     check(workers >= 1, f"{workers} workers", "1 or more", "raise it")
     output = Path(output)
-    wanted = {"world": world, "size": size, "seed": seed}
+    wanted: dict[str, str | int] = {"world": world, "size": size, "seed": seed}
     earlier = _find_earlier(output, wanted, overwrite)
     paths = [output / f"{name}.h5" for name in recording_ids(spec)]
     missing = [index for index, path in enumerate(paths) if overwrite or not path.exists()]

@@ -10,14 +10,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from poyo_ssl import protocol
-from poyo_ssl.config import check
+from poyo_ssl.config import SelectionConfig
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.errors import SelectionError, suggest
 from poyo_ssl.selection.knee import knee_threshold
@@ -25,91 +24,8 @@ from poyo_ssl.selection.moments import measure_units
 
 MOMENTS = ("skewness", "kurtosis")
 TABLE_FILE, SETTINGS_FILE = "selection.csv", "selection.json"
-TEXT_COLUMNS = ("recording_id", "unit_id", "cre_line", "status")
 NUMBER_COLUMNS = ("skewness", "kurtosis", "snr", "event_rate_hz")
-
-
-@dataclass(frozen=True)
-class SelectionConfig:
-    """How predictable neurons are chosen.
-
-    Attributes
-    ----------
-    level : {'line', 'neuron'}
-        'line' (as published): all neurons of the Cre lines whose means lie below both thresholds; 'neuron': each
-        neuron by its own moments, without any label.
-    thresholds : {'published', 'knee', 'given'}
-        'published': skewness 3.51 and kurtosis 22.62; 'knee': refitted to the line means (at both levels: the knee
-        of single neurons means nothing); 'given': the two settings below.
-    skewness_threshold : float, optional
-        For 'given'.
-    kurtosis_threshold : float, optional
-        For 'given'.
-    keep_fraction : float, optional
-        At level 'neuron', keep this share of all usable neurons instead of using thresholds: those with the
-        smallest sum of their ranks in skewness and in kurtosis (over all recordings; ties in the order of the table).
-
-    Raises
-    ------
-    ConfigError
-        If settings exclude each other, are missing, or a share is not in (0, 1].
-
-    Examples
-    --------
-    >>> SelectionConfig(thresholds="given", skewness_threshold=2.0)
-    Traceback (most recent call last):
-    poyo_ssl.errors.ConfigError: thresholds 'given' without kurtosis_threshold (allowed: both thresholds, finite); ...
-    """
-
-    level: Literal["line", "neuron"] = "line"
-    thresholds: Literal["published", "knee", "given"] = "published"
-    skewness_threshold: float | None = None
-    kurtosis_threshold: float | None = None
-    keep_fraction: float | None = None
-
-    def __post_init__(self) -> None:
-        levels, choices = ("line", "neuron"), ("published", "knee", "given")
-        check(
-            self.level in levels,
-            f"level '{self.level}'{suggest(self.level, levels)}",
-            "line or neuron",
-            "change it",
-        )
-        check(
-            self.thresholds in choices,
-            f"thresholds '{self.thresholds}'{suggest(self.thresholds, choices)}",
-            "published, knee or given",
-            "change it",
-        )
-        for name in ("skewness_threshold", "kurtosis_threshold"):
-            value = getattr(self, name)
-            if self.thresholds == "given":
-                check(
-                    value is not None and bool(np.isfinite(value)),
-                    f"thresholds 'given' without {name}",
-                    "both thresholds, finite",
-                    f"pass --{name}",
-                )
-            else:
-                check(
-                    value is None,
-                    f"{name} of {value} with thresholds '{self.thresholds}'",
-                    "thresholds 'given'",
-                    "pass --thresholds given or leave it out",
-                )
-        if self.keep_fraction is not None:
-            check(
-                0 < self.keep_fraction <= 1,
-                f"keep_fraction of {self.keep_fraction}",
-                "above 0, at most 1",
-                "change it",
-            )
-            check(
-                self.level == "neuron" and self.thresholds == "published",
-                f"keep_fraction with level '{self.level}' and thresholds '{self.thresholds}'",
-                "level 'neuron' and no other thresholds",
-                "pass --level neuron or leave keep_fraction out",
-            )
+COUNT_COLUMNS = ("unit_index", "cell_specimen_id", "num_samples")
 
 
 @dataclass(frozen=True)
@@ -207,19 +123,22 @@ class Selection:
         try:
             settings = json.loads((folder / SETTINGS_FILE).read_text())
             config, thresholds = SelectionConfig(**settings["config"]), settings["thresholds"]
-            table = pd.read_csv(
-                folder / TABLE_FILE,
-                dtype=dict.fromkeys(TEXT_COLUMNS, str) | dict.fromkeys(NUMBER_COLUMNS, float) | {"selected": bool},
-                float_precision="round_trip",
-                # An id may read 'NA': only the measures have missing values.
-                keep_default_na=False,
-                na_values={name: [""] for name in NUMBER_COLUMNS},
-            )
+            table = _read_table(folder / TABLE_FILE)
         except (ValueError, KeyError, TypeError) as error:
             raise SelectionError(
                 f"{folder} holds no complete selection ({error})", fix="run 'poyo-ssl select' again"
             ) from None
         return cls(table, thresholds, config)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    # Read as text: an id may be '007' or 'NA', and Python's float gives back every bit that was written.
+    text = pd.read_csv(path, dtype=str, keep_default_na=False)
+    columns: dict[str, list] = {name: text[name].tolist() for name in text.columns}
+    columns |= {name: [float(value or "nan") for value in columns[name]] for name in NUMBER_COLUMNS}
+    columns |= {name: [int(value) for value in columns[name]] for name in COUNT_COLUMNS}
+    columns["selected"] = [{"True": True, "False": False}[value] for value in columns["selected"]]
+    return pd.DataFrame(columns)
 
 
 def line_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -332,7 +251,7 @@ def _thresholds(table: pd.DataFrame, config: SelectionConfig) -> dict[str, float
         return {"skewness": protocol.SKEWNESS_THRESHOLD, "kurtosis": protocol.KURTOSIS_THRESHOLD}
     if config.thresholds == "knee":
         means = line_table(table).dropna(subset=list(MOMENTS))
-        return {name: knee_threshold(means[name].to_numpy(), name=name) for name in MOMENTS}
+        return {name: knee_threshold(means[name].to_numpy(), name=name, curve=config.knee_curve) for name in MOMENTS}
     return {name: float(getattr(config, f"{name}_threshold")) for name in MOMENTS}
 
 

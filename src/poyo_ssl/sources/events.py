@@ -186,7 +186,8 @@ def _need(path: Path) -> Path:
 def _read_events(path: Path) -> dict[str, Any]:
     """Return `events`, `shape` (cells, frames), `fps`, `cell_specimen_id` and `masked_frames`, all checked."""
     try:
-        with np.load(_need(path), allow_pickle=False) as file:
+        # Opened here, so that it is closed also where the archive is damaged.
+        with _need(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = dict(file.items())
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RecordingError(f"{path} is not a complete npz file ({error})", fix="copy or write it again") from None

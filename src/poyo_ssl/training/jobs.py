@@ -179,6 +179,7 @@ def _datasets(
             units,
             table,
             bin_frames=window.bin_frames,
+            compress=window.compresses,
             unit_dropout=window.unit_dropout and part == "train",
             frame_bank=data.bank_tensor(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,13 @@ def predict_windows(
         ``(W, K)`` class probabilities, ``(W,)`` positions, or ``(W, H, W)`` uint8 frames.
     """
     units = [run.unit_set(recording) for recording in recordings]
-    dataset = WindowDataset(recordings, units, table, bin_frames=run.config.window.bin_frames)
+    dataset = WindowDataset(
+        recordings,
+        units,
+        table,
+        bin_frames=run.config.window.bin_frames,
+        compress=run.config.window.compresses,
+    )
     module = PredictModule(run)
     with quiet_lightning():
         trainer = make_trainer(None, devices=devices, nodes=nodes, progress=progress, logger=False)
@@ -115,10 +122,13 @@ class TestPart:
     name: str
     table: WindowTable
 
+    @property
+    def split(self) -> str:
+        """Name of the split that this part tests."""
+        return self.name.removeprefix("test_")
+
     def checksum(self) -> str:
         """Return one checksum for all recordings."""
-        import hashlib
-
         return hashlib.sha256("".join(r.checksum() for r in self.data.recordings).encode()).hexdigest()
 
     def to_predictions(
@@ -135,7 +145,7 @@ class TestPart:
         values = self.data.class_values if class_values is None else class_values
         return Predictions(
             task=self.config.task,
-            split=self.name.removeprefix("test_"),
+            split=self.split,
             arm=arm,
             data_checksum=self.checksum(),
             prediction=prediction,

@@ -56,7 +56,13 @@ def pretrain(
         If data, selection or settings do not fit together.
     """
     config = config or PretrainConfig()
-    arguments: dict[str, Any] = {"data": data, "selection": selection, "config": config, "devices": devices, "nodes": nodes}
+    arguments: dict[str, Any] = {
+        "data": data,
+        "selection": selection,
+        "config": config,
+        "devices": devices,
+        "nodes": nodes,
+    }
     out = _start(Path(out), overwrite)
     job = pretraining_job(out, arguments, progress=progress)
     fit(job)

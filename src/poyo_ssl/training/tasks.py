@@ -81,6 +81,15 @@ def direction_classes(recordings: Sequence[Recording]) -> NDArray[np.float64]:
     return np.unique(found.astype(np.float64))
 
 
+def _movie_of(recording: Recording, movie: str) -> NDArray[np.uint8]:
+    if recording.data_folder is None:
+        raise RecordingError(
+            f"no pixels of '{movie}' for recording {recording.recording_id}, which lies in no data folder",
+            fix="save it beside the movie, or set split.num_clips 0",
+        )
+    return load_movie(recording.data_folder, movie)
+
+
 def load_frames(recordings: Sequence[Recording], movie: str, *, height: int, width: int) -> NDArray[np.uint8]:
     """Return a movie's frames, resized with antialiasing, ``(L, height, width)`` uint8.
 
@@ -124,7 +133,7 @@ def prepare_task(recordings: Sequence[Recording], config: FinetuneConfig) -> Tas
         else:
             parts = []
             for movie in config.movies:
-                pixels = load_movie(recording.data_folder, movie) if split_config.num_clips else None  # type: ignore[arg-type]
+                pixels = _movie_of(recording, movie) if split_config.num_clips else None
                 parts.append(split_movie(recording, movie, split_config, window_s=window_s, pixels=pixels))
             split = join(parts)
         splits[recording.recording_id] = split

@@ -1,0 +1,33 @@
+# Everything happens in a virtual environment of its own; nothing else on the machine changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests and the demo use one thread per process: on two cores more of them only get into each other's way.
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test lint types clean
+
+demo: $(VENV)/core
+	$(BIN)/poyo-ssl demo --out runs/demo --overwrite
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+$(VENV)/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

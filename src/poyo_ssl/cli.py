@@ -1,0 +1,193 @@
+"""The command line: typed functions of `poyo_ssl.commands` as subcommands with flags and YAML.
+
+A mistake of the user is answered with one line and exit code 2; nothing half-written stays behind.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+from jsonargparse import ArgumentParser
+
+from poyo_ssl import commands
+from poyo_ssl.config import FinetuneConfig, PretrainConfig, SelectionConfig, SplitConfig, from_plain
+from poyo_ssl.errors import ConfigError, PoyoError, suggest
+
+# Settings classes whose fields become flags of a command: without a prefix, or below one.
+SETTINGS: dict[Callable[..., Any], dict[str, tuple[type[Any], str | None]]] = {
+    commands.select: {"config": (SelectionConfig, None), "split": (SplitConfig, "split")},
+    commands.pretrain: {"config": (PretrainConfig, None)},
+    commands.finetune: {"config": (FinetuneConfig, None)},
+}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "prepare observatory": commands.prepare_observatory,
+    "prepare events": commands.prepare_events,
+    "select": commands.select,
+    "pretrain": commands.pretrain,
+    "finetune": commands.finetune,
+    "resume": commands.resume,
+    "evaluate": commands.evaluate,
+    "report": commands.report,
+    "demo": commands.demo,
+}
+POSITIONAL = {
+    "prepare observatory": True,
+    "prepare events": True,
+    "evaluate": True,
+    "report": True,
+    "resume": True,
+}
+
+
+class Parser(ArgumentParser):
+    """A parser that raises `ConfigError` in one line instead of printing its usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what jsonargparse found, with the nearest known word."""
+        if isinstance(ex, PoyoError):
+            raise ex
+        text = " ".join(message.split())
+        raise ConfigError(text.rstrip(".") + _nearest(text, self), fix="see --help")
+
+
+def _nearest(text: str, parser: ArgumentParser) -> str:
+    """Return a 'did you mean' for an unknown flag, field or command in an error of jsonargparse."""
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    if match := re.search(r"[Uu]nrecognized arguments?: (--[\w.]+)", text):
+        return suggest(match[1], flags)
+    if match := re.search(r"[Kk]ey '([\w.]+)' is not expected|Unrecognized keys?[^']*'([\w.]+)'", text):
+        word = match[1] or match[2]
+        return suggest(word, [flag.removeprefix("--") for flag in flags])
+    return ""
+
+
+def preset_names() -> list[str]:
+    """Return the names of the packaged settings, such as ``pretrain_coded``."""
+    folder = files("poyo_ssl") / "configs"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def _resolve(arguments: Sequence[str]) -> list[str]:
+    """Put the packaged file in the place of a preset's name, and a value behind a bare ``--overwrite``."""
+    resolved = []
+    for previous, word, following in zip(["", *arguments], arguments, [*arguments[1:], ""], strict=False):
+        if word == "--overwrite" and following not in ("true", "false"):
+            word = "--overwrite=true"
+        name = word.removeprefix("--config=")
+        is_value = previous == "--config" or word.startswith("--config=")
+        if is_value and not Path(name).exists():
+            if name not in preset_names():
+                raise ConfigError(
+                    f"no settings file or preset '{name}'{suggest(name, preset_names())}",
+                    allowed=", ".join(preset_names()),
+                    fix="give a YAML file or a preset",
+                )
+            word = word.replace(name, str(files("poyo_ssl") / "configs" / f"{name}.yaml"))
+        resolved.append(word)
+    return resolved
+
+
+def build_parser(command: str) -> Parser:
+    """Return the parser of one command."""
+    function = COMMANDS[command]
+    summary = (function.__doc__ or "").split("\n\n")[0].strip()
+    parser = Parser(prog=f"poyo-ssl {command}", description=summary, default_env=False)
+    parser.add_argument(
+        "--config", action="config", help="A YAML file with any of these settings, or the name of a preset."
+    )
+    settings = SETTINGS.get(function, {})
+    parser.add_function_arguments(function, as_positional=POSITIONAL.get(command, False), skip=set(settings))
+    for kind, prefix in settings.values():
+        parser.add_class_arguments(kind, prefix, as_group=True)
+    return parser
+
+
+def usage() -> str:
+    """Return the text of ``poyo-ssl --help``."""
+    lines = ["usage: poyo-ssl COMMAND [flags]   (poyo-ssl COMMAND --help lists them)", ""]
+    for command, function in COMMANDS.items():
+        lines.append(f"  {command:<20} {(function.__doc__ or '').strip().splitlines()[0]}")
+    lines += ["", f"presets for --config: {', '.join(preset_names())}"]
+    return "\n".join(lines)
+
+
+def find_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the command's name and the arguments that are left.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such command.
+
+    Examples
+    --------
+    >>> find_command(["prepare", "observatory", "data"])
+    ('prepare observatory', ['data'])
+    """
+    for length in (2, 1):
+        name = " ".join(arguments[:length])
+        if name in COMMANDS:
+            return name, list(arguments[length:])
+    given = arguments[0]
+    if given == "prepare":
+        given = " ".join(arguments[:2])
+    close = difflib.get_close_matches(given, COMMANDS, n=1, cutoff=0.5)
+    hint = f", did you mean '{close[0]}'?" if close else ""
+    raise ConfigError(f"unknown command '{given}'{hint}", allowed=", ".join(COMMANDS), fix="see poyo-ssl --help")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse and run one command.
+
+    Raises
+    ------
+    PoyoError
+        What the user has to mend.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(usage() + "\n")
+        return
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        sys.stdout.write(version("poyo-ssl") + "\n")
+        return
+    command, rest = find_command(arguments)
+    parser = build_parser(command)
+    values = parser.parse_args(_resolve(rest)).as_dict()
+    values.pop("config", None)
+    values.pop("__path__", None)
+    function = COMMANDS[command]
+    for name, (kind, prefix) in SETTINGS.get(function, {}).items():
+        if prefix is None:
+            fields = get_type_hints(kind)
+            values[name] = from_plain(kind, {key: values.pop(key) for key in list(values) if key in fields})
+        else:
+            values[prefix] = from_plain(kind, values[prefix])
+    function(**values)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    try:
+        run(list(sys.argv[1:] if arguments is None else arguments))
+    except PoyoError as error:
+        sys.stderr.write(f"poyo-ssl: {error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"poyo-ssl: {error.strerror or error}: {error.filename or ''}; check the path and the disk\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("poyo-ssl: stopped; a training goes on with 'poyo-ssl resume RUN'\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+import hashlib
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+
+from poyo_ssl.data.recording import Recording, open_recordings
+from poyo_ssl.data.stimuli import load_movie
+from poyo_ssl.errors import ConfigError, RecordingError, ResourceError
+from poyo_ssl.observatory import SIZES, foreseen_bytes, generate_observatory, movie_cuts
+
+
+def digests(folder):
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+class InterruptedGenerationError(Exception):
+    pass
+
+
+def test_same_seed_same_bytes_whatever_the_workers(tiny_folder, tmp_path):
+    generate_observatory(tmp_path / "two", size="tiny", seed=0, workers=2)
+    assert digests(tmp_path / "two") == digests(tiny_folder)
+
+
+def test_another_seed_gives_other_recordings(tiny_folder, tmp_path):
+    generate_observatory(tmp_path / "other", size="tiny", seed=1)
+    other, here = digests(tmp_path / "other"), digests(tiny_folder)
+    assert set(other) == set(here)
+    assert not set(other.values()) & set(here.values())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_generation_continues(tiny_folder, tmp_path, workers):
+    def stop(path):
+        raise InterruptedGenerationError
+
+    with pytest.raises(InterruptedGenerationError):
+        generate_observatory(tmp_path / "data", size="tiny", seed=0, workers=workers, progress=stop)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").glob("*.h5")}
+    assert 1 <= len(kept) < 4 if workers == 1 else kept
+    seen = []
+    paths = generate_observatory(tmp_path / "data", size="tiny", seed=0, progress=seen.append)
+    assert sorted(seen) == paths
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    assert digests(tmp_path / "data") == digests(tiny_folder)
+
+
+def test_a_folder_of_another_generation_is_refused_unless_overwritten(tiny_folder, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(RecordingError, match="holds world 'allen_like', size 'tiny', seed 0"):
+        generate_observatory(folder, size="tiny", world="null")
+    assert digests(folder) == digests(tiny_folder) | {"notes.txt": digests(folder)["notes.txt"]}
+    paths = generate_observatory(folder, size="tiny", world="null", overwrite=True)
+    assert "world null" in Recording.open(paths[0]).metadata.origin
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_foreign_recordings_and_damaged_manifests_are_refused(tiny_folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "session.h5").write_bytes(b"")
+    with pytest.raises(RecordingError, match="recordings from elsewhere"):
+        generate_observatory(tmp_path / "mine", size="tiny", overwrite=True)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "observatory.json").write_text("{")
+    with pytest.raises(RecordingError, match="damaged"):
+        generate_observatory(tmp_path / "damaged", size="tiny")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordingError, match="is a file"):
+        generate_observatory(tmp_path / "file", size="tiny")
+
+
+def test_wrong_settings_leave_no_folder(tmp_path):
+    folder = tmp_path / "data"
+    for wrong in ({"world": "nul"}, {"size": "tyni"}, {"seed": -1}, {"workers": 0}):
+        with pytest.raises(ConfigError):
+            generate_observatory(folder, **{"size": "tiny"} | wrong)
+    assert not folder.exists()
+
+
+def test_too_little_disk_is_foreseen(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    with pytest.raises(ResourceError, match="0 MB are free"):
+        generate_observatory(tmp_path / "data", size="tiny")
+    assert not (tmp_path / "data").exists()
+
+
+def test_foreseen_space_is_enough_and_not_far_too_much(tiny_folder):
+    taken = sum(path.stat().st_size for path in tiny_folder.rglob("*") if path.is_file())
+    assert taken < foreseen_bytes(SIZES["tiny"], 4) < 3 * taken
+
+
+def test_recordings_say_where_they_come_from(tiny_recordings):
+    animals = {recording.metadata.subject_id for recording in tiny_recordings}
+    assert len(animals) == 4
+    for recording, line in zip(tiny_recordings, SIZES["tiny"].lines, strict=True):
+        metadata = recording.metadata
+        assert metadata.cre_line == line
+        assert recording.recording_id.isascii()
+        assert metadata.origin == "simulated (poyo-ssl observatory, world allen_like, seed 0)"
+        assert metadata.indicator == ("GCaMP6s" if line == "Pvalb-IRES-Cre" else "GCaMP6f")
+        assert metadata.container_id
+        assert 80 <= metadata.age_days < 140
+        assert 175 <= metadata.depth_um <= 625
+    ids = np.concatenate([recording.cell_specimen_ids for recording in tiny_recordings])
+    assert len(np.unique(ids)) == len(ids)
+
+
+def test_recordings_hold_stimuli_movies_and_cuts(tiny_folder, tiny_recordings):
+    size = SIZES["tiny"]
+    cuts = movie_cuts(size.movies, seed=0)
+    for recording in tiny_recordings:
+        assert set(recording.stimuli) == {"drifting_gratings", "natural_movie_one", "natural_movie_two"}
+        assert set(recording.epochs) == {*recording.stimuli, "spontaneous"}
+        assert np.isfinite(recording.read_dff(0, recording.num_frames)).all()
+        for movie in size.movies:
+            np.testing.assert_array_equal(recording.truth[f"{movie.name}_cuts"], cuts[movie.name])
+            assert load_movie(tiny_folder, movie.name).shape == (movie.num_frames, movie.height, movie.width)
+
+
+def test_truth_has_a_value_for_every_unit(tiny_recordings):
+    for recording in tiny_recordings:
+        per_unit = {name: v for name, v in recording.truth.items() if not name.endswith(("_cuts", "_drive"))}
+        assert len(per_unit) >= 20
+        assert all(values.shape == (recording.num_units,) for values in per_unit.values())
+        drive = recording.truth["drifting_gratings_drive"]
+        assert drive.shape == (8, 1, recording.num_units)
+        rate = recording.events.dense(recording.num_frames, recording.num_units).sum(0) / recording.duration_s
+        assert np.corrcoef(rate, recording.truth["mean_rate_hz"])[0, 1] > 0.5
+
+
+def test_running_is_saved_on_the_imaging_clock(tiny_recordings):
+    for recording in tiny_recordings:
+        np.testing.assert_array_equal(recording.running.timestamps, recording.timestamps)
+        assert -3 < recording.running.values.min() < 1
+        assert recording.running.values.max() < 120
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_kernel_decay_is_recovered_from_the_file(tiny_recordings, index):
+    # Finite-impulse regression of dF/F on the events, then a line through the logarithm of its tail.
+    recording = tiny_recordings[index]
+    events = recording.events.dense(recording.num_frames, recording.num_units)
+    dff = recording.read_dff(0, recording.num_frames)
+    decay = float(recording.truth["kernel_decay_s"][0])
+    lags = np.arange(int(3 * decay * recording.rate_hz))
+    kernels = []
+    for unit in range(recording.num_units):
+        design = np.stack([np.roll(events[:, unit], lag) for lag in lags], axis=1)[len(lags) :]
+        design = np.column_stack([design, np.ones(len(design))])
+        kernels.append(np.linalg.lstsq(design, dff[len(lags) :, unit], rcond=None)[0][:-1])
+    kernel = np.mean(kernels, axis=0)
+    tail = slice(int(0.6 * decay * recording.rate_hz), None)
+    slope = np.polyfit(lags[tail] / recording.rate_hz, np.log(kernel[tail]), 1)[0]
+    assert abs(-1 / slope / decay - 1) < 0.15
+
+
+def test_gratings_tuning_is_recovered_from_the_file(tiny_recordings):
+    found = []
+    for recording in tiny_recordings:
+        table = recording.stimuli["drifting_gratings"]
+        table = table.select(~table.columns["blank_sweep"])
+        counts = recording.events.dense(recording.num_frames, recording.num_units)
+        trials = np.stack([counts[a:b].sum(0) for a, b in zip(table.start_frame, table.end_frame, strict=True)])
+        direction = table.columns["orientation_id"]
+        tuning = np.stack([trials[direction == number].mean(0) for number in range(8)])
+        drive = recording.truth["drifting_gratings_drive"][:, 0]
+        clear = recording.truth["tuned"] & (recording.truth["stimulus_depth"] > 0.3)
+        found += [np.corrcoef(tuning[:, unit], drive[:, unit])[0, 1] for unit in np.flatnonzero(clear)]
+    assert len(found) > 15
+    assert np.median(found) > 0.6
+
+
+def test_torch_brain_opens_the_folder(tiny_folder, tiny_recordings):
+    datasets = pytest.importorskip("torch_brain.datasets")
+    dataset = datasets.AllenVisualCodingOphys2016(root=str(tiny_folder.parent), dirname=tiny_folder.name)
+    assert sorted(dataset.recording_ids) == [recording.recording_id for recording in tiny_recordings]
+    first = dataset.get_recording(dataset.recording_ids[0])
+    own = Recording.open(tiny_folder / f"{dataset.recording_ids[0]}.h5")
+    np.testing.assert_allclose(first.calcium_traces.df_over_f[:10], own.read_dff(0, 10))
+    np.testing.assert_allclose(first.natural_movie_one.start[:5], own.stimuli["natural_movie_one"].start[:5])
+
+
+def test_open_recordings_sees_nothing_but_recordings(tiny_folder):
+    assert len(open_recordings(tiny_folder)) == 4
+    assert not list(tiny_folder.rglob("*.partial"))

@@ -1,0 +1,187 @@
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+from poyo_ssl import protocol
+from poyo_ssl.data.recording import open_recordings
+from poyo_ssl.errors import ConfigError
+from poyo_ssl.observatory import WORLDS, CellClass, Indicator, generate_observatory, get_world
+from poyo_ssl.observatory.calcium import expected_moments
+
+PREDICTABLE = protocol.PUBLISHED_PREDICTABLE_LINES
+
+
+def direction_accuracy(recording):
+    table = recording.stimuli["drifting_gratings"]
+    table = table.select(~table.columns["blank_sweep"])
+    dff = recording.read_dff(0, recording.num_frames)
+    mean = np.stack([dff[a:b].mean(0) for a, b in zip(table.start_frame, table.end_frame, strict=True)])
+    decoder = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    return cross_val_score(decoder, mean, table.columns["orientation_id"], cv=folds).mean()
+
+
+def line_moments(recordings):
+    """Mean skewness and Fisher kurtosis over neurons, by line."""
+    made = {}
+    for recording in recordings:
+        dff = recording.read_dff(0, recording.num_frames)
+        made[recording.metadata.cre_line] = (stats.skew(dff, axis=0).mean(), stats.kurtosis(dff, axis=0).mean())
+    return made
+
+
+def split_by_line(values):
+    chosen = [value for line, value in values.items() if line in PREDICTABLE]
+    others = [value for line, value in values.items() if line not in PREDICTABLE]
+    return np.array(chosen), np.array(others)
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_every_world_describes_every_line(name):
+    assert set(WORLDS[name].classes) == set(protocol.CRE_LINES)
+    assert WORLDS[name].description
+
+
+def test_unknown_world_is_named():
+    with pytest.raises(ConfigError, match="no world 'allen_lik', did you mean 'allen_like'"):
+        get_world("allen_lik")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean_rate_hz": -1.0},
+        {"mean_rate_hz": float("nan")},
+        {"burstiness": 0.5},
+        {"stimulus_information": 1.5},
+        {"noise_level": 0.0},
+        {"rate_spread": -0.1},
+        {"untuned_fraction": 2.0},
+        {"running_share": 0.7, "shared_share": 0.7},
+        {"running_sign": 3.0},
+        {"saturation": 0.0},
+    ],
+)
+def test_dials_outside_their_range_are_refused(change):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        CellClass(**change)
+
+
+def test_indicator_without_decay_is_refused():
+    with pytest.raises(ConfigError, match="decay_s of 0"):
+        Indicator("none", 0.05, 0.0, 0.1)
+
+
+def test_dials_are_independent():
+    # Changing one dial of a class changes no other.
+    base = CellClass()
+    changed = replace(base, burstiness=5.0)
+    assert [f.name for f in fields(base) if getattr(base, f.name) != getattr(changed, f.name)] == ["burstiness"]
+
+
+def test_pvalb_carries_the_slow_indicator():
+    assert WORLDS["allen_like"].classes["Pvalb-IRES-Cre"].indicator.name == "GCaMP6s"
+    others = [cell for line, cell in WORLDS["allen_like"].classes.items() if line != "Pvalb-IRES-Cre"]
+    assert {cell.indicator.name for cell in others} == {"GCaMP6f"}
+
+
+def test_null_holds_what_decoding_needs_equal():
+    classes = WORLDS["null"].classes.values()
+    ratio = [c.mean_rate_hz * c.stimulus_information * c.rate_variance / c.burstiness for c in classes]
+    np.testing.assert_allclose(ratio, ratio[0])
+    assert len({(c.stimulus_information, c.noise_level, c.indicator, c.untuned_fraction) for c in classes}) == 1
+    expected = {
+        line: expected_moments(
+            mean_rate_hz=c.mean_rate_hz,
+            burstiness=c.burstiness,
+            indicator=c.indicator,
+            noise_level=c.noise_level,
+            rate_hz=30.0,
+        )[0]
+        for line, c in WORLDS["null"].classes.items()
+    }
+    chosen, others = split_by_line(expected)
+    assert chosen.max() < others.min() - 1
+
+
+def test_noise_is_the_only_difference_in_noise_confounded():
+    classes = WORLDS["noise_confounded"].classes
+    assert len({replace(cell, noise_level=1.0) for cell in classes.values()}) == 1
+    chosen, others = split_by_line({line: cell.noise_level for line, cell in classes.items()})
+    assert chosen.min() > 5 * others.max()
+
+
+def test_allen_like_lines_lie_on_their_sides_of_the_published_thresholds(tiny_recordings):
+    chosen, others = split_by_line(line_moments(tiny_recordings))
+    assert (chosen < (protocol.SKEWNESS_THRESHOLD, protocol.KURTOSIS_THRESHOLD)).all()
+    assert (others > (protocol.SKEWNESS_THRESHOLD, protocol.KURTOSIS_THRESHOLD)).all()
+
+
+def test_noise_confounded_lines_are_only_noisy(tmp_path):
+    generate_observatory(tmp_path, world="noise_confounded", size="tiny", seed=0)
+    recordings = open_recordings(tmp_path)
+    skewness, _ = split_by_line({line: moments[0] for line, moments in line_moments(recordings).items()})
+    assert skewness.max() < 1.2
+    regularity, share = {}, {}
+    for recording in recordings:
+        counts = recording.events.dense(recording.num_frames, recording.num_units)
+        regularity[recording.metadata.cre_line] = counts.var() / counts.mean()
+        share[recording.metadata.cre_line] = recording.truth["signal_share"].mean()
+    chosen, others = split_by_line(regularity)
+    np.testing.assert_allclose(chosen.mean(), others.mean(), rtol=0.15)
+    chosen, others = split_by_line(share)
+    assert chosen.max() < 0.35 < 0.6 < others.min()
+
+
+@pytest.mark.slow
+def test_allen_like_separates_and_can_be_decoded(tmp_path):
+    from kneed import KneeLocator
+
+    generate_observatory(tmp_path, world="allen_like", size="small", seed=1)
+    recordings = open_recordings(tmp_path)
+    moments = line_moments(recordings)
+    chosen, others = split_by_line(moments)
+    assert (chosen < (protocol.SKEWNESS_THRESHOLD, protocol.KURTOSIS_THRESHOLD)).all()
+    assert (others > (protocol.SKEWNESS_THRESHOLD, protocol.KURTOSIS_THRESHOLD)).all()
+    assert (others.mean(0) > 1.2 * np.array([protocol.SKEWNESS_THRESHOLD, protocol.KURTOSIS_THRESHOLD])).all()
+    for column in (0, 1):
+        values = np.sort([both[column] for both in moments.values()])
+        knee = KneeLocator(np.arange(13), values, S=1.0, curve="concave", direction="increasing").knee
+        assert {line for line, both in moments.items() if both[column] < values[knee]} == set(PREDICTABLE)
+    _, accuracy = split_by_line({r.metadata.cre_line: direction_accuracy(r) for r in recordings})
+    assert accuracy.min() > 0.5
+    assert accuracy.mean() < 0.95
+
+
+def count_signal_to_noise(recording, burstiness):
+    """Stimulus variance of a one-second count between gratings over its spiking variance, median over cells."""
+    truth = recording.truth
+    drive = truth["drifting_gratings_drive"].reshape(-1, recording.num_units)
+    variance = truth["stimulus_depth"] ** 2 * drive.var(0)
+    return np.median((truth["mean_rate_hz"] * variance / burstiness)[truth["tuned"]])
+
+
+@pytest.mark.slow
+def test_null_says_nothing_and_regularity_helps_does(tmp_path):
+    accuracy, ratio = {}, {}
+    for world in ("null", "regularity_helps"):
+        generate_observatory(tmp_path / world, world=world, size="small", seed=1)
+        recordings = open_recordings(tmp_path / world)
+        skewness = split_by_line({line: both[0] for line, both in line_moments(recordings).items()})
+        assert skewness[0].max() + 1 < skewness[1].min()
+        accuracy[world] = split_by_line({r.metadata.cre_line: direction_accuracy(r) for r in recordings})
+        lines = {r.metadata.cre_line: r for r in recordings}
+        classes = WORLDS[world].classes
+        found = {line: count_signal_to_noise(r, classes[line].burstiness) for line, r in lines.items()}
+        ratio[world] = np.divide(*[values.mean() for values in split_by_line(found)])
+    # One recording's accuracy has a standard deviation of about 0.05, the mean of four 0.025.
+    chosen, others = accuracy["null"]
+    assert abs(chosen.mean() - others.mean()) < 0.08
+    assert 0.8 < ratio["null"] < 1.25
+    chosen, others = accuracy["regularity_helps"]
+    assert chosen.min() > others.mean() + 0.1
+    assert ratio["regularity_helps"] > 1.5
