@@ -60,9 +60,13 @@ def make_recording() -> Callable[..., Recording]:
         columns = {"frame": number % MOVIE_FRAMES, "repeat": number // MOVIE_FRAMES}
         edges = movie_onset + np.arange(10 * MOVIE_FRAMES + 1) / 30
         movie = _table(MOVIE, stamps, edges[:-1], edges[1:], columns)
-        values = {"stimuli": {table.name: table for table in (gratings, movie)}}
-        metadata = RecordingMetadata(f"mouse_{recording_id}", cre_line="Sst-IRES-Cre")
-        return Recording(recording_id, dff, stamps, metadata, **{**values, **fields})
+        values = {
+            "dff": dff,
+            "timestamps": stamps,
+            "metadata": RecordingMetadata(f"mouse_{recording_id}", cre_line="Sst-IRES-Cre"),
+            "stimuli": {table.name: table for table in (gratings, movie)},
+        }
+        return Recording(recording_id, **{**values, **fields})
 
     return make
 

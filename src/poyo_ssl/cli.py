@@ -36,13 +36,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "report": commands.report,
     "demo": commands.demo,
 }
-POSITIONAL = {
-    "prepare observatory": True,
-    "prepare events": True,
-    "evaluate": True,
-    "report": True,
-    "resume": True,
-}
+POSITIONAL = ("prepare observatory", "prepare events", "report", "resume")
 
 
 class Parser(ArgumentParser):
@@ -57,13 +51,17 @@ class Parser(ArgumentParser):
 
 
 def _nearest(text: str, parser: ArgumentParser) -> str:
-    """Return a 'did you mean' for an unknown flag, field or command in an error of jsonargparse."""
+    """Return a 'did you mean' for an unknown flag, field or choice in an error of jsonargparse."""
     flags = [flag for action in parser._actions for flag in action.option_strings]
+    names = [flag.removeprefix("--") for flag in flags]
     if match := re.search(r"[Uu]nrecognized arguments?: (--[\w.]+)", text):
         return suggest(match[1], flags)
-    if match := re.search(r"[Kk]ey '([\w.]+)' is not expected|Unrecognized keys?[^']*'([\w.]+)'", text):
-        word = match[1] or match[2]
-        return suggest(word, [flag.removeprefix("--") for flag in flags])
+    if match := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
+        return suggest(f"{match[1]}.{match[2]}", names)
+    if match := re.search(r"(?:Option|[Kk]ey) '([\w.]+)' is not (?:accepted|expected)", text):
+        return suggest(match[1], names)
+    if match := re.search(r"Literal\[(.*?)\]\. Got value: (\w+)", text):
+        return suggest(match[2], re.findall(r"'(\w+)'", match[1]))
     return ""
 
 
@@ -102,7 +100,12 @@ def build_parser(command: str) -> Parser:
         "--config", action="config", help="A YAML file with any of these settings, or the name of a preset."
     )
     settings = SETTINGS.get(function, {})
-    parser.add_function_arguments(function, as_positional=POSITIONAL.get(command, False), skip=set(settings))
+    skip: set[str | int] = set(settings)
+    if function is commands.evaluate:
+        # Any number of words without a flag is beyond what a function's signature can say.
+        parser.add_argument("runs", nargs="+", type=Path, help="Folders of 'poyo-ssl finetune', or predictions files.")
+        skip.add("runs")
+    parser.add_function_arguments(function, as_positional=command in POSITIONAL, skip=skip)
     for kind, prefix in settings.values():
         parser.add_class_arguments(kind, prefix, as_group=True)
     return parser

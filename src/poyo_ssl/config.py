@@ -34,9 +34,9 @@ class ModelConfig:
     dim_head : int
         Width of one attention head.
     cross_heads : int
-        Heads of the cross-attention from latents to the recording.
+        Heads of the cross-attention from latents to the recording, and of the readout's.
     self_heads : int
-        Heads of the self-attention among latents and of the readout.
+        Heads of the self-attention among latents.
     depth : int
         Number of self-attention blocks.
     num_latents_per_step : int
@@ -48,8 +48,14 @@ class ModelConfig:
         0-1 s whatever the window.
     start_end_tokens : bool
         Add a start and an end token per neuron, at the window's first and last moment.
+    value_embedding : {'shared', 'per_unit'}
+        What dF/F is multiplied by in a token: 'shared' (published) one vector for all neurons, which are then
+        told apart by attention weights alone; 'per_unit' (ours) a vector of each neuron's own, so that an
+        attention value is a population readout of up to `dim` dimensions. A neuron that is not known then
+        contributes no dF/F.
     causal_cross_attention : bool
-        Let a latent see only frames up to its own time, which makes the masked task a prediction.
+        Let a latent see only frames up to its own time, which makes the masked task a prediction; there is
+        then no end token.
     rotary_t_min_s : float
         Shortest rotary period in seconds; two imaging frames by default.
     rotary_t_max_s : float
@@ -71,6 +77,7 @@ class ModelConfig:
     latent_step_s: float = protocol.LATENT_STEP_S
     latent_grid: Literal["window", "unit_second"] = "window"
     start_end_tokens: bool = True
+    value_embedding: Literal["shared", "per_unit"] = "shared"
     causal_cross_attention: bool = False
     rotary_t_min_s: float = 2 / protocol.IMAGING_RATE_HZ
     rotary_t_max_s: float = protocol.ROTARY_T_MAX_S
@@ -392,6 +399,8 @@ class WindowConfig:
         'raw': dF/F as it is (the release).
     unit_dropout : bool
         Draw a random number of neurons per training window (METHOD.md "exact numbers").
+    noise : float
+        Standard deviation of Gaussian noise added to the normalised, binned input in training.
     units : {'all', 'selected', 'unselected'}
         Neurons to use, by the selection's mask.
     """
@@ -401,11 +410,13 @@ class WindowConfig:
     bin_frames: int = 1
     normalisation: Literal["robust_z", "robust_asinh", "raw"] = "robust_z"
     unit_dropout: bool = True
+    noise: float = 0.0
     units: Literal["all", "selected", "unselected"] = "all"
 
     def __post_init__(self) -> None:
         check(0 < self.window_s <= 10, f"window_s of {self.window_s}", "0.033 to 2 s, at most 10", "change it")
         check(-2 <= self.lag_s <= 2, f"lag_s of {self.lag_s}", "-2 to 2 s", "change it")
+        check(self.noise >= 0, f"noise of {self.noise}", "0 or more", "raise it")
         check(self.bin_frames >= 1, f"bin_frames of {self.bin_frames}", "1 or more", "raise it")
 
     @property
@@ -430,6 +441,8 @@ class OptimConfig:
         OneCycle, cosine after a short warm-up, or (the study) flat for half the steps, then cosine.
     epochs : int
         Passes over the training windows.
+    epoch_windows : int, optional
+        Windows per pass, drawn anew without repetition; all of them by default.
     batch_size : int
         Windows per step over all devices together.
     clip : float
@@ -443,6 +456,7 @@ class OptimConfig:
     weight_decay: float = 1e-2
     schedule: Literal["onecycle", "cosine", "flat_cosine"] = "onecycle"
     epochs: int = 10
+    epoch_windows: int | None = None
     batch_size: int = 32
     clip: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -451,6 +465,8 @@ class OptimConfig:
         check(self.learning_rate > 0, f"learning_rate of {self.learning_rate}", "above 0", "raise it")
         check(self.weight_decay >= 0, f"weight_decay of {self.weight_decay}", "0 or more", "raise it")
         check(self.clip > 0, f"clip of {self.clip}", "above 0", "raise it")
+        most = self.epoch_windows
+        check(most is None or most >= 1, f"epoch_windows of {most}", "1 or more, or null for all", "raise it")
         for name in ("epochs", "batch_size"):
             check(getattr(self, name) >= 1, f"{name} of {getattr(self, name)}", "1 or more", "raise it")
 

@@ -201,7 +201,5 @@ def _headline(out: Path) -> list[str]:
         gain("frames", "repeat", ssim, "mean frame", "Known frames, SSIM, fine-tuned minus mean frame"),
         gain("frames", "repeat", ssim, "from scratch", "Known frames, SSIM, pretrained minus scratch"),
         gain("frames", "repeat", ssim, "knn lookup", "Known frames, SSIM, fine-tuned minus kNN lookup"),
-        gain(
-            "frames", "clip", correlation, "ridge", "Unseen frames, spatial correlation, fine-tuned minus ridge"
-        ),
+        gain("frames", "clip", correlation, "ridge", "Unseen frames, spatial correlation, fine-tuned minus ridge"),
     ]

@@ -155,8 +155,11 @@ def encode(parts, batch, latents, form):
 @pytest.mark.parametrize("form", ["plain", "grid"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("edges", [False, True])
-def test_cross_attention_against_tokens_made_one_by_one(make_batch, causal, edges, form):
-    parts = config, tokens, encoder, _ = encoder_parts(causal_cross_attention=causal, start_end_tokens=edges)
+@pytest.mark.parametrize("value_embedding", ["shared", "per_unit"])
+def test_cross_attention_against_tokens_made_one_by_one(make_batch, causal, edges, form, value_embedding):
+    parts = config, tokens, encoder, _ = encoder_parts(
+        causal_cross_attention=causal, start_end_tokens=edges, value_embedding=value_embedding
+    )
     encoder.eval()
     batch = make_batch(windows=2, frames=5, neurons=4)
     times = latent_times(config, batch.duration_s).tolist()
@@ -171,8 +174,9 @@ def test_cross_attention_against_tokens_made_one_by_one(make_batch, causal, edge
         for time, kind, values in moments:
             for c in range(4):
                 if batch.unit_mask[b, c]:
-                    own = tokens.units.weight[batch.unit_index[b, c]] + tokens.types[kind]
-                    rows.append(torch.cat((own, values[c] * tokens.value)))
+                    unit = tokens.units.weight[batch.unit_index[b, c]]
+                    direction = tokens.value if value_embedding == "shared" else unit[12:]
+                    rows.append(torch.cat((unit[:12] + tokens.types[kind], values[c] * direction)))
                     token_times.append(time)
                     token_kinds.append(kind)
         normed = reference_layer_norm(torch.stack(rows), attention.norm_context)
@@ -200,8 +204,11 @@ def test_cross_attention_against_tokens_made_one_by_one(make_batch, causal, edge
 @pytest.mark.parametrize("edges", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
-def test_grid_form_equals_plain_form_with_all_gradients(make_batch, causal, edges, padded, backend):
-    parts = _, tokens, encoder, _ = encoder_parts(causal_cross_attention=causal, start_end_tokens=edges)
+@pytest.mark.parametrize("value_embedding", ["shared", "per_unit"])
+def test_grid_form_equals_plain_form_with_all_gradients(make_batch, causal, edges, padded, backend, value_embedding):
+    parts = _, tokens, encoder, _ = encoder_parts(
+        causal_cross_attention=causal, start_end_tokens=edges, value_embedding=value_embedding
+    )
     encoder.eval()
     batch = make_batch(padded=padded)
     # Starts below the first frame: without a start token and causally, the first latents see nothing.
@@ -225,7 +232,8 @@ def test_grid_form_equals_plain_form_with_all_gradients(make_batch, causal, edge
     assert torch.equal(results[0][2].isfinite(), torch.ones_like(results[0][2], dtype=torch.bool))
 
 
-def test_grid_tokens_pass_finite_differences():
+@pytest.mark.parametrize("shape", [(1, 1, 4), (2, 3, 4)])
+def test_grid_tokens_pass_finite_differences(shape):
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -246,7 +254,8 @@ def test_grid_tokens_pass_finite_differences():
             turns=turns,
         )
 
-    assert torch.autograd.gradcheck(keys_and_values, (draw(2, 3, 4), draw(2, 4), draw(2, 2, 3), draw(4), draw(8, 8)))
+    inputs = (draw(2, 3, 4), draw(2, 4), draw(2, 2, 3), draw(*shape), draw(8, 8))
+    assert torch.autograd.gradcheck(keys_and_values, inputs)
 
 
 def test_attention_dropout_is_honoured_in_both_forms(make_batch):

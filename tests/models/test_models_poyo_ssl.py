@@ -18,6 +18,9 @@ READOUTS = {
 }
 
 
+VALUE_EMBEDDINGS = pytest.mark.parametrize("value_embedding", ["shared", "per_unit"])
+
+
 def build(seed=0, **settings):
     config = model_config("tiny", latent_step_s=0.05, num_latents_per_step=4, **settings)
     generator = torch.Generator().manual_seed(seed)
@@ -37,8 +40,10 @@ def test_output_shapes_and_ranges(make_batch):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("form", ["grid", "plain"])
-def test_padding_does_not_change_anything(make_batch, causal, form):
-    model, batch = build(causal_cross_attention=causal), make_batch(padded=False)
+@VALUE_EMBEDDINGS
+def test_padding_does_not_change_anything(make_batch, causal, form, value_embedding):
+    model = build(causal_cross_attention=causal, value_embedding=value_embedding)
+    batch = make_batch(padded=False)
     more = replace(
         batch,
         dff=torch.nn.functional.pad(batch.dff, (0, 3), value=torch.nan),
@@ -50,8 +55,9 @@ def test_padding_does_not_change_anything(make_batch, causal, form):
     )
 
 
-def test_order_of_neurons_does_not_matter(make_batch):
-    model, batch = build(), make_batch()
+@VALUE_EMBEDDINGS
+def test_order_of_neurons_does_not_matter(make_batch, value_embedding):
+    model, batch = build(value_embedding=value_embedding), make_batch()
     order = torch.tensor([3, 0, 4, 2, 1])
     other = replace(
         batch,
@@ -103,13 +109,14 @@ def test_a_causal_latent_does_not_see_later_frames(make_batch):
         assert (grad[~later].abs().sum(-1) > 0).all()
 
 
-def test_growth_keeps_predictions_and_adds_rows(make_batch):
-    model, batch = build(), make_batch()
+@pytest.mark.parametrize(("value_embedding", "width"), [("shared", 32), ("per_unit", 64)])
+def test_growth_keeps_predictions_and_adds_rows(make_batch, value_embedding, width):
+    model, batch = build(value_embedding=value_embedding), make_batch()
     before, old = model(batch, "gratings"), model.tokens.units.weight.clone()
     model.grow(num_units=12, num_sessions=5, generator=torch.Generator().manual_seed(1))
     assert torch.equal(model(batch, "gratings"), before)
     assert torch.equal(model.tokens.units.weight[:10], old)
-    assert model.tokens.units.weight.shape == (13, 32)
+    assert model.tokens.units.weight.shape == (13, width)
     assert model.sessions.num_entries == 5
     assert (model.tokens.units.weight[10:] != 0).all()
     with pytest.raises(ConfigError, match="12 or more"):
@@ -161,8 +168,10 @@ def test_autocast_stays_close_to_float32(make_batch):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_every_parameter_is_trained(make_batch):
-    model, batch = build(), make_batch(target=torch.zeros(3, dtype=torch.long))
+@VALUE_EMBEDDINGS
+def test_every_parameter_is_trained(make_batch, value_embedding):
+    model = build(value_embedding=value_embedding)
+    batch = make_batch(target=torch.zeros(3, dtype=torch.long))
     sum(model(batch, task).sum() for task in READOUTS).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
@@ -200,6 +209,32 @@ def test_published_core_has_1_27_million_parameters():
     assert parts["units"] == 10 * 32
     assert parts["sessions"] == 4 * 32
     assert parts["core"] + parts["units"] + parts["sessions"] + parts["readouts"] == parts["total"]
+
+
+def test_value_embeddings_per_unit_count_as_units():
+    shared, per_unit = build().num_parameters(), build(value_embedding="per_unit").num_parameters()
+    assert per_unit["units"] == 10 * 2 * 32
+    assert per_unit["core"] == shared["core"] - 32
+
+
+def test_each_neuron_has_a_value_direction_of_its_own(make_batch):
+    """Attention values change along one line with a shared value embedding, along C lines with one per unit."""
+    ranks = {}
+    for value_embedding in ("shared", "per_unit"):
+        model = build(value_embedding=value_embedding, start_end_tokens=False)
+        batch = make_batch(windows=1, frames=1, neurons=5, unit_index=torch.arange(1, 6).view(1, 5))
+        grid = model.tokens(batch, latent_times(model.config, batch.duration_s), model.rotary)
+        halves = (grid.values.unsqueeze(-1) * grid.value_embedding.unsqueeze(1)).flatten(0, 2)  # (C, D)
+        ranks[value_embedding] = int(torch.linalg.matrix_rank(halves))
+    assert ranks == {"shared": 1, "per_unit": 5}
+
+
+def test_an_unknown_neuron_has_no_value_direction(make_batch):
+    model, batch = build(value_embedding="per_unit"), make_batch(padded=False)
+    dff = batch.dff.clone().requires_grad_()
+    unknown = torch.zeros_like(batch.unit_index)
+    (grad,) = torch.autograd.grad(model(replace(batch, dff=dff, unit_index=unknown), "gratings").sum(), dff)
+    assert (grad == 0).all()
 
 
 def test_docs_list_the_true_counts(request):

@@ -49,8 +49,8 @@ def _group(parent: h5py.Group, name: str, kind: str) -> h5py.Group:
 
 def _write_fields(group: h5py.Group, columns: dict[str, NDArray]) -> None:
     """Write named arrays; text becomes fixed-length bytes, listed in ``_unicode_keys``."""
-    unicode_keys = [key for key, values in columns.items() if values.dtype.kind == "U"]
-    for key, values in columns.items():
+    unicode_keys = sorted(key for key, values in columns.items() if values.dtype.kind == "U")
+    for key, values in sorted(columns.items()):
         if values.dtype.kind == "U":
             values = np.char.encode(values, "utf-8")
             values = values.astype("S1") if values.size == 0 else values
@@ -76,16 +76,19 @@ def _write_irregular(parent: h5py.Group, name: str, timestamps: NDArray, **colum
 
 
 def write_recording(file: h5py.File, recording: Recording) -> None:
-    """Write `recording` into an open, empty HDF5 file."""
+    """Write `recording` into an open, empty HDF5 file.
+
+    In alphabetical order, so that a recording gives the same bytes whatever order its dicts were filled in.
+    """
     file.attrs["object"] = "Data"
     file.attrs["absolute_start"] = 0.0
     _write_metadata(file, recording)
     _write_traces(file, recording)
-    for name, table in recording.stimuli.items():
+    for name, table in sorted(recording.stimuli.items()):
         _write_stimulus(file, name, table)
-    for name, intervals in recording.epochs.items():
+    for name, intervals in sorted(recording.epochs.items()):
         _write_interval(file, f"{name}_domain", intervals[:, 0], intervals[:, 1])
-    for name, intervals in recording.split_domains.items():
+    for name, intervals in sorted(recording.split_domains.items()):
         _write_interval(file, f"{name}_domain", intervals[:, 0], intervals[:, 1])
     _write_interval(file, "masked_domain", recording.masked_domain[:, 0], recording.masked_domain[:, 1])
     if recording.running is not None:
@@ -96,7 +99,7 @@ def write_recording(file: h5py.File, recording: Recording) -> None:
         _write_fields(_group(file, "events", "ArrayDict"), events)
     if recording.truth:
         truth = _group(file, "truth", "Data")
-        for name, values in recording.truth.items():
+        for name, values in sorted(recording.truth.items()):
             truth.create_dataset(name, data=np.char.encode(values, "utf-8") if values.dtype.kind == "U" else values)
 
 

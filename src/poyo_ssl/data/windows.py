@@ -279,6 +279,8 @@ class BatchSampler(Sampler[BatchRequest]):
         Windows in the table and windows per step over all ranks together.
     seed, epoch : int
         What the order is drawn from; `seed` None keeps the order and draws nothing (evaluation).
+    epoch_windows : int, optional
+        Windows per epoch, a random subset in each; all by default.
     rank, num_ranks : int
         This process and the number of processes.
 
@@ -289,7 +291,15 @@ class BatchSampler(Sampler[BatchRequest]):
     """
 
     def __init__(
-        self, num_windows: int, batch_size: int, *, seed: int | None, epoch: int = 0, rank: int = 0, num_ranks: int = 1
+        self,
+        num_windows: int,
+        batch_size: int,
+        *,
+        seed: int | None,
+        epoch: int = 0,
+        epoch_windows: int | None = None,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
         if seed is not None and batch_size % num_ranks:
             raise ConfigError(
@@ -304,15 +314,16 @@ class BatchSampler(Sampler[BatchRequest]):
                 fix="use fewer --devices",
             )
         self.num_windows, self.batch_size, self.seed, self.epoch = num_windows, batch_size, seed, epoch
+        self.epoch_windows = min(num_windows, max(epoch_windows or num_windows, num_ranks))
         self.rank, self.num_ranks = rank, num_ranks
 
     def __len__(self) -> int:
-        return min(-(-self.num_windows // self.batch_size), self.num_windows // self.num_ranks)
+        return min(-(-self.epoch_windows // self.batch_size), self.epoch_windows // self.num_ranks)
 
     def __iter__(self) -> Iterator[BatchRequest]:
         order = np.arange(self.num_windows)
         if self.seed is not None:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_windows)
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_windows)[: self.epoch_windows]
         # Nearly equal batches: no step is left with a window or two, and every rank has work in each.
         for step, batch in enumerate(np.array_split(order, len(self))):
             seed = None if self.seed is None else (self.seed, self.epoch, step, self.rank)
@@ -336,6 +347,8 @@ class WindowDataset(Dataset[Batch]):
         Take the inverse hyperbolic sine of the normalised values, before binning.
     unit_dropout : bool
         Draw a number of neurons per window, for requests with a seed.
+    noise : float
+        Standard deviation of Gaussian noise added to the binned values, for requests with a seed.
     frame_bank : Tensor, optional
         ``(F, H, W)`` float frames of 0-1 that `table.target` indexes; without it targets are class indices.
     """
@@ -349,6 +362,7 @@ class WindowDataset(Dataset[Batch]):
         bin_frames: int = 1,
         compress: bool = False,
         unit_dropout: bool = False,
+        noise: float = 0.0,
         frame_bank: torch.Tensor | None = None,
     ) -> None:
         if table.num_frames % bin_frames:
@@ -359,7 +373,7 @@ class WindowDataset(Dataset[Batch]):
             )
         self.recordings, self.units, self.table = list(recordings), list(units), table
         self.bin_frames, self.compress = bin_frames, compress
-        self.unit_dropout, self.frame_bank = unit_dropout, frame_bank
+        self.unit_dropout, self.noise, self.frame_bank = unit_dropout, noise, frame_bank
         self.rates = [recording.rate_hz for recording in self.recordings]
 
     def __len__(self) -> int:
@@ -387,6 +401,8 @@ class WindowDataset(Dataset[Batch]):
             values = np.arcsinh(values) if self.compress else values
             dff[i, :, : len(pick)] = values.reshape(steps, self.bin_frames, -1).mean(axis=1)
             rows[i, : len(pick)] = units.rows[pick]
+            if generator is not None and self.noise:
+                dff[i, :, : len(pick)] += self.noise * generator.standard_normal((steps, len(pick)), np.float32)
             stamps = recording.timestamps[start : start + table.num_frames]
             # A frame's light is gathered from its stamp on, so the window begins at its first stamp.
             begin[i] = stamps[0]

@@ -240,7 +240,7 @@ class ReadoutAttention(nn.Module):
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The recording as the encoder sees it: token ``(t, c)`` is ``[unit_c + type_t ; value_tc w]``.
+    """The recording as the encoder sees it: token ``(t, c)`` is ``[unit_c + type_t ; value_tc w_c]``.
 
     Attributes
     ----------
@@ -251,7 +251,7 @@ class TokenGrid:
     values : Tensor
         ``(B, T, C)`` dF/F, 0 for start and end.
     value_embedding : Tensor
-        ``(D,)``, the w above.
+        ``(1, 1, D)`` or ``(B, C, D)``, the w above: one for all neurons or one for each.
     turns : Tensor
         ``(B, T, E / 2)`` complex, the rotation of the T token times.
     mask : Tensor, optional
@@ -285,7 +285,7 @@ class GridCrossAttention(nn.Module):
     >>> rotary = RotaryTime(8, t_min_s=0.1, t_max_s=4.0)
     >>> grid = TokenGrid(
     ...     units=torch.randn(2, 5, 16), types=torch.randn(3, 16), values=torch.randn(2, 3, 5),
-    ...     value_embedding=torch.randn(16), turns=rotary(torch.arange(3.0), torch.float32))
+    ...     value_embedding=torch.randn(1, 1, 16), turns=rotary(torch.arange(3.0), torch.float32))
     >>> attention = GridCrossAttention(16, heads=2, dim_head=8, dropout=0.0)
     >>> latents, at_latents = torch.randn(1, 4, 16), rotary(torch.arange(4.0), torch.float32)
     >>> fast, plain = (attention(latents, grid, at_latents, form=form) for form in ("grid", "plain"))
@@ -317,7 +317,7 @@ class GridCrossAttention(nn.Module):
     def _plain_keys_values(self, grid: TokenGrid) -> tuple[Tensor, Tensor]:
         num_neurons = grid.values.shape[-1]
         own = grid.units.unsqueeze(1) + grid.types.unsqueeze(1)  # (B, T, C, D)
-        tokens = torch.cat((own, grid.values.unsqueeze(-1) * grid.value_embedding), dim=-1)  # (B, T, C, 2D)
+        tokens = torch.cat((own, grid.values.unsqueeze(-1) * grid.value_embedding.unsqueeze(1)), dim=-1)
         kv = split_heads(self.to_kv(self.norm_context(tokens.flatten(1, 2))), 2 * self.heads)  # (B, 2H, T*C, E)
         turns = grid.turns.repeat_interleave(num_neurons, dim=1)  # (B|1, T*C, E/2)
         k, v = rotate(kv, turns).chunk(2, dim=1)

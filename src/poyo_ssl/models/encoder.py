@@ -81,10 +81,13 @@ class GridTokens(nn.Module):
     moment, of value 0 and of their own type. With causal cross-attention a latent sees the start token and the
     frames up to its own time; nothing could see an end token, so there is none.
 
+    Row c of `units` is the unit embedding; with value embeddings per unit it is twice as wide and its second
+    half is the neuron's value embedding (there is then no shared `value`).
+
     Parameters
     ----------
     config : ModelConfig
-        `dim`, `start_end_tokens` and `causal_cross_attention`.
+        `dim`, `start_end_tokens`, `causal_cross_attention` and `value_embedding`.
     num_units : int
         Known units.
 
@@ -102,9 +105,10 @@ class GridTokens(nn.Module):
         self.start = config.start_end_tokens
         self.end = config.start_end_tokens and not config.causal_cross_attention
         self.causal = config.causal_cross_attention
-        self.units = GrowingEmbedding(num_units, config.dim)
+        per_unit = config.value_embedding == "per_unit"
+        self.units = GrowingEmbedding(num_units, 2 * config.dim if per_unit else config.dim)
         self.types = normal_parameter(3, config.dim)
-        self.value = normal_parameter(config.dim)
+        self.value = None if per_unit else normal_parameter(config.dim)
 
     def token_times(self, frame_times: Tensor, *, duration_s: float) -> Tensor:
         """Return the ``(B, T)`` times of frames `frame_times` with those of start and end around them."""
@@ -113,16 +117,21 @@ class GridTokens(nn.Module):
 
     def forward(self, batch: Batch, times_of_latents: Tensor, rotary: RotaryTime) -> TokenGrid:
         """Return the grid of `batch`; T counts frames and the start and end tokens."""
-        dtype = self.value.dtype
+        dtype = self.types.dtype
         dff = batch.dff.to(dtype).masked_fill(~batch.unit_mask.unsqueeze(1), 0.0)  # (B, F, C)
         values = nn.functional.pad(dff, (0, 0, int(self.start), int(self.end)))  # (B, T, C)
         kinds = [self.START] * self.start + [self.FRAME] * dff.shape[1] + [self.END] * self.end
         times = self.token_times(batch.frame_times, duration_s=batch.duration_s)  # (B, T)
+        units = self.units(batch.unit_index)  # (B, C, D or 2D)
+        if self.value is None:
+            units, value_embedding = units.chunk(2, dim=-1)  # (B, C, D) each
+        else:
+            value_embedding = self.value.view(1, 1, -1)
         return TokenGrid(
-            units=self.units(batch.unit_index),  # (B, C, D)
+            units=units,
             types=self.types[torch.tensor(kinds, device=dff.device)],  # (T, D)
             values=values,
-            value_embedding=self.value,
+            value_embedding=value_embedding,
             turns=rotary(times, dtype),
             mask=self._mask(batch.unit_mask, times, times_of_latents),
         )

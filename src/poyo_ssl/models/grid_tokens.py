@@ -1,14 +1,15 @@
 """Keys and values of a recording's tokens without building the tokens.
 
-Token ``(t, c)`` of POYO+ is ``[u ; x w]`` with u = unit_c + type_t, x the dF/F value and w the value embedding,
-each D wide. LayerNorm (gain g, bias b, over 2D) and a bias-free projection W give exactly ::
+Token ``(t, c)`` of POYO+ is ``[u ; x w]`` with u = unit_c + type_t, x the dF/F value and w the value embedding
+(one for all neurons, or w_c), each D wide. LayerNorm (gain g, bias b, over 2D) and a bias-free projection W give
+exactly ::
 
     K_tc = (A_c + T_t + x p - m h) r + s       A_c = W_u (g_u * unit_c)    T_t = W_u (g_u * type_t)
                                                 p = W_w (g_w * w)    h = W g    s = W b
 
 with m and 1 / r^2 the token's mean and variance (+ eps), themselves sums of one part per neuron and one per value.
-So W multiplies C + T + 3 rows, not C x T. Rotating K by its time t is linear too: the rows T, p, h and s
-are rotated once per t, and A_c inside one pass over the result.
+So W multiplies C + T + 3 rows (2C + T + 2 with a w_c for each neuron), not C x T rows. K is then rotated by its
+time t in place, and its gradient is rotated back first, so that the rest is real arithmetic.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def token_statistics(
     values : Tensor
         ``(B, T, C)``.
     value_embedding : Tensor
-        ``(D,)``.
+        ``(1, 1, D)`` or ``(B, C, D)``.
     eps : float
         Added to the variance, as in LayerNorm.
 
@@ -49,20 +50,20 @@ def token_statistics(
 
     Examples
     --------
-    >>> unit, kind, w = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[0.5, 0.0]]), torch.tensor([1.0, -1.0])
+    >>> unit, kind, w = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[0.5, 0.0]]), torch.tensor([[[1.0, -1.0]]])
     >>> mean, scale = token_statistics(unit, kind, torch.tensor([[[2.0]]]), w, 0.0)
     >>> token = torch.tensor([1.5, 2.0, 2.0, -2.0])
     >>> torch.allclose(mean, token.mean()), torch.allclose(scale, 1 / token.std(correction=0))
     (True, True)
     """
     D = units.shape[-1]
-    unit_mean, type_mean, w_mean = units.mean(-1), types.mean(-1), value_embedding.mean()
+    unit_mean, type_mean = units.mean(-1), types.mean(-1)  # (B, C), (T,)
     units, types = units - unit_mean.unsqueeze(-1), types - type_mean.unsqueeze(-1)
     covariance = types @ units.transpose(1, 2) / D  # (B, T, C)
     own_mean = unit_mean.unsqueeze(1) + type_mean.unsqueeze(-1)  # (B, T, C)
     own_variance = units.square().mean(-1).unsqueeze(1) + types.square().mean(-1).unsqueeze(-1) + 2 * covariance
-    value_mean = values * w_mean
-    value_variance = values.square() * value_embedding.var(correction=0)
+    value_mean = values * value_embedding.mean(-1).unsqueeze(1)
+    value_variance = values.square() * value_embedding.var(-1, correction=0).unsqueeze(1)
     variance = (own_variance + value_variance) / 2 + (own_mean - value_mean).square() / 4
     return (own_mean + value_mean) / 2, torch.rsqrt(variance + eps)
 
@@ -89,7 +90,7 @@ def project_grid(
     values : Tensor
         ``(B, T, C)`` dF/F.
     value_embedding : Tensor
-        ``(D,)``.
+        ``(1, 1, D)`` or ``(B, C, D)``: one for all neurons or one for each.
     norm : LayerNorm
         Over 2D.
     weight : Tensor
@@ -108,88 +109,91 @@ def project_grid(
     --------
     >>> keys, values = project_grid(
     ...     units=torch.randn(2, 5, 8), types=torch.randn(3, 8), values=torch.randn(2, 3, 5),
-    ...     value_embedding=torch.randn(8), norm=nn.LayerNorm(16), weight=torch.randn(8, 16), num_heads=1,
+    ...     value_embedding=torch.randn(1, 1, 8), norm=nn.LayerNorm(16), weight=torch.randn(8, 16), num_heads=1,
     ...     turns=torch.ones(1, 3, 2, dtype=torch.complex64))
     >>> keys.shape
     torch.Size([2, 1, 3, 5, 4])
     """
-    B, T, D = len(units), len(types), units.shape[-1]
+    D = units.shape[-1]
     gain_unit, gain_value = norm.weight.split(D)
-    per_unit = F.linear(units * gain_unit, weight[:, :D])  # (B, C, 2H * E), the A above
-    before = torch.stack((F.pad(gain_value * value_embedding, (D, 0)), -norm.weight, norm.bias))
-    before = torch.cat((before, F.pad(types * gain_unit, (0, D))))  # (3 + T, 2D)
-    value_row, mean_row, bias_row, *type_rows = F.linear(before, weight).unbind(0)  # p, -h, s and the T above
-    fixed = [row.expand(T, -1) for row in (value_row, mean_row, bias_row)]
-    rows = torch.stack((fixed[0], fixed[1], torch.stack(type_rows), fixed[2]), dim=1)  # (T, 4, 2H * E)
+    own = F.linear(units * gain_unit, weight[:, :D])  # (B, C, 2H * E), the A above
+    along = F.linear(value_embedding * gain_value, weight[:, D:])  # (1|B, 1|C, 2H * E), the p above
+    type_rows = F.linear(types * gain_unit, weight[:, :D])  # (T, 2H * E), the T above
+    mean_row, bias_row = F.linear(torch.stack((-norm.weight, norm.bias)), weight).unsqueeze(1)  # -h and s above
     with torch.autocast(units.device.type, enabled=False):
         mean, scale = token_statistics(units, types, values, value_embedding, norm.eps)  # (B, T, C) each
-        coefficients = torch.stack((values * scale, mean * scale, scale, torch.ones_like(scale)), -1)  # (B, T, C, 4)
-        per_unit = _pairs(per_unit.to(scale.dtype), 2 * num_heads).transpose(1, 2)  # (B, 2H, C, E/2)
-        rows = _pairs(rows.to(scale.dtype), 2 * num_heads).permute(2, 0, 1, 3)  # (2H, T, 4, E/2)
-        rows = (rows * turns[:, None, :, None]).expand(B, -1, -1, -1, -1)  # (B, 2H, T, 4, E/2)
+        rows = [type_rows, mean_row.expand_as(type_rows), bias_row.expand_as(type_rows)]
+        of_rows = [scale, mean * scale, torch.ones_like(scale)]
+        parts, of_parts = [own], [scale]
+        if len(along) == 1 and along.shape[1] == 1:
+            rows, of_rows = [*rows, along[0].expand_as(type_rows)], [*of_rows, values * scale]
+        else:
+            parts, of_parts = [*parts, along], [*of_parts, values * scale]
+        all_parts = _heads(torch.stack(parts, 1).to(scale.dtype), 2 * num_heads)  # (B, 2H, J, C, E)
+        all_rows = _heads(torch.stack(rows, 1).to(scale.dtype).unsqueeze(0), 2 * num_heads)[0]  # (2H, T, R, E)
+        amplitudes, coefficients = torch.stack(of_parts, -1), torch.stack(of_rows, -1)  # (B, T, C, J), (B, T, C, R)
         # Keys and values apart: as views of one tensor, their gradients would be copied together again.
         keys, values = (
-            _GridTokens.apply(unit_half, torch.view_as_real(row_half).flatten(-2), coefficients, turns)
-            for unit_half, row_half in zip(per_unit.chunk(2, 1), rows.chunk(2, 1), strict=True)
+            _GridTokens.apply(part_half, amplitudes, row_half, coefficients, turns)
+            for part_half, row_half in zip(all_parts.chunk(2, 1), all_rows.chunk(2, 0), strict=True)
         )
     return keys, values
 
 
 class _GridTokens(torch.autograd.Function):
-    """``scale_tc * turns_t * per_unit_c + coefficients_tc @ rows_t``, with no temporary of the result's size.
+    """``turns_t (sum_j amplitudes_tcj parts_cj + coefficients_tc @ rows_t)`` with few temporaries of its size.
 
     Plain autograd would keep or build several tensors as large as all keys and values, and this block's time
     is memory traffic. On a CPU it goes window by window, so that the work stays in the cache.
     """
 
     @staticmethod
-    def forward(ctx: Any, per_unit: Tensor, rows: Tensor, coefficients: Tensor, turns: Tensor) -> Tensor:
-        ctx.save_for_backward(per_unit, rows, coefficients, turns)
-        (B, H, C, num_pairs), T = per_unit.shape, rows.shape[2]
-        out = rows.new_empty(B, H, T, C, 2 * num_pairs)
+    def forward(
+        ctx: Any, parts: Tensor, amplitudes: Tensor, rows: Tensor, coefficients: Tensor, turns: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(parts, amplitudes, rows, coefficients, turns)
+        (B, H, num_parts, C, E), T = parts.shape, rows.shape[1]
+        out = rows.new_empty(B, H, T, C, E)
         for window in _window_slices(B, out.device):
-            torch.matmul(coefficients[window].unsqueeze(1), rows[window], out=out[window])
-            scaled = _scaled_turns(coefficients[window], turns, window)  # (b, 1, T, C, E/2)
-            _complex(out[window]).addcmul_(scaled, per_unit[window].unsqueeze(2))
+            into, amplitude = out[window], amplitudes[window].unsqueeze(1).unsqueeze(-2)  # (b, 1, T, C, 1, J)
+            torch.matmul(coefficients[window].unsqueeze(1), rows, out=into)
+            for j in range(num_parts):
+                into.addcmul_(parts[window, :, j].unsqueeze(2), amplitude[..., j])
+            _complex(into).mul_(_turns_of(window, turns))
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        per_unit, rows, coefficients, turns = ctx.saved_tensors
-        grad_unit, grad_rows = torch.empty_like(per_unit), torch.empty_like(rows)
-        grad_coefficients = torch.empty_like(coefficients)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        parts, amplitudes, rows, coefficients, turns = ctx.saved_tensors
+        grad_parts, grad_amplitudes = torch.empty_like(parts), torch.empty_like(amplitudes)
+        grad_rows, grad_coefficients = torch.zeros_like(rows), torch.empty_like(coefficients)
         for window in _window_slices(len(grad), grad.device):
-            g, coefficient = grad[window].contiguous(), coefficients[window]  # (b, H, T, C, E), (b, T, C, 4)
-            g_pairs = _complex(g)  # (b, H, T, C, E/2)
-            grad_rows[window] = coefficient.transpose(-1, -2).unsqueeze(1) @ g
-            grad_unit[window] = (g_pairs * _scaled_turns(coefficient, turns, window).conj()).sum(2)
-            grad_coefficients[window] = (g @ rows[window].transpose(-1, -2)).sum(1)
-            # The scale also enters through the rotated unit part, as a real factor.
-            along_unit = (g_pairs * per_unit[window].unsqueeze(2).conj()).sum(1)  # (b, T, C, E/2)
-            turn = turns[_shared(turns, window)].unsqueeze(2)  # (b|1, T, 1, E/2)
-            grad_coefficients[window][..., 2] += (along_unit * turn.conj()).real.sum(-1)  # (b, T, C)
-        return grad_unit, grad_rows, grad_coefficients, None
+            g = _complex(grad[window].contiguous()) * _turns_of(window, turns).conj()
+            g = torch.view_as_real(g).flatten(-2)  # (b, H, T, C, E), rotated back
+            grad_rows += (coefficients[window].mT.unsqueeze(1) @ g).sum(0)
+            grad_coefficients[window] = (g @ rows.mT).sum(1)
+            by_neuron = g.transpose(2, 3)  # (b, H, C, T, E)
+            amplitude = amplitudes[window].permute(0, 2, 3, 1).unsqueeze(1)  # (b, 1, C, J, T)
+            grad_parts[window] = (amplitude @ by_neuron).transpose(2, 3)
+            along = by_neuron @ parts[window].permute(0, 1, 3, 4, 2)  # (b, H, C, T, J)
+            grad_amplitudes[window] = along.sum(1).transpose(1, 2)
+        return grad_parts, grad_amplitudes, grad_rows, grad_coefficients, None
 
 
-def _pairs(x: Tensor, heads: int) -> Tensor:
-    """Return ``(..., heads * E)`` as complex ``(..., heads, E / 2)``."""
-    return _complex(x.unflatten(-1, (heads, -1)))
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """Return ``(N, J, C, heads * E)`` as ``(N, heads, J, C, E)``."""
+    return x.unflatten(-1, (heads, -1)).permute(0, 3, 1, 2, 4)
 
 
 def _complex(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
+def _turns_of(window: slice, turns: Tensor) -> Tensor:
+    return turns[window if len(turns) > 1 else slice(None)][:, None, :, None]  # (1|b, 1, T, 1, E/2)
+
+
 def _window_slices(batch_size: int, device: torch.device) -> list[slice]:
     step = 1 if device.type == "cpu" else max(1, batch_size)
     return [slice(start, start + step) for start in range(0, batch_size, step)]
-
-
-def _shared(turns: Tensor, window: slice) -> slice:
-    return window if len(turns) > 1 else slice(None)
-
-
-def _scaled_turns(coefficient: Tensor, turns: Tensor, window: slice) -> Tensor:
-    scale = coefficient[..., 2].unsqueeze(-1)  # (b, T, C, 1)
-    return (scale * turns[_shared(turns, window)].unsqueeze(2)).unsqueeze(1)  # (b, 1, T, C, E/2)

@@ -241,7 +241,8 @@ class PoyoSSL(nn.Module):
     def num_parameters(self) -> dict[str, int]:
         """Count the parameters: `core`, `units`, `sessions`, `readouts` (queries and heads) and `total`.
 
-        The core is encoder, processor, readout attention and the embeddings of latents, types and value.
+        The core is encoder, processor, readout attention and the embeddings of latents, types and (if shared)
+        value; value embeddings per unit count as units.
 
         Examples
         --------

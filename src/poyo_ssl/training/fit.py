@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from poyo_ssl.data.windows import BatchSampler, WindowDataset
+from poyo_ssl.errors import CheckpointError
 from poyo_ssl.training import run_folder
 from poyo_ssl.training.jobs import Job
 from poyo_ssl.training.modules import PretrainModule, is_better
@@ -82,8 +84,35 @@ def quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
-        yield
-    logger.setLevel(level)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Return where a run keeps the state of its training."""
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def _readable_checkpoint(folder: Path) -> Path | None:
+    """Return a run's last checkpoint, or None if it has none yet.
+
+    Raises
+    ------
+    CheckpointError
+        If it is damaged, or holds anything but tensors and plain values: code in it is never run.
+    """
+    path = last_checkpoint(folder)
+    if not path.exists():
+        return None
+    try:
+        # Mapped: only the list of contents is read here.
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{path} is damaged or not a checkpoint of ours ({reason})", fix="train again") from None
+    return path
 
 
 def fit(job: Job) -> None:
@@ -92,7 +121,7 @@ def fit(job: Job) -> None:
     keeper = KeepWeights(job.folder, job.keep)
     saver = ModelCheckpoint(job.folder / "checkpoints", save_last=True, save_top_k=0, every_n_epochs=1)
     callbacks: list[Callback] = [keeper, saver] + ([RichProgressBar()] if job.progress else [])
-    last = job.folder / "checkpoints" / "last.ckpt"
+    last = _readable_checkpoint(job.folder)
     with quiet_lightning():
         trainer = make_trainer(
             job.folder,
@@ -108,7 +137,7 @@ def fit(job: Job) -> None:
             log_every_n_steps=10,
         )
         loaders = Loaders(job)
-        trainer.fit(job.module, datamodule=loaders, ckpt_path=last if last.exists() else None, weights_only=True)
+        trainer.fit(job.module, datamodule=loaders, ckpt_path=last, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     if trainer.is_global_zero:
@@ -131,16 +160,21 @@ class Loaders(L.LightningDataModule):
         super().__init__()
         self.job = job
 
-    def _loader(self, dataset: WindowDataset, *, seed: int | None, epoch: int = 0) -> DataLoader:
+    def _loader(self, dataset: WindowDataset, **order: Any) -> DataLoader:
         assert self.trainer is not None
         ranks = {"rank": self.trainer.global_rank, "num_ranks": self.trainer.world_size}
-        sampler = BatchSampler(len(dataset), self.job.optim.batch_size, seed=seed, epoch=epoch, **ranks)
+        sampler = BatchSampler(len(dataset), self.job.optim.batch_size, **order, **ranks)
         return DataLoader(dataset, sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())
 
     def train_dataloader(self) -> DataLoader:
         """Return the training windows in this epoch's order."""
         assert self.trainer is not None
-        return self._loader(self.job.train, seed=self.job.module.seed, epoch=self.trainer.current_epoch)
+        return self._loader(
+            self.job.train,
+            seed=self.job.module.seed,
+            epoch=self.trainer.current_epoch,
+            epoch_windows=self.job.optim.epoch_windows,
+        )
 
     def val_dataloader(self) -> DataLoader:
         """Return the validation windows in their own order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,13 @@ Data = Path | str | Sequence[Recording]
 
 @dataclass
 class Job:
-    """A training that is ready to go: what Lightning fits and where it writes."""
+    """A training that is ready to go: what Lightning fits and where it writes.
+
+    Nothing is written before `write_start`, which puts settings, data and inputs into the folder.
+    """
 
     folder: Path
+    write_start: Callable[[], None]
     module: SeededModule
     train: WindowDataset
     valid: WindowDataset
@@ -129,10 +133,13 @@ def pretraining_job(folder: Path, arguments: dict[str, Any], *, progress: bool) 
     _foresee_memory(config.model, config.window, config.optim, data.num_frames, max(map(len, columns.values())))
     excluded = {part: dict(table.excluded) for part, table in tables.items()}
     facts = {"task": "pretraining", "windows": {p: len(t) for p, t in tables.items()}, "excluded": excluded}
-    _describe(folder, "pretrain", arguments, data, **facts, parameters=model.num_parameters())
-    _write_inputs(folder, data, vocabulary, normalisation, columns)
+
+    def write_start() -> None:
+        _describe(folder, "pretrain", arguments, data, **facts, parameters=model.num_parameters())
+        _write_inputs(folder, data, vocabulary, normalisation, columns)
+
     datasets = _datasets(data, units, tables, config.window)
-    return _job(folder, arguments, PretrainModule(model, config), datasets, progress=progress)
+    return _job(folder, arguments, PretrainModule(model, config), datasets, write_start, progress=progress)
 
 
 def finetuning_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -> Job:
@@ -160,14 +167,17 @@ def finetuning_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -
     _foresee_memory(config.model, config.window, config.optim, data.num_frames, max(map(len, columns.values())))
     excluded = {part: dict(table.excluded) for part, table in tables.items()}
     facts = {"task": config.task, "windows": {p: len(t) for p, t in tables.items()}, "excluded": excluded}
-    _describe(folder, "finetune", arguments, data, **facts, parameters=model.num_parameters(), loaded=loaded)
-    _write_inputs(folder, data, vocabulary, normalisation, columns)
+
+    def write_start() -> None:
+        _describe(folder, "finetune", arguments, data, **facts, parameters=model.num_parameters(), loaded=loaded)
+        _write_inputs(folder, data, vocabulary, normalisation, columns)
+
     datasets = _datasets(data, units, tables, config.window)
     num_targets = len(data.class_values) if data.class_values is not None else 0
     module = FinetuneModule(model, config, num_targets=num_targets)
     if not any(p.requires_grad for p in module.parameters()):
         raise ConfigError(f"freeze {list(config.freeze)} leaves nothing to train", fix="freeze fewer parameters")
-    return _job(folder, arguments, module, datasets, progress=progress)
+    return _job(folder, arguments, module, datasets, write_start, progress=progress)
 
 
 def _datasets(
@@ -181,6 +191,7 @@ def _datasets(
             bin_frames=window.bin_frames,
             compress=window.compresses,
             unit_dropout=window.unit_dropout and part == "train",
+            noise=window.noise if part == "train" else 0.0,
             frame_bank=data.bank_tensor(),
         )
         for part, table in tables.items()
@@ -192,12 +203,14 @@ def _job(
     arguments: dict[str, Any],
     module: SeededModule,
     datasets: dict[str, WindowDataset],
+    write_start: Callable[[], None],
     *,
     progress: bool,
 ) -> Job:
     config = arguments["config"]
     return Job(
         folder=folder,
+        write_start=write_start,
         module=module,
         train=datasets["train"],
         valid=datasets["valid"],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from poyo_ssl.config import FinetuneConfig, PretrainConfig
 from poyo_ssl.data.batch import Batch
+from poyo_ssl.errors import ConfigError, suggest
 from poyo_ssl.models.losses import MovieLoss
 from poyo_ssl.models.poyo_ssl import PoyoSSL
 from poyo_ssl.models.twin import TwinPretrainer, is_collapsed, latent_diagnostics
@@ -124,15 +125,29 @@ class FinetuneModule(SeededModule):
         Task, loss, optimiser and seed.
     num_targets : int
         Classes, or frames of the movie.
+
+    Raises
+    ------
+    ConfigError
+        If a name to freeze fits no parameter.
     """
 
     def __init__(self, model: PoyoSSL, config: FinetuneConfig, *, num_targets: int) -> None:
         super().__init__(seed=config.seed)
         self.model, self.config, self.num_targets = model, config, num_targets
         self.movie_loss = MovieLoss(config.movie_loss) if config.task == "frames" else None
-        for name, parameter in model.named_parameters():
-            if any(name.startswith(prefix) for prefix in config.freeze):
-                parameter.requires_grad_(False)
+        parameters = dict(model.named_parameters())
+        for prefix in config.freeze:
+            frozen = [name for name in parameters if name.startswith(prefix)]
+            if not frozen:
+                parts = sorted({name.split(".")[0] for name in parameters})
+                raise ConfigError(
+                    f"no parameter begins with freeze '{prefix}'{suggest(prefix, parts)}",
+                    allowed=f"{', '.join(parts)}, or longer names",
+                    fix="correct it",
+                )
+            for name in frozen:
+                parameters[name].requires_grad_(False)
 
     def predict(self, batch: Batch) -> Tensor:
         """Return logits ``(B, K)``, positions ``(B,)`` or frames ``(B, H, W)``."""

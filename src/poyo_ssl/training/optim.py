@@ -87,8 +87,9 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
     if config.optimiser == "lamb":
         return Lamb([p for _, p in named], lr=config.learning_rate, weight_decay=config.weight_decay)
     # Decay of embeddings would pull rarely seen units to zero; of gains and biases it is not wanted either.
-    decays = [p for name, p in named if p.ndim >= 2 and "embedding" not in name]
-    rest = [p for name, p in named if p.ndim < 2 or "embedding" in name]
+    matrices = {id(layer.weight) for layer in module.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
+    decays = [p for _, p in named if id(p) in matrices]
+    rest = [p for _, p in named if id(p) not in matrices]
     groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return AdamW([group for group in groups if group["params"]], lr=config.learning_rate)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from poyo_ssl.config import FinetuneConfig, PretrainConfig
 from poyo_ssl.data.recording import open_recordings
-from poyo_ssl.errors import CheckpointError
+from poyo_ssl.errors import CheckpointError, PoyoError
 from poyo_ssl.selection.table import Selection
 from poyo_ssl.training import run_folder
-from poyo_ssl.training.fit import fit
-from poyo_ssl.training.jobs import Data, finetuning_job, pretraining_job
+from poyo_ssl.training.fit import fit, last_checkpoint
+from poyo_ssl.training.jobs import Data, Job, finetuning_job, pretraining_job
 from poyo_ssl.training.restore import read_arguments
 
 
@@ -63,10 +65,8 @@ def pretrain(
         "devices": devices,
         "nodes": nodes,
     }
-    out = _start(Path(out), overwrite)
-    job = pretraining_job(out, arguments, progress=progress)
-    fit(job)
-    return out
+    out = Path(out)
+    return _train(out, overwrite, lambda: pretraining_job(out, arguments, progress=progress))
 
 
 def finetune(
@@ -115,10 +115,8 @@ def finetune(
     config = config or FinetuneConfig()
     arguments: dict[str, Any] = {"data": data, "selection": selection, "pretrained": pretrained, "config": config}
     arguments |= {"devices": devices, "nodes": nodes}
-    out = _start(Path(out), overwrite)
-    job = finetuning_job(out, arguments, progress=progress)
-    fit(job)
-    return out
+    out = Path(out)
+    return _train(out, overwrite, lambda: finetuning_job(out, arguments, progress=progress))
 
 
 def resume(folder: Path | str, *, progress: bool = True) -> Path:
@@ -148,10 +146,26 @@ def resume(folder: Path | str, *, progress: bool = True) -> Path:
         if known.get(recording.recording_id, recording.checksum()) != recording.checksum():
             raise CheckpointError(f"{recording.path} has changed since {folder} began", fix="train again")
     make = pretraining_job if facts["command"] == "pretrain" else finetuning_job
-    fit(make(folder, arguments, progress=progress))
+    job = make(folder, arguments, progress=progress)
+    job.write_start()
+    fit(job)
     return folder
 
 
-def _start(out: Path, overwrite: bool) -> Path:
+def _train(out: Path, overwrite: bool, make: Callable[[], Job]) -> Path:
+    """Make a job, then its folder, and fit; a job that turns out to be impossible leaves no folder behind."""
     # Under DDP every process runs the command; the first makes the folder.
-    return run_folder.new_folder(out, overwrite=overwrite) if run_folder.process_rank() == 0 else out
+    first = run_folder.process_rank() == 0
+    if first:
+        run_folder.check_new(out, overwrite=overwrite)
+    job = make()
+    if first:
+        run_folder.new_folder(out, overwrite=overwrite)
+    try:
+        job.write_start()
+        fit(job)
+    except PoyoError:
+        if first and not last_checkpoint(out).exists():
+            shutil.rmtree(out)
+        raise
+    return out

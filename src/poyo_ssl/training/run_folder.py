@@ -96,8 +96,8 @@ def git_commit() -> str | None:
     return commit + ("+changes" if ask("status", "--porcelain") else "")
 
 
-def new_folder(path: Path, *, overwrite: bool) -> Path:
-    """Make an empty folder for results.
+def check_new(path: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that may not be written to.
 
     Raises
     ------
@@ -105,14 +105,21 @@ def new_folder(path: Path, *, overwrite: bool) -> Path:
         If it exists and holds anything, unless `overwrite`; a folder that holds neither a run nor results of ours
         is never removed.
     """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise ConfigError(f"output folder {path} exists", fix="choose another or pass --overwrite")
+    if not path.is_dir() or not any((path / mark).exists() for mark in ("run.json", "results.json", "run")):
+        raise ConfigError(f"{path} is no folder of a run", fix="choose another output folder")
+
+
+def new_folder(path: Path, *, overwrite: bool) -> Path:
+    """Make an empty folder for results, in place of an earlier one if `check_new` lets it pass."""
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        if not overwrite:
-            raise ConfigError(f"output folder {path} exists", fix="choose another or pass --overwrite")
-        if not path.is_dir() or not any((path / mark).exists() for mark in ("run.json", "results.json", "run")):
-            raise ConfigError(f"{path} is no folder of a run", fix="choose another output folder")
+    check_new(path, overwrite=overwrite)
+    if path.exists():
         shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True)
     return path
 
 
