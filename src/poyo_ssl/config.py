@@ -66,6 +66,8 @@ class ModelConfig:
         Dropout on attention probabilities; above 0 the fused attention kernels cannot be used.
     residual_dropout : float
         Dropout on each residual branch of the self-attention blocks.
+    readout_dropout : float
+        Dropout on the vector that a task's head reads.
     """
 
     dim: int = 64
@@ -84,6 +86,7 @@ class ModelConfig:
     ffn_dropout: float = 0.2
     attention_dropout: float = 0.2
     residual_dropout: float = 0.4
+    readout_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("dim", "dim_head", "cross_heads", "self_heads", "depth", "num_latents_per_step"):
@@ -96,7 +99,7 @@ class ModelConfig:
             "0 < rotary_t_min_s < rotary_t_max_s",
             "swap or change them",
         )
-        for name in ("ffn_dropout", "attention_dropout", "residual_dropout"):
+        for name in ("ffn_dropout", "attention_dropout", "residual_dropout", "readout_dropout"):
             check(
                 0 <= getattr(self, name) < 1,
                 f"model.{name} of {getattr(self, name)}",
@@ -395,7 +398,8 @@ class WindowConfig:
         Imaging frames averaged into one step of the input.
     normalisation : {'robust_z', 'robust_asinh', 'raw'}
         'robust_z': median and scaled median absolute deviation per neuron, from the training part;
-        'robust_asinh': the inverse hyperbolic sine of that, which keeps large transients from drowning the rest;
+        'robust_asinh': the inverse hyperbolic sine of that at mean 0 and standard deviation 1, which keeps large
+        transients from drowning the rest;
         'raw': dF/F as it is (the release).
     unit_dropout : bool
         Draw a random number of neurons per training window (METHOD.md "exact numbers").
@@ -418,11 +422,6 @@ class WindowConfig:
         check(-2 <= self.lag_s <= 2, f"lag_s of {self.lag_s}", "-2 to 2 s", "change it")
         check(self.noise >= 0, f"noise of {self.noise}", "0 or more", "raise it")
         check(self.bin_frames >= 1, f"bin_frames of {self.bin_frames}", "1 or more", "raise it")
-
-    @property
-    def compresses(self) -> bool:
-        """Whether values are compressed after normalisation."""
-        return self.normalisation == "robust_asinh"
 
 
 @dataclass(frozen=True)

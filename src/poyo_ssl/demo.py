@@ -60,18 +60,20 @@ def demo_configs(seed: int) -> tuple[PretrainConfig, FinetuneConfig, FinetuneCon
         attention_dropout=0.0,
         residual_dropout=0.2,
     )
+    inputs = WindowConfig(window_s=1.9, bin_frames=3, normalisation="robust_asinh")
     pretraining = PretrainConfig(
         model=model,
         objective=ObjectiveConfig(),
-        window=WindowConfig(window_s=1.9, bin_frames=3, units="selected"),
+        window=replace(inputs, units="selected"),
         optim=OptimConfig(epochs=20, batch_size=32, learning_rate=2e-3),
         seed=seed,
     )
+    inputs = replace(inputs, units="unselected", unit_dropout=False, noise=0.5)
     gratings = FinetuneConfig(
         task="gratings",
         model=model,
-        window=WindowConfig(window_s=1.9, bin_frames=3, units="unselected"),
-        optim=OptimConfig(epochs=20, batch_size=32, learning_rate=2e-3),
+        window=inputs,
+        optim=OptimConfig(epochs=15, batch_size=32, learning_rate=2e-3),
         seed=seed,
     )
     frames = replace(
@@ -80,9 +82,8 @@ def demo_configs(seed: int) -> tuple[PretrainConfig, FinetuneConfig, FinetuneCon
         movies=MOVIES,
         frame_height=32,
         frame_width=64,
-        window=WindowConfig(window_s=0.5, bin_frames=3, units="unselected"),
-        split=SplitConfig(),
-        optim=OptimConfig(epochs=3, batch_size=64, learning_rate=2e-3),
+        window=replace(inputs, window_s=0.5),
+        optim=OptimConfig(epochs=6, epoch_windows=4096, batch_size=64, learning_rate=2e-3),
     )
     return pretraining, gratings, frames
 

@@ -17,6 +17,7 @@ from poyo_ssl.data.vocabulary import MAD_TO_SD, Vocabulary, fit_normalisation, m
 from poyo_ssl.data.windows import (
     BatchRequest,
     BatchSampler,
+    Normalisation,
     WindowDataset,
     WindowTable,
     draw_unit_counts,
@@ -252,6 +253,18 @@ def test_training_order_changes_with_the_epoch_and_evaluation_order_does_not():
         BatchSampler(50, 9, seed=0, num_ranks=2)
 
 
+def test_an_epoch_may_take_a_random_share_of_the_windows():
+    def windows(epoch, rank=0, num_ranks=1):
+        more = {"rank": rank, "num_ranks": num_ranks}
+        sampler = BatchSampler(50, 8, seed=0, epoch=epoch, epoch_windows=20, **more)
+        return np.concatenate([request.windows for request in sampler]).tolist()
+
+    assert len(set(windows(0))) == len(windows(0)) == 20
+    assert set(windows(0)) != set(windows(1))
+    assert sorted(windows(0, 0, 2) + windows(0, 1, 2)) == sorted(windows(0))
+    assert set().union(*(windows(epoch) for epoch in range(20))) == set(range(50))
+
+
 @pytest.fixture
 def two_recordings(make_recording):
     return [make_recording("one", num_units=5, seed=1), make_recording("two", num_units=3, seed=2)]
@@ -335,7 +348,7 @@ def test_training_draws_units_and_starts_from_the_request_seed(make_recording):
     table = trial_table(recording, split, "train", num_frames=57, dilation_s=0.5)
     columns = np.arange(120)
     vocabulary = Vocabulary().grow({"made": recording.unit_ids.tolist()})
-    normalisation = {"made": (np.zeros(120, np.float32), np.ones(120, np.float32))}
+    normalisation = {"made": Normalisation.identity(120, compress=False)}
     units = [make_unit_set(recording, columns, vocabulary, normalisation)]
     dataset = WindowDataset([recording], units, table, unit_dropout=True)
     windows = np.arange(len(table))
@@ -379,12 +392,14 @@ def test_normalisation_uses_the_training_part_only(make_recording):
     changed = make_recording(num_units=70, dff=dff)
     columns = np.arange(70)
     for recording in (made, changed):
-        centre, scale = fit_normalisation(recording, columns, domain, method="robust_z", block=16)
+        fitted = fit_normalisation(recording, columns, domain, method="robust_z", block=16)
+        centre, scale = fitted.centre, fitted.scale
         inside = ((made.timestamps >= 5) & (made.timestamps < 20)) | ((made.timestamps >= 30) & (made.timestamps < 40))
-        np.testing.assert_allclose(centre, np.median(made.dff[inside], axis=0), rtol=1e-5)
+        np.testing.assert_allclose(fitted.centre, np.median(made.dff[inside], axis=0), rtol=1e-5)
         deviation = stats.median_abs_deviation(made.dff[inside].astype(float), axis=0)
         np.testing.assert_allclose(scale, deviation * MAD_TO_SD, rtol=1e-5)
-    centre, scale = fit_normalisation(made, columns, domain, method="raw")
+    fitted = fit_normalisation(made, columns, domain, method="raw")
+    centre, scale = fitted.centre, fitted.scale
     assert (centre == 0).all()
     assert (scale == 1).all()
 
@@ -395,7 +410,7 @@ def test_a_sparse_trace_is_scaled_by_its_standard_deviation(make_recording):
     dff[::10] = 3.0
     dff[:, 1] = made.dff[:, 1]
     recording = make_recording(num_units=2, dff=dff)
-    _, scale = fit_normalisation(recording, np.array([0]), np.array([[0.0, 1e9]]), method="robust_z")
+    scale = fit_normalisation(recording, np.array([0]), np.array([[0.0, 1e9]]), method="robust_z").scale
     # One frame in ten is 3: 3 sqrt(0.1 x 0.9).
     assert scale[0] == pytest.approx(3 * math.sqrt(0.09), rel=1e-2)
 

@@ -63,7 +63,9 @@ def make_batch(*, frames=None, classes=8, windows=4, seed=0):
 def make_model(task="gratings", readout=None, seed=0):
     config = model_config("tiny", latent_step_s=0.25, num_latents_per_step=2, attention_dropout=0.0)
     readouts = {task: readout or ReadoutConfig()}
-    return PoyoSSL(config, num_units=5, num_sessions=1, readouts=readouts, generator=torch.Generator().manual_seed(seed))
+    return PoyoSSL(
+        config, num_units=5, num_sessions=1, readouts=readouts, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def one_step(module, batch):
@@ -137,7 +139,9 @@ def test_every_task_has_a_loss_that_falls(name):
 def test_losses_by_hand():
     batch = make_batch(classes=20)
     readout = ReadoutConfig(num_classes=20)
-    soft = FinetuneModule(make_model("frame_number", readout), FinetuneConfig(task="frame_number"), num_targets=20).eval()
+    soft = FinetuneModule(
+        make_model("frame_number", readout), FinetuneConfig(task="frame_number"), num_targets=20
+    ).eval()
     logits = soft.predict(batch).detach().double().numpy()
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     weights = norm.pdf(np.arange(20)[None], loc=batch.target.numpy()[:, None], scale=10.0)

@@ -55,7 +55,8 @@ def test_lamb_takes_each_tensor_by_itself_and_leaves_those_without_gradient():
 class Toy(nn.Module):
     def __init__(self):
         super().__init__()
-        self.unit_embedding = nn.Embedding(4, 3)
+        self.sessions = nn.Embedding(4, 3)
+        self.latents = nn.Parameter(torch.ones(4, 3))
         self.layer = nn.Linear(3, 2)
         self.norm = nn.LayerNorm(2)
         self.frozen = nn.Parameter(torch.zeros(2, 2), requires_grad=False)
@@ -68,7 +69,7 @@ def test_decay_is_for_matrices_only():
     decayed, rest = optimizer.param_groups
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
     assert [id(p) for p in decayed["params"]] == [id(toy.layer.weight)]
-    others = [toy.unit_embedding.weight, toy.layer.bias, toy.norm.weight, toy.norm.bias]
+    others = [toy.sessions.weight, toy.latents, toy.layer.bias, toy.norm.weight, toy.norm.bias]
     assert {id(p) for p in rest["params"]} == {id(p) for p in others}
 
 
@@ -88,7 +89,7 @@ def test_lamb_takes_everything_that_trains():
     optimizer = make_optimizer(toy, OptimConfig(optimiser="lamb", learning_rate=0.2, weight_decay=0.1))
     assert isinstance(optimizer, Lamb)
     (group,) = optimizer.param_groups
-    assert len(group["params"]) == 5
+    assert len(group["params"]) == 6
     assert (group["lr"], group["weight_decay"]) == (0.2, 0.1)
 
 

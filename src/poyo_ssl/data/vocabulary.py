@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from poyo_ssl.data.intervals import Intervals, as_intervals, subtract
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.windows import UnitSet
+from poyo_ssl.data.windows import Normalisation, UnitSet
 from poyo_ssl.errors import RecordingError
 
 # Scales the median absolute deviation to the standard deviation of a normal distribution.
@@ -54,8 +54,8 @@ class Vocabulary:
 
 def fit_normalisation(
     recording: Recording, columns: NDArray[np.int64], domain: Intervals, *, method: str, block: int = 64
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return centre and scale of each unit from the training part.
+) -> Normalisation:
+    """Return how each unit is normalised, from the training part.
 
     Parameters
     ----------
@@ -66,21 +66,22 @@ def fit_normalisation(
     domain : ndarray
         ``(K, 2)`` seconds to take statistics from.
     method : {'robust_z', 'robust_asinh', 'raw'}
-        Median and scaled median absolute deviation (the standard deviation where that is 0), or 0 and 1.
+        Median and scaled median absolute deviation (the standard deviation where that is 0); the same, compressed
+        and brought to mean 0 and standard deviation 1; or 0 and 1.
     block : int
         Units in memory at once.
 
     Returns
     -------
-    centre, scale : ndarray
-        ``(C,)`` float32.
+    Normalisation
+        ``(C,)`` float32 each.
 
     Raises
     ------
     RecordingError
         If a trace holds NaN outside masked spans or never changes inside the training part; it lists the units.
     """
-    centre, scale = np.zeros(len(columns), np.float32), np.ones(len(columns), np.float32)
+    fitted = Normalisation.identity(len(columns), compress=method == "robust_asinh")
     edges = np.searchsorted(recording.timestamps, domain)
     whole = as_intervals([[recording.timestamps[0], np.inf]])
     readable = np.searchsorted(recording.timestamps, subtract(whole, recording.masked_domain))
@@ -95,30 +96,32 @@ def fit_normalisation(
         if method != "raw" and not bad:
             middle = np.median(values, axis=0)
             deviation = MAD_TO_SD * np.median(np.abs(values - middle), axis=0)
-            centre[start : start + block] = middle
-            scale[start : start + block] = np.where(deviation > 0, deviation, values.std(axis=0))
+            fitted.centre[start : start + block] = middle
+            fitted.scale[start : start + block] = np.where(deviation > 0, deviation, values.std(axis=0))
+            if method == "robust_asinh":
+                squeezed = np.arcsinh((values - middle) / fitted.scale[start : start + block])
+                fitted.mean[start : start + block] = squeezed.mean(axis=0)
+                fitted.spread[start : start + block] = squeezed.std(axis=0)
     if bad:
         raise RecordingError(
             f"recording {recording.recording_id}: NaN or constant traces in {len(bad)} of {len(columns)} units: "
             f"{', '.join(bad[:10])}{' ...' if len(bad) > 10 else ''}",
             fix="run 'poyo-ssl select' and pass --selection, which leaves such units out, or repair the source",
         )
-    return centre, scale
+    return fitted
 
 
 def make_unit_set(
     recording: Recording,
     columns: NDArray[np.int64],
     vocabulary: Vocabulary,
-    normalisation: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+    normalisation: Mapping[str, Normalisation],
 ) -> UnitSet:
     """Join a recording's units with their vocabulary rows and normalisation."""
     ids = [f"{recording.recording_id}/{recording.unit_ids[unit]}" for unit in columns]
-    centre, scale = normalisation[recording.recording_id]
     return UnitSet(
         columns=columns,
         rows=np.array([vocabulary.units[name] for name in ids], np.int64),
-        centre=centre,
-        scale=scale,
+        normalisation=normalisation[recording.recording_id],
         session_row=vocabulary.sessions[recording.recording_id],
     )

@@ -237,6 +237,47 @@ def draw_unit_counts(generator: np.random.Generator, size: int) -> NDArray[np.in
 
 
 @dataclass(frozen=True)
+class Normalisation:
+    """How the values of a recording's units become the model's input.
+
+    ``(x - centre) / scale``; then, if it compresses, the inverse hyperbolic sine of that, less `mean`, over `spread`.
+
+    Attributes
+    ----------
+    centre, scale, mean, spread : ndarray
+        ``(C,)`` float32.
+    compress : bool
+        Whether the second step is taken.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> plain = Normalisation.identity(1, compress=False)
+    >>> plain.apply(np.array([[2.0]]), np.array([0])).tolist()
+    [[2.0]]
+    """
+
+    centre: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    compress: bool
+
+    @classmethod
+    def identity(cls, num_units: int, *, compress: bool) -> Normalisation:
+        """Return what leaves `num_units` units as they are (compression aside)."""
+        zeros, ones = np.zeros(num_units, np.float32), np.ones(num_units, np.float32)
+        return cls(zeros, ones, zeros.copy(), ones.copy(), compress)
+
+    def apply(self, values: NDArray, pick: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Normalise ``(T, len(pick))`` values of the units at `pick`."""
+        scaled = (values - self.centre[pick]) / self.scale[pick]
+        if self.compress:
+            scaled = (np.arcsinh(scaled) - self.mean[pick]) / self.spread[pick]
+        return scaled
+
+
+@dataclass(frozen=True)
 class UnitSet:
     """The neurons of one recording that take part, with their vocabulary rows and normalisation.
 
@@ -246,16 +287,15 @@ class UnitSet:
         ``(C,)`` columns of dF/F.
     rows : ndarray
         ``(C,)`` rows of the unit vocabulary (1 and up).
-    centre, scale : ndarray
-        ``(C,)`` subtracted and divided by.
+    normalisation : Normalisation
+        How their values are normalised.
     session_row : int
         Row of the session vocabulary.
     """
 
     columns: NDArray[np.int64]
     rows: NDArray[np.int64]
-    centre: NDArray[np.float32]
-    scale: NDArray[np.float32]
+    normalisation: Normalisation
     session_row: int
 
 
@@ -343,8 +383,6 @@ class WindowDataset(Dataset[Batch]):
         The windows.
     bin_frames : int
         Imaging frames averaged into one step.
-    compress : bool
-        Take the inverse hyperbolic sine of the normalised values, before binning.
     unit_dropout : bool
         Draw a number of neurons per window, for requests with a seed.
     noise : float
@@ -360,7 +398,6 @@ class WindowDataset(Dataset[Batch]):
         table: WindowTable,
         *,
         bin_frames: int = 1,
-        compress: bool = False,
         unit_dropout: bool = False,
         noise: float = 0.0,
         frame_bank: torch.Tensor | None = None,
@@ -372,7 +409,7 @@ class WindowDataset(Dataset[Batch]):
                 fix="change window_s or bin_frames",
             )
         self.recordings, self.units, self.table = list(recordings), list(units), table
-        self.bin_frames, self.compress = bin_frames, compress
+        self.bin_frames = bin_frames
         self.unit_dropout, self.noise, self.frame_bank = unit_dropout, noise, frame_bank
         self.rates = [recording.rate_hz for recording in self.recordings]
 
@@ -397,8 +434,7 @@ class WindowDataset(Dataset[Batch]):
         for i, (r, start, pick) in enumerate(zip(which, first, chosen, strict=True)):
             units, recording = self.units[r], self.recordings[r]
             values = recording.read_dff(start, start + table.num_frames)[:, units.columns[pick]]
-            values = (values - units.centre[pick]) / units.scale[pick]
-            values = np.arcsinh(values) if self.compress else values
+            values = units.normalisation.apply(values, pick)
             dff[i, :, : len(pick)] = values.reshape(steps, self.bin_frames, -1).mean(axis=1)
             rows[i, : len(pick)] = units.rows[pick]
             if generator is not None and self.noise:

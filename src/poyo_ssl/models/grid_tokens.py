@@ -155,10 +155,10 @@ class _GridTokens(torch.autograd.Function):
         (B, H, num_parts, C, E), T = parts.shape, rows.shape[1]
         out = rows.new_empty(B, H, T, C, E)
         for window in _window_slices(B, out.device):
-            into, amplitude = out[window], amplitudes[window].unsqueeze(1).unsqueeze(-2)  # (b, 1, T, C, 1, J)
+            into, amplitude = out[window], amplitudes[window].unsqueeze(1)  # (b, 1, T, C, J)
             torch.matmul(coefficients[window].unsqueeze(1), rows, out=into)
             for j in range(num_parts):
-                into.addcmul_(parts[window, :, j].unsqueeze(2), amplitude[..., j])
+                into.addcmul_(parts[window, :, j].unsqueeze(2), amplitude[..., j, None])
             _complex(into).mul_(_turns_of(window, turns))
         return out
 
@@ -173,11 +173,10 @@ class _GridTokens(torch.autograd.Function):
             g = torch.view_as_real(g).flatten(-2)  # (b, H, T, C, E), rotated back
             grad_rows += (coefficients[window].mT.unsqueeze(1) @ g).sum(0)
             grad_coefficients[window] = (g @ rows.mT).sum(1)
-            by_neuron = g.transpose(2, 3)  # (b, H, C, T, E)
-            amplitude = amplitudes[window].permute(0, 2, 3, 1).unsqueeze(1)  # (b, 1, C, J, T)
-            grad_parts[window] = (amplitude @ by_neuron).transpose(2, 3)
-            along = by_neuron @ parts[window].permute(0, 1, 3, 4, 2)  # (b, H, C, T, J)
-            grad_amplitudes[window] = along.sum(1).transpose(1, 2)
+            for j in range(parts.shape[2]):
+                amplitude = amplitudes[window, ..., j].unsqueeze(1).unsqueeze(-1)  # (b, 1, T, C, 1)
+                grad_parts[window, :, j] = (g * amplitude).sum(2)
+                grad_amplitudes[window, ..., j] = (g * parts[window, :, j].unsqueeze(2)).sum((1, -1))
         return grad_parts, grad_amplitudes, grad_rows, grad_coefficients, None
 
 

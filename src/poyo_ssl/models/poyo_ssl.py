@@ -143,6 +143,7 @@ class PoyoSSL(nn.Module):
                 config.dim, heads=config.cross_heads, dim_head=config.dim_head, dropout=config.attention_dropout
             )
             self.readout_feed_forward = FeedForward(config.dim, dropout=config.ffn_dropout)
+            self.readout_dropout = nn.Dropout(config.readout_dropout)
             self.readouts = nn.ModuleDict(
                 {task: Readout(readout, dim=config.dim) for task, readout in readouts.items()}
             )
@@ -213,7 +214,7 @@ class PoyoSSL(nn.Module):
         at_query = self.rotary(target_time.unsqueeze(1), query.dtype)  # (B, 1, E/2)
         query = query + self.readout_attention(query, latents.values, at_query, latents.turns)  # (B, 1, D)
         query = query + self.readout_feed_forward(query)  # (B, 1, D)
-        return head(query.squeeze(1))
+        return head(self.readout_dropout(query.squeeze(1)))
 
     def forward(self, batch: Batch, task: str) -> Tensor:
         """Return the output of `task` for `batch`: encode, process, readout."""

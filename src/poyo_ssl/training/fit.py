@@ -119,7 +119,9 @@ def fit(job: Job) -> None:
     """Train to the end, from the last checkpoint if there is one, and write what came of it."""
     started = time.monotonic()
     keeper = KeepWeights(job.folder, job.keep)
-    saver = ModelCheckpoint(job.folder / "checkpoints", save_last=True, save_top_k=0, every_n_epochs=1)
+    # Lightning writes its own "last" only beside a best one or at the end: one file, replaced after every epoch.
+    place = last_checkpoint(job.folder)
+    saver = ModelCheckpoint(place.parent, filename=place.stem, save_top_k=1, enable_version_counter=False)
     callbacks: list[Callback] = [keeper, saver] + ([RichProgressBar()] if job.progress else [])
     last = _readable_checkpoint(job.folder)
     with quiet_lightning():
@@ -132,7 +134,10 @@ def fit(job: Job) -> None:
             precision="bf16-mixed" if job.optim.precision == "bf16" else "32-true",
             gradient_clip_val=job.optim.clip,
             callbacks=callbacks,
-            logger=[TensorBoardLogger(job.folder, "log", ""), CSVLogger(job.folder, "log", "")],
+            logger=[
+                TensorBoardLogger(job.folder, "log", ""),
+                CSVLogger(job.folder, "log", _csv_part(job.folder, last)),
+            ],
             reload_dataloaders_every_n_epochs=1,
             log_every_n_steps=10,
         )
@@ -151,6 +156,11 @@ def fit(job: Job) -> None:
             valid_loss=keeper.best,
             **collapsed,
         )
+
+
+def _csv_part(folder: Path, checkpoint: Path | None) -> str:
+    """Name the folder of this process's metrics.csv: Lightning would delete that of the process before it."""
+    return f"resumed_{len(list(folder.glob('log/resumed_*'))) + 1}" if checkpoint else ""
 
 
 class Loaders(L.LightningDataModule):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from poyo_ssl.config import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, WindowConfig
 from poyo_ssl.data.recording import Recording, open_recordings
 from poyo_ssl.data.vocabulary import Vocabulary, fit_normalisation, make_unit_set
-from poyo_ssl.data.windows import UnitSet, WindowDataset, WindowTable
+from poyo_ssl.data.windows import Normalisation, UnitSet, WindowDataset, WindowTable
 from poyo_ssl.errors import ConfigError, ResourceError, SelectionError
 from poyo_ssl.models.poyo_ssl import PoyoSSL
 from poyo_ssl.selection.table import Selection
@@ -90,7 +90,7 @@ def choose_units(
 
 def _prepare_units(
     data: TaskData, columns: dict[str, NDArray[np.int64]], window: WindowConfig, vocabulary: Vocabulary
-) -> tuple[Vocabulary, dict[str, tuple[NDArray, NDArray]], list[Any]]:
+) -> tuple[Vocabulary, dict[str, Normalisation], list[Any]]:
     ids = {r.recording_id: [str(u) for u in r.unit_ids[columns[r.recording_id]]] for r in data.recordings}
     vocabulary = vocabulary.grow(ids)
     normalisation = {
@@ -189,7 +189,6 @@ def _datasets(
             units,
             table,
             bin_frames=window.bin_frames,
-            compress=window.compresses,
             unit_dropout=window.unit_dropout and part == "train",
             noise=window.noise if part == "train" else 0.0,
             frame_bank=data.bank_tensor(),
@@ -224,7 +223,11 @@ def _job(
 
 
 def _write_inputs(
-    folder: Path, data: TaskData, vocabulary: Vocabulary, normalisation: dict, columns: dict[str, NDArray]
+    folder: Path,
+    data: TaskData,
+    vocabulary: Vocabulary,
+    normalisation: dict[str, Normalisation],
+    columns: dict[str, NDArray],
 ) -> None:
     if run_folder.process_rank() == 0:
         run_folder.write_inputs(

@@ -78,7 +78,10 @@ class PretrainModule(SeededModule):
     def __init__(self, model: PoyoSSL, config: PretrainConfig) -> None:
         super().__init__(seed=config.seed)
         self.config = config
-        self.twin = TwinPretrainer(model, config.objective)
+        # The mask token is drawn from torch's global state, which must not decide what a seed gives.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.twin = TwinPretrainer(model, config.objective)
         # Zeroed features need no token, and DDP refuses parameters that never get a gradient.
         self.twin.mask_token.requires_grad_(config.objective.masking != "feature")
         self.collapsed = False

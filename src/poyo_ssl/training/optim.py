@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from poyo_ssl.config import OptimConfig
 
+EMBEDDINGS = frozenset({"tokens", "latents", "sessions", "query", "mask_token"})
+
 
 class Lamb(Optimizer):
     """LAMB (You et al. 2020, "Large batch optimization for deep learning") as the study used it.
@@ -81,15 +83,25 @@ class Lamb(Optimizer):
         weight.add_(update * trust, alpha=-group["lr"])
 
 
+def is_embedding(name: str) -> bool:
+    """Tell whether a parameter of a model or pretrainer is an embedding, by its name.
+
+    Examples
+    --------
+    >>> is_embedding("model.tokens.units.weight"), is_embedding("encoder.cross_attention.to_q.weight")
+    (True, False)
+    """
+    return not EMBEDDINGS.isdisjoint(name.split("."))
+
+
 def make_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
     """Make the optimiser of everything in `module` that trains."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if config.optimiser == "lamb":
         return Lamb([p for _, p in named], lr=config.learning_rate, weight_decay=config.weight_decay)
     # Decay of embeddings would pull rarely seen units to zero; of gains and biases it is not wanted either.
-    matrices = {id(layer.weight) for layer in module.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
-    decays = [p for _, p in named if id(p) in matrices]
-    rest = [p for _, p in named if id(p) not in matrices]
+    decays = [p for name, p in named if p.ndim >= 2 and not is_embedding(name)]
+    rest = [p for name, p in named if p.ndim < 2 or is_embedding(name)]
     groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return AdamW([group for group in groups if group["params"]], lr=config.learning_rate)
 

@@ -90,7 +90,6 @@ def predict_windows(
         units,
         table,
         bin_frames=run.config.window.bin_frames,
-        compress=run.config.window.compresses,
     )
     module = PredictModule(run)
     with quiet_lightning():

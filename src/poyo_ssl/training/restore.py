@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from poyo_ssl.config import FinetuneConfig, ModelConfig, PretrainConfig, from_plain
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.vocabulary import Vocabulary, make_unit_set
-from poyo_ssl.data.windows import UnitSet
+from poyo_ssl.data.windows import Normalisation, UnitSet
 from poyo_ssl.errors import CheckpointError, RecordingError
 from poyo_ssl.models.poyo_ssl import PoyoSSL
 from poyo_ssl.training import run_folder
@@ -113,7 +113,7 @@ class TrainedRun:
     vocabulary: Vocabulary
     class_values: NDArray[np.float64] | None
     num_frames: int
-    normalisation: dict[str, tuple[NDArray, NDArray]]
+    normalisation: dict[str, Normalisation]
     columns: dict[str, NDArray]
 
     @classmethod

@@ -9,7 +9,7 @@
     normalisation.safetensors  centre and scale of every unit
     model.safetensors          weights
     checkpoints/last.ckpt      state of the training, for resuming
-    log/                       TensorBoard events and metrics.csv
+    log/                       TensorBoard events and metrics.csv; that of a resumed run in resumed_1 and so on
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ from safetensors.numpy import load_file, save_file
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.splits import Split
 from poyo_ssl.data.vocabulary import Vocabulary
+from poyo_ssl.data.windows import Normalisation
 from poyo_ssl.errors import CheckpointError, ConfigError
 
 PACKAGES = ("poyo-ssl", "torch", "lightning", "numpy", "scipy", "h5py", "scikit-learn", "scikit-image", "safetensors")
+
+NORMALISATION = ("centre", "scale", "mean", "spread")
 
 
 def process_rank() -> int:
@@ -165,7 +168,7 @@ def write_inputs(
     splits: Mapping[str, Split],
     vocabulary: Vocabulary,
     class_values: NDArray[np.float64] | None,
-    normalisation: Mapping[str, tuple[NDArray, NDArray]],
+    normalisation: Mapping[str, Normalisation],
     units: Mapping[str, NDArray],
 ) -> None:
     """Write splits, vocabulary and normalisation."""
@@ -174,8 +177,9 @@ def write_inputs(
     words = {"units": vocabulary.units, "sessions": vocabulary.sessions, "class_values": class_values}
     write_beside(folder / "vocabulary.json", json.dumps(plain(words)))
     tensors: dict[str, NDArray] = {}
-    for name, (centre, scale) in normalisation.items():
-        tensors |= {f"{name}/centre": centre, f"{name}/scale": scale, f"{name}/columns": units[name]}
+    for name, fitted in normalisation.items():
+        tensors |= {f"{name}/{key}": getattr(fitted, key) for key in NORMALISATION}
+        tensors |= {f"{name}/compress": np.array(fitted.compress), f"{name}/columns": units[name]}
     beside = folder / "normalisation.partial"
     save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, beside)
     beside.replace(folder / "normalisation.safetensors")
@@ -183,12 +187,17 @@ def write_inputs(
 
 def read_inputs(
     folder: Path,
-) -> tuple[Vocabulary, NDArray[np.float64] | None, dict[str, tuple[NDArray, NDArray]], dict[str, NDArray]]:
+) -> tuple[Vocabulary, NDArray[np.float64] | None, dict[str, Normalisation], dict[str, NDArray]]:
     """Read vocabulary, class values, normalisation and columns of the units that a run used."""
     words = read_json(folder, "vocabulary.json")
     tensors = read_tensors(folder / "normalisation.safetensors")
     names = {key.removesuffix("/centre") for key in tensors if key.endswith("/centre")}
-    normalisation = {name: (tensors[f"{name}/centre"], tensors[f"{name}/scale"]) for name in names}
+    normalisation = {
+        name: Normalisation(
+            **{key: tensors[f"{name}/{key}"] for key in NORMALISATION}, compress=bool(tensors[f"{name}/compress"])
+        )
+        for name in names
+    }
     columns = {name: tensors[f"{name}/columns"] for name in names}
     values = None if words["class_values"] is None else np.array(words["class_values"], float)
     return Vocabulary(words["units"], words["sessions"]), values, normalisation, columns

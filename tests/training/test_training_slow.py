@@ -1,0 +1,180 @@
+"""Trainings that take longer: chance with shuffled labels, a killed process, two processes under DDP."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from scipy import stats
+
+from poyo_ssl.config import OptimConfig, WindowConfig
+from poyo_ssl.data.recording import open_recordings
+from poyo_ssl.training.predict import predict_windows, test_part
+from poyo_ssl.training.restore import TrainedRun
+from poyo_ssl.training.run import finetune, resume
+from poyo_ssl.training.run_folder import plain, read_json
+from poyo_ssl.training.tasks import prepare_task
+
+pytestmark = pytest.mark.slow
+
+
+def accuracy(run_folder, recordings, config):
+    """Return hits and trials in the test part."""
+    data = prepare_task(recordings, config)
+    part = test_part(data, config, "test_gratings")
+    probabilities = predict_windows(TrainedRun.open(run_folder), data.recordings, part.table)
+    return int((probabilities.argmax(axis=1) == part.table.target).sum()), len(part.table)
+
+
+def test_labels_are_learned_and_shuffled_labels_are_not(make_recording, finetune_config, tmp_path):
+    """The same training on neurons with clear preferences, with true and with shuffled directions."""
+    window = WindowConfig(window_s=1.0, units="all", unit_dropout=False)
+    optim = OptimConfig(epochs=25, batch_size=16, learning_rate=1e-2)
+    model = replace(finetune_config.model, ffn_dropout=0.0, residual_dropout=0.0)
+    config = replace(finetune_config, model=model, window=window, optim=optim)
+    recordings = [make_recording(name, grating_repeats=10, num_units=16, seed=i) for i, name in enumerate("ab")]
+    run = finetune(recordings, tmp_path / "true", config=config, progress=False)
+    hits, trials = accuracy(run, recordings, config)
+    assert trials == 32
+    # By chance 4 of 32; more than 10 in one case of a thousand.
+    assert hits > 10
+    rng = np.random.default_rng(0)
+    shuffled = []
+    for recording in recordings:
+        table = recording.stimuli["drifting_gratings"]
+        direction = rng.permutation(table.columns["orientation"])
+        table = replace(table, columns={**table.columns, "orientation": direction})
+        shuffled.append(replace(recording, stimuli={table.name: table}))
+    run = finetune(shuffled, tmp_path / "shuffled", config=config, progress=False)
+    hits, trials = accuracy(run, shuffled, config)
+    assert stats.binomtest(hits, trials, 1 / 8).pvalue > 0.01
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+
+import torch
+from poyo_ssl.config import FinetuneConfig, from_plain
+from poyo_ssl.training.fit import KeepWeights
+from poyo_ssl.training.run import finetune
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    data, out, devices = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    config = from_plain(FinetuneConfig, json.loads(Path(sys.argv[4]).read_text()))
+    seen, before = [], []
+
+    # What each rank was given and what it ended with, written beside the run.
+    from poyo_ssl.training.modules import FinetuneModule
+
+    step = FinetuneModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        seen.append([self.current_epoch, batch.window_index.tolist()])
+        return step(self, batch, batch_idx)
+
+    def on_train_end(self):
+        weights = {name: value.detach().clone() for name, value in self.model.named_parameters()}
+        torch.save({"seen": seen, "weights": weights}, out.with_name(f"{out.name}_rank{self.global_rank}.pt"))
+
+    FinetuneModule.training_step, FinetuneModule.on_train_end = training_step, on_train_end
+    finetune(data, out, config=config, devices=devices, progress=False)
+"""
+
+
+def start(tmp_path, pair, name, config, devices=1):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    (tmp_path / "config.json").write_text(json.dumps(plain(config)))
+    arguments = [tmp_path / "train.py", pair, tmp_path / name, devices, tmp_path / "config.json"]
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output[-3000:]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(pair, finetune_config, tmp_path):
+    optim = OptimConfig(epochs=12, batch_size=16)
+    config = replace(finetune_config, optim=optim, keep="last")
+    process = start(tmp_path, pair, "killed", config)
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert last.exists()
+    assert read_json(tmp_path / "killed", "run.json")["state"] == "running"
+    resumed = resume(tmp_path / "killed", progress=False)
+    whole = finetune(pair, tmp_path / "whole", config=config, progress=False)
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    for name, tensor in one.items():
+        np.testing.assert_array_equal(tensor, other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("task", ["gratings", "frames"])
+def test_two_processes_train_on_the_same_windows_and_agree(pair, finetune_config, tmp_path, task):
+    import torch
+
+    optim = OptimConfig(epochs=2 if task == "gratings" else 1, batch_size=16, epoch_windows=60)
+    config = replace(finetune_config, task=task, optim=optim, keep="last")
+    finish(start(tmp_path, pair, "alone", config))
+    finish(start(tmp_path, pair, "both", config, devices=2))
+    alone = torch.load(tmp_path / "alone_rank0.pt", weights_only=True)
+    ranks = [torch.load(tmp_path / f"both_rank{rank}.pt", weights_only=True) for rank in range(2)]
+    steps = [sorted(one + other) for (_, one), (_, other) in zip(*(r["seen"] for r in ranks), strict=True)]
+    assert steps == [sorted(windows) for _, windows in alone["seen"]]
+    for name, value in ranks[0]["weights"].items():
+        torch.testing.assert_close(value, ranks[1]["weights"][name], rtol=0, atol=0)
+    facts = [read_json(tmp_path / name, "run.json") for name in ("alone", "both")]
+    assert facts[0]["windows"] == facts[1]["windows"]
+    assert facts[1]["state"] == "finished"
+
+
+PREDICT = """
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from poyo_ssl.data.recording import open_recordings
+from poyo_ssl.training.predict import predict_windows, test_part
+from poyo_ssl.training.restore import TrainedRun
+from poyo_ssl.training.tasks import prepare_task
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    data, run, out, devices = open_recordings(sys.argv[1]), TrainedRun.open(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    task = prepare_task(data, run.config)
+    table = test_part(task, run.config, "test_gratings").table
+    found = predict_windows(run, task.recordings, table, devices=devices)
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    np.savez(f"{out}_{rank}.npz", found=found, target=table.target)
+"""
+
+
+def test_two_processes_predict_every_window_once(pair, finetuned, tmp_path):
+    (tmp_path / "predict.py").write_text(PREDICT)
+    for devices in (1, 2):
+        arguments = [tmp_path / "predict.py", pair, finetuned, tmp_path / f"with{devices}", devices]
+        finish(
+            subprocess.Popen(
+                [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    alone = np.load(tmp_path / "with1_0.npz")
+    for rank in range(2):
+        both = np.load(tmp_path / f"with2_{rank}.npz")
+        assert both["found"].shape == alone["found"].shape == (len(alone["target"]), 8)
+        np.testing.assert_allclose(both["found"], alone["found"], atol=1e-5)
+    assert len(open_recordings(pair)) == 2
