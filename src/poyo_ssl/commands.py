@@ -44,8 +44,9 @@ def prepare_observatory(
     overwrite : bool
         Replace an observatory that is there.
     """
-    from poyo_ssl.observatory import generate_observatory, get_size
+    from poyo_ssl.observatory import generate_observatory, get_size, get_world
 
+    get_world(world)
     total = get_size(size).num_recordings
     with Progress(console=console) as progress:
         task = progress.add_task(f"simulating {world}", total=total)

@@ -372,6 +372,18 @@ def test_training_draws_units_and_starts_from_the_request_seed(make_recording):
     np.testing.assert_array_equal(evaluation.dff[3], recording.dff[table.first_low[3] : table.first_low[3] + 57])
 
 
+def test_noise_is_added_in_training_only_and_only_to_neurons(two_recordings):
+    columns = [np.arange(5), np.arange(3)]
+    (plain, _), (noisy, _) = make_dataset(two_recordings, columns), make_dataset(two_recordings, columns, noise=0.5)
+    windows = np.arange(0, len(plain), 7)
+    assert torch.equal(plain[BatchRequest(windows)].dff, noisy[BatchRequest(windows)].dff)
+    one, other = plain[BatchRequest(windows, (0,))], noisy[BatchRequest(windows, (0,))]
+    added = (other.dff - one.dff).movedim(1, 2)
+    assert (added[~one.unit_mask] == 0).all()
+    assert added[one.unit_mask].std().item() == pytest.approx(0.5, rel=0.05)
+    assert stats.kstest(added[one.unit_mask].flatten() / 0.5, "norm").pvalue > 0.001
+
+
 def test_vocabulary_keeps_rows_and_appends_new_ones():
     first = Vocabulary().grow({"a": ["u1", "u2"], "b": ["u1"]})
     assert (first.num_units, first.num_sessions) == (3, 2)

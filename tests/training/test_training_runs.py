@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -247,9 +248,11 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(pair, finetuned,
 
 def test_an_interrupted_run_can_go_on(pair, finetune_config, tmp_path, stop_at):
     config = replace(finetune_config, optim=OptimConfig(epochs=2, batch_size=32), keep="last")
+    handler = signal.getsignal(signal.SIGINT)
     stop_at.at(2, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         finetune(pair, tmp_path / "run", config=config, progress=False)
+    assert signal.getsignal(signal.SIGINT) is handler
     assert read_json(tmp_path / "run", "run.json")["state"] == "running"
     stop_at.never()
     resume(tmp_path / "run", progress=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -115,6 +116,19 @@ def _readable_checkpoint(folder: Path) -> Path | None:
     return path
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn Lightning's exit after Ctrl-C back into KeyboardInterrupt, and let the next Ctrl-C be heard again."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
+
+
 def fit(job: Job) -> None:
     """Train to the end, from the last checkpoint if there is one, and write what came of it."""
     started = time.monotonic()
@@ -141,10 +155,8 @@ def fit(job: Job) -> None:
             reload_dataloaders_every_n_epochs=1,
             log_every_n_steps=10,
         )
-        loaders = Loaders(job)
-        trainer.fit(job.module, datamodule=loaders, ckpt_path=last, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        with _interruptible():
+            trainer.fit(job.module, datamodule=Loaders(job), ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
         collapsed = {"collapsed": job.module.collapsed} if isinstance(job.module, PretrainModule) else {}
         run_folder.write_facts(

@@ -204,7 +204,7 @@ def spread_labels(target: Tensor, num_classes: int, *, spread: float) -> Tensor:
 
     Examples
     --------
-    >>> spread_labels(torch.tensor([0]), 3, spread=1.0).numpy().round(3).tolist()
+    >>> spread_labels(torch.tensor([0]), 3, spread=1.0).double().numpy().round(3).tolist()
     [[0.574, 0.348, 0.078]]
     """
     distance = torch.arange(num_classes, device=target.device) - target[:, None]
@@ -225,8 +225,8 @@ def decide_frame(probabilities: Tensor, *, reach: int) -> Tensor:
 
     Examples
     --------
-    >>> decide_frame(torch.tensor([[0.4, 0.0, 0.3, 0.3]]), reach=1).tolist()
-    [2]
+    >>> decide_frame(torch.tensor([[0.4, 0.0, 0.1, 0.25, 0.25]]), reach=1).tolist()
+    [3]
     """
     summed = F.pad(probabilities.double().cumsum(dim=-1), (1, 0))
     place = torch.arange(probabilities.shape[-1], device=probabilities.device)
