@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests and the demo use one thread per process: on two cores more of them only get into each other's way.
+# Two threads: more of them only get into each other's way on small models.
 export OMP_NUM_THREADS ?= 2
+# Threads that wait sleep: spinning ones starve each other where other programs run, many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test lint types clean
 

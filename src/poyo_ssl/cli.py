@@ -104,7 +104,10 @@ def build_parser(command: str) -> Parser:
     if function is commands.evaluate:
         # Any number of words without a flag is beyond what a function's signature can say.
         parser.add_argument("runs", nargs="+", type=Path, help="Folders of 'poyo-ssl finetune', or predictions files.")
-        skip.add("runs")
+        parser.add_argument(
+            "--arms", nargs="+", type=str, help="Name of each run in the tables; the folder's by default."
+        )
+        skip |= {"runs", "arms"}
     parser.add_function_arguments(function, as_positional=command in POSITIONAL, skip=skip)
     for kind, prefix in settings.values():
         parser.add_class_arguments(kind, prefix, as_group=True)

@@ -28,9 +28,9 @@ from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.evaluation.scores import score_table
 from poyo_ssl.evaluation.statistics import Interval, animal_interval, paired_animal_interval, t_interval
 from poyo_ssl.training import run_folder
-from poyo_ssl.training.predict import TestPart, frame_duration_s, open_task, predict_test, test_part
+from poyo_ssl.training.predict import TestPart, open_task, predict_test, test_part
 from poyo_ssl.training.restore import TrainedRun
-from poyo_ssl.training.tasks import TaskData, task_windows
+from poyo_ssl.training.tasks import TaskData, frame_duration_s, task_windows
 
 BaselineSet = Literal["all", "core", "none"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from poyo_ssl.training.modules import FinetuneModule, PretrainModule, SeededModu
 from poyo_ssl.training.restore import load_encoder, load_model_config
 from poyo_ssl.training.tasks import (
     TaskData,
+    frame_duration_s,
     make_readout,
     prepare_task,
     pretraining_data,
@@ -59,9 +60,11 @@ def open_data(data: Data) -> list[Recording]:
 
 
 def choose_units(
-    recordings: Sequence[Recording], selection: Selection | Path | str | None, units: str
+    recordings: Sequence[Recording], selection: Selection | Path | str | Mapping[str, NDArray] | None, units: str
 ) -> tuple[list[Recording], dict[str, NDArray[np.int64]]]:
     """Return the recordings that keep any unit and the columns they keep.
+
+    A mapping in the place of the selection gives the columns by recording id: those of a run that is resumed.
 
     Raises
     ------
@@ -76,6 +79,9 @@ def choose_units(
             allowed="a selection, or units 'all'",
             fix="run 'poyo-ssl select' and pass --selection, or --config.window.units all",
         )
+    if isinstance(selection, Mapping):
+        kept = [recording for recording in recordings if recording.recording_id in selection]
+        return kept, {r.recording_id: selection[r.recording_id] for r in kept}
     table = selection if isinstance(selection, Selection) else Selection.load(Path(selection))
     # Units that 'select' marked as unusable (NaN, constant) are in neither set.
     wanted = {
@@ -108,10 +114,12 @@ def _describe(folder: Path, command: str, arguments: dict[str, Any], data: TaskD
         return
     stored = dict(arguments)
     # Recordings and selections that live in memory leave no path behind; the run says so by null.
-    for key in ("data", "selection", "pretrained"):
-        value = stored.get(key)
+    for key in {"data", "selection", "pretrained"} & set(stored):
+        value = stored[key]
         stored[key] = str(Path(value).resolve()) if isinstance(value, (str, Path)) else None
-    facts |= {"seed": arguments["config"].seed, "num_imaging_frames": data.num_frames}
+    config = stored.pop("config")
+    stored |= run_folder.plain(config)
+    facts |= {"seed": config.seed, "num_imaging_frames": data.num_frames}
     run_folder.write_start(folder, command=command, arguments=stored, recordings=data.recordings, **facts)
 
 
@@ -166,7 +174,13 @@ def finetuning_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -
     model.grow(num_units=vocabulary.num_units, num_sessions=vocabulary.num_sessions, generator=generator)
     _foresee_memory(config.model, config.window, config.optim, data.num_frames, max(map(len, columns.values())))
     excluded = {part: dict(table.excluded) for part, table in tables.items()}
-    facts = {"task": config.task, "windows": {p: len(t) for p, t in tables.items()}, "excluded": excluded}
+    facts: dict[str, Any] = {
+        "task": config.task,
+        "windows": {p: len(t) for p, t in tables.items()},
+        "excluded": excluded,
+    }
+    if config.task != "gratings":
+        facts["movie_frame_s"] = frame_duration_s(data.recordings[0].stimulus(config.movies[0]))
 
     def write_start() -> None:
         _describe(folder, "finetune", arguments, data, **facts, parameters=model.num_parameters(), loaded=loaded)

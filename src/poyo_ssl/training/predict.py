@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 from poyo_ssl.config import FinetuneConfig
 from poyo_ssl.data.batch import Batch
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.data.windows import BatchSampler, WindowDataset, WindowTable, require_windows
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.evaluation.predictions import Predictions
@@ -200,23 +199,13 @@ def predict_test(run: TrainedRun, part: TestPart, *, arm: str, devices: int = 1,
     assert run.class_values is not None
     if output.ndim == 1:
         return part.to_predictions(np.round(output * (len(run.class_values) - 1)).astype(int), arm=arm)
-    return part.to_predictions(
-        decide(run, part.data.recordings, output), arm=arm, probabilities=output, class_values=run.class_values
-    )
+    return part.to_predictions(decide(run, output), arm=arm, probabilities=output, class_values=run.class_values)
 
 
-def decide(run: TrainedRun, recordings: Sequence[Recording], probabilities: NDArray) -> NDArray[np.int64]:
+def decide(run: TrainedRun, probabilities: NDArray) -> NDArray[np.int64]:
     """Turn class probabilities into classes, by the run's rule."""
-    reach = 0
-    if run.task == "frame_number" and run.config.tolerance_s:
-        table = recordings[0].stimulus(run.config.movies[0])
-        reach = round(run.config.tolerance_s / frame_duration_s(table))
+    reach = round(run.config.tolerance_s / run.movie_frame_s) if run.task == "frame_number" else 0
     return decide_frame(torch.from_numpy(probabilities), reach=reach).numpy()
-
-
-def frame_duration_s(table: Presentations) -> float:
-    """Return how long a movie frame is shown, in seconds."""
-    return float(np.median(np.diff(table.start[table.columns["repeat"] == table.columns["repeat"][0]])))
 
 
 def test_part(data: TaskData, config: FinetuneConfig, name: str) -> TestPart:
@@ -284,9 +273,4 @@ def predict(
     if output.ndim == 1:
         return {"time": times, "position": output}
     assert run.class_values is not None
-    best = (
-        output.argmax(axis=1)
-        if run.task == "gratings"
-        else decide_frame(torch.from_numpy(output), reach=round(run.config.tolerance_s * 30)).numpy()
-    )
-    return {"time": times, "probabilities": output, "class": run.class_values[best]}
+    return {"time": times, "probabilities": output, "class": run.class_values[decide(run, output)]}

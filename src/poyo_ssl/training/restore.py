@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ def read_arguments(folder: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is a run of '{command}'", allowed=" or ".join(CONFIGS), fix="give another")
     try:
         stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        stored["config"] = from_plain(CONFIGS[command], stored["config"])
+        names = {f.name for f in fields(CONFIGS[command])}
+        config = from_plain(CONFIGS[command], {name: stored.pop(name) for name in list(stored) if name in names})
+        stored["config"] = config
     except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.yaml'} is damaged ({error})", fix="train again") from None
     return stored
@@ -104,6 +106,10 @@ class TrainedRun:
         What the classes mean.
     num_frames : int
         Imaging frames per window.
+    normalisation, columns : dict
+        How each recording's units are normalised, and which columns of dF/F they are, by recording id.
+    movie_frame_s : float
+        How long a movie frame is shown; 0 for gratings.
     """
 
     folder: Path
@@ -115,6 +121,7 @@ class TrainedRun:
     num_frames: int
     normalisation: dict[str, Normalisation]
     columns: dict[str, NDArray]
+    movie_frame_s: float = 0.0
 
     @classmethod
     def open(cls, folder: Path | str) -> TrainedRun:
@@ -143,7 +150,8 @@ class TrainedRun:
         _check_match(path, stored, model.state_dict())
         model.load_state_dict({name: torch.from_numpy(value) for name, value in stored.items()})
         frames = facts["num_imaging_frames"]
-        return cls(folder, config, task, model.eval(), vocabulary, class_values, frames, normalisation, columns)
+        step = facts.get("movie_frame_s", 0.0)
+        return cls(folder, config, task, model.eval(), vocabulary, class_values, frames, normalisation, columns, step)
 
     def unit_set(self, recording: Recording) -> UnitSet:
         """Return the units of a known recording as this run saw them.

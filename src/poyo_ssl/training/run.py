@@ -145,6 +145,9 @@ def resume(folder: Path | str, *, progress: bool = True) -> Path:
     for recording in open_recordings(arguments["data"]):
         if known.get(recording.recording_id, recording.checksum()) != recording.checksum():
             raise CheckpointError(f"{recording.path} has changed since {folder} began", fix="train again")
+    if arguments["selection"] is None:
+        # Chosen by a selection in memory: the run kept what it chose.
+        arguments["selection"] = run_folder.read_inputs(folder)[3]
     make = pretraining_job if facts["command"] == "pretrain" else finetuning_job
     job = make(folder, arguments, progress=progress)
     job.write_start()

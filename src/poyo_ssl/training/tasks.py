@@ -24,7 +24,7 @@ from poyo_ssl.data.splits import (
     training_domain,
     usable_trials,
 )
-from poyo_ssl.data.stimuli import load_movie
+from poyo_ssl.data.stimuli import Presentations, load_movie
 from poyo_ssl.data.windows import WindowTable, movie_windows, require_windows, trial_windows, window_frames
 from poyo_ssl.errors import RecordingError
 
@@ -236,3 +236,8 @@ def make_readout(config: FinetuneConfig, class_values: NDArray[np.float64] | Non
     assert class_values is not None
     kind: Literal["classes", "position"] = config.readout if config.task == "frame_number" else "classes"
     return ReadoutConfig(kind, num_classes=len(class_values))
+
+
+def frame_duration_s(table: Presentations) -> float:
+    """Return how long a movie frame is shown, in seconds."""
+    return float(np.median(np.diff(table.start[table.columns["repeat"] == table.columns["repeat"][0]])))

@@ -1,0 +1,289 @@
+"""Decoding of two small real recordings, leave one repeat out, against simple decoders on the very same windows.
+
+    python benchmarks/real_recordings.py --data ../shared/data/real --out runs/real [--only movie|gratings] [--folds 0]
+
+`movie`: frame number of natural movie one in Allen experiment 501574836 (real events, simulated dF/F), repeats 0-7;
+repeat k tests, k + 1 validates, the other six train. Windows are causal, one second long, and no decoder sees its
+earlier outputs. The score is the share of test frames that are decoded within one second (30 movie frames).
+
+`gratings`: 12 directions in `v1_gratings_73cells` (real dF/F, 5 Hz), six repeats, four train. The order of the
+directions is fixed, so a decoder of the second before the stimulus is the control for what the order alone gives away.
+
+The model is the mean of the probabilities of `--seeds` trainings that differ in their seed only. Its settings were
+chosen on validation repeats. A fold that is finished is read from its file in `--out`, so folds may run in parallel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from poyo_ssl.config import FinetuneConfig, ModelConfig, OptimConfig, SplitConfig, WindowConfig
+from poyo_ssl.data.recording import Recording, RecordingMetadata
+from poyo_ssl.data.stimuli import Presentations
+from poyo_ssl.data.windows import WindowTable
+from poyo_ssl.evaluation import (
+    Baseline,
+    bin_features,
+    frame_number_baselines,
+    gratings_baselines,
+    paired_interval,
+    t_interval,
+)
+from poyo_ssl.sources.events import EventsConfig, prepare_events
+from poyo_ssl.training.modules import decide_frame
+from poyo_ssl.training.predict import predict_windows
+from poyo_ssl.training.restore import TrainedRun
+from poyo_ssl.training.run import finetune
+from poyo_ssl.training.tasks import prepare_task, task_windows
+
+Scores = dict[str, float]
+
+MOVIE, MOVIE_REPEATS, TOLERANCE = "natural_movie_one", 8, 30
+GRATING_REPEATS = 6
+GRATING_WINDOWS = {"4 s of the stimulus": (4.0, 0.0), "first second": (1.0, 0.0), "second before": (1.0, -1.0)}
+"""Length in seconds and start after the stimulus's onset."""
+
+MODEL = ModelConfig(
+    dim_head=32,
+    self_heads=4,
+    depth=1,
+    num_latents_per_step=1,
+    latent_step_s=1.0,
+    start_end_tokens=False,
+    value_embedding="per_unit",
+    attention_dropout=0.3,
+    ffn_dropout=0.5,
+    residual_dropout=0.3,
+    readout_dropout=0.5,
+)
+MOVIE_CONFIG = FinetuneConfig(
+    task="frame_number",
+    movies=(MOVIE,),
+    model=MODEL,
+    window=WindowConfig(
+        window_s=1.0, bin_frames=10, normalisation="robust_asinh", noise=0.5, unit_dropout=False, units="all"
+    ),
+    optim=OptimConfig(learning_rate=2e-3, schedule="cosine", epochs=4, batch_size=64),
+    keep="last",
+)
+GRATINGS_CONFIG = FinetuneConfig(
+    task="gratings",
+    model=MODEL,
+    window=WindowConfig(bin_frames=5, normalisation="robust_asinh", noise=0.3, unit_dropout=False, units="all"),
+    optim=OptimConfig(learning_rate=2e-3, schedule="cosine", epochs=60, batch_size=16),
+    keep="last",
+)
+
+
+def movie_split(fold: int) -> SplitConfig:
+    """Repeat `fold` tests, the next one validates, the other six train."""
+    valid = (fold + 1) % MOVIE_REPEATS
+    train = tuple(r for r in range(MOVIE_REPEATS) if r not in (fold, valid))
+    return SplitConfig(repeat_train=train, repeat_valid=(valid,), repeat_test=(fold,), num_clips=0)
+
+
+def window_values(values: NDArray, table: WindowTable) -> NDArray:
+    """``(W, T, N)`` windows of a table, cut from ``(frames, N)`` values."""
+    return values[table.first_low[:, None] + np.arange(table.num_frames)]
+
+
+def baseline_scores(
+    baselines: Sequence[Baseline], values: NDArray, tables: Sequence[WindowTable], *, num_bins: int, tolerance: int
+) -> dict[str, dict[str, Any]]:
+    """Fit on the training table, choose on the validation table, score all three."""
+    parts = [(bin_features(window_values(values, table), num_bins), table.target) for table in tables]
+    scores: dict[str, dict[str, Any]] = {}
+    for baseline in baselines:
+        fitted = baseline.fit(*parts[0], *parts[1])
+        valid, test = (float((np.abs(fitted.predict(x) - y) <= tolerance).mean()) for x, y in parts[1:])
+        scores[baseline.name] = {"valid": valid, "test": test, "chosen": {k: str(v) for k, v in fitted.chosen.items()}}
+    return scores
+
+
+def model_scores(
+    recording: Recording,
+    config: FinetuneConfig,
+    tables: Sequence[WindowTable],
+    *,
+    folder: Path,
+    seeds: int,
+    tolerance: int,
+) -> dict[str, dict[str, Any]]:
+    """Train one run per seed; score each of them and the mean of their probabilities."""
+    mass: list[Any] = [0.0] * len(tables)
+    scores: dict[str, dict[str, Any]] = {}
+    for seed in range(seeds):
+        path = finetune(
+            [recording], folder / f"seed{seed}", config=replace(config, seed=seed), overwrite=True, progress=False
+        )
+        run = TrainedRun.open(path)
+        outputs = [predict_windows(run, [recording], table) for table in tables]
+        mass = [summed + output for summed, output in zip(mass, outputs, strict=True)]
+        scores[f"model seed {seed}"] = _score(outputs, tables, tolerance)
+    return {"model": _score([summed / seeds for summed in mass], tables, tolerance), **scores}
+
+
+def _score(probabilities: Sequence[NDArray], tables: Sequence[WindowTable], tolerance: int) -> dict[str, Any]:
+    found = [decide_frame(torch.from_numpy(p), reach=tolerance).numpy() for p in probabilities]
+    valid, test = (
+        float((np.abs(answer - table.target) <= tolerance).mean()) for answer, table in zip(found, tables, strict=True)
+    )
+    return {"valid": valid, "test": test}
+
+
+def movie_fold(recording: Recording, fold: int, out: Path, seeds: int) -> dict[str, Any]:
+    """Scores of one test repeat: model on dF/F, baselines on dF/F and on the events behind it."""
+    config = replace(MOVIE_CONFIG, split=movie_split(fold))
+    data = prepare_task([recording], config)
+    tables = [task_windows(data, config, part) for part in ("train", "valid", "test_repeat")]
+    num_frames = len(data.class_values) if data.class_values is not None else 0
+    assert recording.events is not None
+    inputs = {
+        "dF/F": recording.read_dff(0, recording.num_frames),
+        "events": recording.events.dense(recording.num_frames, recording.num_units),
+    }
+    started = time.monotonic()
+    scores = model_scores(recording, config, tables[1:], folder=out / f"fold{fold}", seeds=seeds, tolerance=TOLERANCE)
+    seconds = round(time.monotonic() - started)
+    for kind, values in inputs.items():
+        fresh = frame_number_baselines(num_frames=num_frames, tolerance=TOLERANCE)
+        found = baseline_scores(fresh, values, tables, num_bins=3, tolerance=TOLERANCE)
+        scores |= {f"{name}, {kind}": score for name, score in found.items()}
+    return {"fold": fold, "windows": [len(table) for table in tables], "train_seconds": seconds, "scores": scores}
+
+
+def gratings_recording(path: Path) -> Recording:
+    """Make a recording from the arrays of `v1_gratings_73cells`."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file.items())
+    dff = np.ascontiguousarray(arrays["dff"].T, dtype=np.float32)
+    timestamps = np.arange(len(dff)) / float(arrays["fps"])
+    directions, number = np.unique(arrays["direction_deg"], return_inverse=True)
+    columns = {
+        "orientation": directions[number],
+        "temporal_frequency": np.full(len(number), np.nan),
+        "orientation_id": number.astype(np.int64),
+        "blank_sweep": np.zeros(len(number), bool),
+        "repeat": arrays["repeat"].astype(np.int64),
+    }
+    shown = Presentations.from_frames(
+        "drifting_gratings", timestamps, arrays["stim_on_frame"], arrays["stim_off_frame"], columns
+    )
+    metadata = RecordingMetadata("v1_gratings_73cells", origin="real dF/F")
+    return Recording("v1_gratings_73cells", dff, timestamps, metadata, stimuli={"drifting_gratings": shown})
+
+
+def gratings_fold(recording: Recording, fold: int, out: Path, seeds: int) -> dict[str, Any]:
+    """Scores of one test repeat in each kind of window."""
+    scores: dict[str, dict[str, Any]] = {}
+    for name, (window_s, lag_s) in GRATING_WINDOWS.items():
+        split = SplitConfig(gratings_test_repeats=(fold,), gratings_valid_repeats=((fold + 1) % GRATING_REPEATS,))
+        window = replace(GRATINGS_CONFIG.window, window_s=window_s, lag_s=lag_s)
+        config = replace(GRATINGS_CONFIG, split=split, window=window)
+        data = prepare_task([recording], config)
+        tables = [task_windows(data, config, part) for part in ("train", "valid", "test_gratings")]
+        folder = out / f"fold{fold}" / name.replace(" ", "_")
+        found = model_scores(recording, config, tables[1:], folder=folder, seeds=seeds, tolerance=0)
+        num_classes = len(data.class_values) if data.class_values is not None else 0
+        dff = recording.read_dff(0, recording.num_frames)
+        fresh = gratings_baselines(num_classes=num_classes)
+        found |= baseline_scores(fresh, dff, tables, num_bins=1, tolerance=0)
+        scores |= {f"{arm}, {name}": score for arm, score in found.items()}
+    return {"fold": fold, "windows": [len(table) for table in tables], "scores": scores}
+
+
+def table_of(results: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out one row per decoder: test score of every repeat, mean with interval, mean on validation repeats."""
+    folds = [result["fold"] for result in results]
+    lines = [f"{'test repeat':<34}" + "".join(f"{fold:>7}" for fold in folds) + "   mean [95 %]             valid"]
+    for name in results[0]["scores"]:
+        test, valid = (np.array([r["scores"][name][part] for r in results]) for part in ("test", "valid"))
+        interval = t_interval(test)
+        row = f"{name:<34}" + "".join(f"{value:7.3f}" for value in test)
+        lines.append(f"{row}   {interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]   {valid.mean():.3f}")
+    return "\n".join(lines)
+
+
+def gains(results: Sequence[Mapping[str, Any]], model: str, against: Sequence[str]) -> dict[str, str]:
+    """Paired gain of a model over decoders, and over the best of them by mean test score."""
+
+    def of(name: str) -> list[float]:
+        return [result["scores"][name]["test"] for result in results]
+
+    best = max(against, key=lambda name: float(np.mean(of(name))))
+    found = {name: str(paired_interval(of(model), of(name))) for name in against}
+    return found | {f"best of these ({best})": found[best]}
+
+
+def run_folds(name: str, recording: Recording, folds: Sequence[int], out: Path, seeds: int) -> list[dict[str, Any]]:
+    """Return the results of folds; those with a file are read from it."""
+    results = []
+    for fold in folds:
+        path = out / name / f"fold{fold}.json"
+        if not path.exists():
+            compute = movie_fold if name == "movie" else gratings_fold
+            result = compute(recording, fold, out / name, seeds)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(result, indent=1) + "\n")
+        results.append(json.loads(path.read_text()))
+        print(f"{name} fold {fold}: " + json.dumps(_short(results[-1])), flush=True)
+    return results
+
+
+def _short(result: Mapping[str, Any]) -> Scores:
+    return {name: round(score["test"], 3) for name, score in result["scores"].items() if "seed" not in name}
+
+
+def report(name: str, results: Sequence[Mapping[str, Any]], comparisons: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Print the table and the paired gains; return what goes into the JSON file."""
+    print(f"\n{name}: leave one repeat out\n{table_of(results)}")
+    compared = {model: gains(results, model, against) for model, against in comparisons.items()}
+    for model, found in compared.items():
+        print(f"\npaired gain of '{model}' over")
+        for against, interval in found.items():
+            print(f"  {against:<40} {interval}")
+    return {"folds": list(results), "gains": compared}
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the real recordings")
+    parser.add_argument("--out", type=Path, required=True, help="folder for recordings, runs and results")
+    parser.add_argument("--only", choices=["movie", "gratings"], help="one of the two experiments")
+    parser.add_argument("--folds", type=int, nargs="+", help="test repeats; all by default")
+    parser.add_argument("--seeds", type=int, default=4, help="trainings whose probabilities are averaged")
+    args = parser.parse_args()
+    summary: dict[str, Any] = {"seeds": args.seeds}
+    if args.only != "gratings":
+        prepared = args.out / "recordings" / "501574836.h5"
+        if not prepared.exists():
+            prepare_events(args.data / "allen_501574836", prepared.parent, config=EventsConfig(), seed=0)
+        folds = args.folds or range(MOVIE_REPEATS)
+        results = run_folds("movie", Recording.open(prepared), folds, args.out, args.seeds)
+        for kind in ("dF/F", "events"):
+            others = [f"{name}, {kind}" for name in ("knn", "naive_bayes", "shrunk_lda")]
+            comparisons = {"model": others[:2]}
+            summary[f"movie, against {kind}"] = report(f"movie, against {kind}", results, comparisons)
+            print(f"  {others[2]:<40} {gains(results, 'model', others[2:])[others[2]]}")
+    if args.only != "movie":
+        recording = gratings_recording(args.data / "v1_gratings_73cells" / "v1_gratings_73cells.npz")
+        results = run_folds("gratings", recording, args.folds or range(GRATING_REPEATS), args.out, args.seeds)
+        comparisons = {f"model, {name}": [f"shrunk_lda, {name}"] for name in GRATING_WINDOWS}
+        summary["gratings"] = report("gratings", results, comparisons)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"{args.only or 'real'}.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
