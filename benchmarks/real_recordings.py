@@ -57,11 +57,11 @@ MODEL = ModelConfig(
     dim_head=32,
     self_heads=4,
     depth=1,
-    num_latents_per_step=1,
+    num_latents_per_step=4,
     latent_step_s=1.0,
     start_end_tokens=False,
     value_embedding="per_unit",
-    attention_dropout=0.3,
+    attention_dropout=0.0,
     ffn_dropout=0.5,
     residual_dropout=0.3,
     readout_dropout=0.5,
@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for recordings, runs and results")
     parser.add_argument("--only", choices=["movie", "gratings"], help="one of the two experiments")
     parser.add_argument("--folds", type=int, nargs="+", help="test repeats; all by default")
-    parser.add_argument("--seeds", type=int, default=4, help="trainings whose probabilities are averaged")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings whose probabilities are averaged")
     args = parser.parse_args()
     summary: dict[str, Any] = {"seeds": args.seeds}
     if args.only != "gratings":

@@ -26,7 +26,7 @@ from poyo_ssl.evaluation.baselines import (
 from poyo_ssl.evaluation.features import bin_features
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.evaluation.scores import score_table
-from poyo_ssl.evaluation.statistics import Interval, animal_interval, paired_animal_interval, t_interval
+from poyo_ssl.evaluation.statistics import Interval, animal_interval, paired_animal_interval
 from poyo_ssl.training import run_folder
 from poyo_ssl.training.predict import TestPart, open_task, predict_test, test_part
 from poyo_ssl.training.restore import TrainedRun
@@ -286,8 +286,8 @@ def score(known: Mapping[tuple[str, str], Sequence[Predictions]], *, rng: np.ran
             for metric in dict.fromkeys(table["metric"]):
                 rows.append(_row(arm, task, split, metric, animal_interval(table, metric, rng=rng)))
         if task == "gratings" and len(entries[0].class_values):
-            rows += _against_chance(tables[(task, split, arms[0])], arms[0], split, len(entries[0].class_values))
-        for arm in arms[:1] if len(arms) == 1 else arms:
+            rows += _against_chance(tables[(task, split, arms[0])], arms[0], split, len(entries[0].class_values), rng)
+        for arm in arms:
             rows += _paired_rows(tables, task, split, arm, arms, rng)
     return Scores(rows, tables)
 
@@ -309,9 +309,11 @@ def _paired_rows(
     return rows
 
 
-def _against_chance(table: pd.DataFrame, arm: str, split: str, num_classes: int) -> list[dict[str, Any]]:
-    accuracy = table[table["metric"] == "accuracy"].groupby("subject_id")["value"].mean()
-    interval = t_interval(accuracy.to_numpy() - 1 / num_classes)
+def _against_chance(
+    table: pd.DataFrame, arm: str, split: str, num_classes: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Chance as an arm that scores 1 / classes everywhere, so that it is weighed like any other."""
+    interval = paired_animal_interval(table, table.assign(value=1 / num_classes), "accuracy", rng=rng)
     return [_row(arm, "gratings", split, "accuracy minus chance", interval)]
 
 

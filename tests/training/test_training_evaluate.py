@@ -1,0 +1,120 @@
+"""Evaluation of runs: the same windows for every arm, rows with intervals, predictions that suffice by themselves."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from poyo_ssl.config import MODEL_SIZES, FinetuneConfig, ModelConfig, OptimConfig, SplitConfig, WindowConfig
+from poyo_ssl.data.recording import open_recordings
+from poyo_ssl.errors import ConfigError, PoyoError
+from poyo_ssl.evaluation.predictions import Predictions
+from poyo_ssl.training.evaluate import evaluate, read_results, window_features
+from poyo_ssl.training.predict import open_task, test_part
+from poyo_ssl.training.run import finetune
+
+MODEL = ModelConfig(**MODEL_SIZES["tiny"], attention_dropout=0.0, value_embedding="per_unit")
+GRATINGS = FinetuneConfig(
+    model=replace(MODEL, num_latents_per_step=2),
+    window=WindowConfig(window_s=1.9, bin_frames=19, units="all"),
+    optim=OptimConfig(epochs=1, batch_size=16),
+)
+FRAMES = replace(
+    GRATINGS,
+    task="frames",
+    movies=("natural_movie_one",),
+    frame_height=16,
+    frame_width=32,
+    window=WindowConfig(window_s=0.3, bin_frames=9, units="all"),
+    split=SplitConfig(decay_s=0.1),
+)
+
+
+@pytest.fixture(scope="module")
+def gratings_runs(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return [finetune(tiny, folder / f"seed{s}", config=replace(GRATINGS, seed=s), progress=False) for s in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def frames_run(tiny, tmp_path_factory):
+    return finetune(tiny, tmp_path_factory.mktemp("runs") / "frames", config=FRAMES, progress=False)
+
+
+def test_rows_pair_every_arm_on_the_same_trials(gratings_runs, tmp_path):
+    scores = evaluate(dict(zip("ab", gratings_runs, strict=True)), tmp_path / "results", baselines="core")
+    assert read_results(tmp_path / "results") == scores.rows
+    keys = {"arm", "task", "split", "metric", "value", "low", "high", "n"}
+    assert all(set(row) == keys for row in scores.rows)
+    metrics = {(row["arm"], row["metric"]) for row in scores.rows}
+    for pair in ("b", "majority", "shrunk lda"):
+        assert ("a", f"accuracy minus {pair}") in metrics
+    assert {row["n"] for row in scores.rows} == {4}
+    value = {(row["arm"], row["metric"]): row["value"] for row in scores.rows}
+    assert value["a", "accuracy minus b"] == pytest.approx(value["a", "accuracy"] - value["b", "accuracy"])
+    assert value["a", "accuracy minus chance"] == pytest.approx(value["a", "accuracy"] - 1 / 8)
+    files = [Predictions.load(path) for path in (tmp_path / "results" / "predictions").iterdir()]
+    assert {p.arm for p in files} == {"a", "b", "majority", "naive bayes", "shrunk lda"}
+    for predictions in files:
+        np.testing.assert_array_equal(predictions.time, files[0].time)
+        np.testing.assert_array_equal(predictions.target, files[0].target)
+
+
+def test_predictions_files_alone_give_the_same_rows(gratings_runs, tmp_path):
+    first = evaluate({"a": gratings_runs[0]}, tmp_path / "first", baselines="none")
+    file = next((tmp_path / "first" / "predictions").iterdir())
+    again = evaluate([file], tmp_path / "again", baselines="none")
+    assert again.rows == first.rows
+
+
+def test_every_test_frame_is_scored_once_on_both_splits(frames_run, tiny, tmp_path):
+    scores = evaluate({"model": frames_run}, tmp_path / "results", baselines="core")
+    assert {row["split"] for row in scores.rows} == {"repeat", "clip"}
+    value = {(r["arm"], r["split"], r["metric"]): r["value"] for r in scores.rows}
+    assert value["mean frame", "repeat", "spatial_correlation_mean_subtracted_16x32"] == 0
+    data, config, _ = open_task(frames_run)
+    for part in ("repeat", "clip"):
+        table = test_part(data, config, f"test_{part}").table
+        stored = Predictions.load(tmp_path / "results" / "predictions" / f"model-frames-{part}.h5")
+        assert len(stored) == len(table)
+        assert len(set(zip(stored.recording_id, stored.time, strict=True))) == len(table)
+        assert stored.prediction.shape == (len(table), 16, 32)
+    repeat = Predictions.load(tmp_path / "results" / "predictions" / "model-frames-repeat.h5")
+    clip = Predictions.load(tmp_path / "results" / "predictions" / "model-frames-clip.h5")
+    assert not set(repeat.frame_number) & set(clip.frame_number)
+    assert set(repeat.repeat) == {9}
+    assert set(clip.repeat) == set(range(10))
+
+
+def test_features_are_bin_means_of_the_windows(frames_run):
+    data, config, columns = open_task(frames_run)
+    table = test_part(data, config, "test_repeat").table
+    recording = data.recordings[0]
+    rows = np.flatnonzero(table.recording_index == 0)[[5, 0, 3]]
+    found = window_features(recording, columns[recording.recording_id], table, rows, num_bins=3)
+    start = table.first_low[rows[0]]
+    expected = recording.read_dff(start, start + 9).reshape(3, 3, -1).mean(axis=1).T.ravel()
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+
+
+def test_arms_with_other_windows_are_refused(gratings_runs, tiny, tmp_path):
+    other = replace(GRATINGS, split=SplitConfig(seed=7))
+    run = finetune(tiny, tmp_path / "other", config=other, progress=False)
+    with pytest.raises(ConfigError, match="other test windows"):
+        evaluate({"a": gratings_runs[0], "b": run}, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_moved_data_and_damaged_runs_are_named(gratings_runs, tiny, tmp_path):
+    moved = shutil.copytree(tiny, tmp_path / "moved")
+    scores = evaluate({"a": gratings_runs[0]}, tmp_path / "results", data=moved, baselines="none")
+    assert scores.rows
+    broken = shutil.copytree(gratings_runs[0], tmp_path / "broken")
+    facts = json.loads((broken / "run.json").read_text())
+    (broken / "run.json").write_text(json.dumps(facts)[:50])
+    with pytest.raises(PoyoError, match="damaged"):
+        evaluate({"a": broken}, tmp_path / "other")
+    with pytest.raises(PoyoError, match="no recording of"):
+        evaluate({"a": gratings_runs[0]}, tmp_path / "third", data=[open_recordings(tiny)[0]][:0])
