@@ -329,13 +329,13 @@ def _truncated_weights(folder):
 
 def _unknown_field(folder):
     stored = yaml.safe_load((folder / "config.yaml").read_text())
-    stored["config"]["model"]["dimm"] = 3
+    stored["model"]["dimm"] = 3
     (folder / "config.yaml").write_text(yaml.safe_dump(stored))
 
 
 def _other_width(folder):
     stored = yaml.safe_load((folder / "config.yaml").read_text())
-    stored["config"]["model"]["dim"] = 64
+    stored["model"]["dim"] = 64
     (folder / "config.yaml").write_text(yaml.safe_dump(stored))
 
 
