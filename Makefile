@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two threads: more of them only get into each other's way on small models.
 export OMP_NUM_THREADS ?= 2
-# Threads that wait sleep: spinning ones starve each other where other programs run, many times slower.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test lint types clean
 
