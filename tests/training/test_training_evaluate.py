@@ -51,6 +51,8 @@ def test_rows_pair_every_arm_on_the_same_trials(gratings_runs, tmp_path):
     metrics = {(row["arm"], row["metric"]) for row in scores.rows}
     for pair in ("b", "majority", "shrunk lda"):
         assert ("a", f"accuracy minus {pair}") in metrics
+    assert ("b", "accuracy minus shrunk lda") in metrics
+    assert not any(arm == "majority" and " minus " in metric for arm, metric in metrics)
     assert {row["n"] for row in scores.rows} == {4}
     value = {(row["arm"], row["metric"]): row["value"] for row in scores.rows}
     assert value["a", "accuracy minus b"] == pytest.approx(value["a", "accuracy"] - value["b", "accuracy"])

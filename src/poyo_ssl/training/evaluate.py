@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -101,26 +101,24 @@ def evaluate(
     tell = progress or _say_nothing
     out = Path(out)
     first = run_folder.process_rank() == 0
+    if first:
+        run_folder.check_new(out, overwrite=overwrite)
     named = runs if isinstance(runs, Mapping) else {Path(run).stem: run for run in runs}
     if len(named) != len(runs):
         raise ConfigError("two runs with the same folder name", fix="name the arms")
+    models = {arm for arm, run in named.items() if not Path(run).is_file()}
     known: dict[tuple[str, str], list[Predictions]] = {}
     parts: dict[tuple[str, str], TestPart] = {}
     for arm, run in named.items():
         if Path(run).is_file():
             predictions = Predictions.load(run)
             known.setdefault((predictions.task, predictions.split), []).append(predictions)
+            models.add(predictions.arm)
             continue
         tell(f"predicting with {arm}")
-        model = TrainedRun.open(run)
-        task_data, config, _ = open_task(run, data)
-        means = _mean_frames(task_data, config)
-        for name in task_data.tests:
-            part = test_part(task_data, config, name)
-            key = (config.task, part.split)
+        for part, predictions in _predict_run(arm, run, data, devices=devices, nodes=nodes):
+            key = (part.config.task, part.split)
             _check_same(parts.setdefault(key, part), part, arm)
-            predictions = predict_test(model, part, arm=arm, devices=devices, nodes=nodes)
-            predictions.mean_frames = means
             known.setdefault(key, []).append(predictions)
     if baselines != "none" and first:
         for task in dict.fromkeys(task for task, _ in parts):
@@ -135,13 +133,27 @@ def evaluate(
     for (task, split), entries in known.items():
         for predictions in entries:
             predictions.save(folder / "predictions" / f"{predictions.arm.replace(' ', '_')}-{task}-{split}.h5")
-    scores = score(known, rng=np.random.default_rng(seed))
+    scores = score(known, models=models, rng=np.random.default_rng(seed))
     run_folder.write_beside(folder / "results.json", json.dumps(run_folder.plain(scores.rows), indent=1))
     run_folder.write_beside(
         folder / "evaluation.json",
         json.dumps({"runs": run_folder.plain(dict(named)), "versions": run_folder.versions(), "seed": seed}, indent=1),
     )
     return scores
+
+
+def _predict_run(
+    arm: str, run: Path | str, data: Any, *, devices: int, nodes: int
+) -> Iterator[tuple[TestPart, Predictions]]:
+    """Predict every test part of a run."""
+    model = TrainedRun.open(run)
+    task_data, config, _ = open_task(run, data)
+    means = _mean_frames(task_data, config)
+    for name in task_data.tests:
+        part = test_part(task_data, config, name)
+        predictions = predict_test(model, part, arm=arm, devices=devices, nodes=nodes)
+        predictions.mean_frames = means
+        yield part, predictions
 
 
 def _is_run_of(run: Path | str, task: str) -> bool:
@@ -265,13 +277,17 @@ def make_baselines(
     return tuple(b for b in everything if which == "all" or b.name in CORE)
 
 
-def score(known: Mapping[tuple[str, str], Sequence[Predictions]], *, rng: np.random.Generator) -> Scores:
-    """Turn predictions into rows with intervals: each arm, and every pair of arms with a model in it.
+def score(
+    known: Mapping[tuple[str, str], Sequence[Predictions]], *, models: Collection[str], rng: np.random.Generator
+) -> Scores:
+    """Turn predictions into rows with intervals: of each arm, and of each model less every arm after it.
 
     Parameters
     ----------
     known : mapping
-        Predictions by (task, split); the first arm of each is the reference that pairs are made with.
+        Predictions by (task, split), models first.
+    models : collection of str
+        Arms that are compared with the others; the rest are baselines.
     rng : numpy.random.Generator
         For the bootstrap over ten or more animals.
     """
@@ -285,10 +301,12 @@ def score(known: Mapping[tuple[str, str], Sequence[Predictions]], *, rng: np.ran
             table = tables[(task, split, arm)]
             for metric in dict.fromkeys(table["metric"]):
                 rows.append(_row(arm, task, split, metric, animal_interval(table, metric, rng=rng)))
-        if task == "gratings" and len(entries[0].class_values):
-            rows += _against_chance(tables[(task, split, arms[0])], arms[0], split, len(entries[0].class_values), rng)
         for arm in arms:
-            rows += _paired_rows(tables, task, split, arm, arms, rng)
+            if arm in models:
+                if task == "gratings":
+                    num_classes = len(entries[0].class_values)
+                    rows += _against_chance(tables[(task, split, arm)], arm, split, num_classes, rng)
+                rows += _paired_rows(tables, task, split, arm, arms, rng)
     return Scores(rows, tables)
 
 
