@@ -1,0 +1,20 @@
+"""The commands, each a typed function; `poyo_ssl.cli` turns their arguments into flags and YAML.
+
+Heavy libraries are imported inside the functions, so that ``poyo-ssl --help`` answers at once.
+"""
+
+from poyo_ssl.commands.evaluation import demo, evaluate, report
+from poyo_ssl.commands.prepare import prepare_events, prepare_observatory
+from poyo_ssl.commands.training import finetune, pretrain, resume, select
+
+__all__ = [
+    "demo",
+    "evaluate",
+    "finetune",
+    "prepare_events",
+    "prepare_observatory",
+    "pretrain",
+    "report",
+    "resume",
+    "select",
+]
