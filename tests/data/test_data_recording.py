@@ -1,6 +1,7 @@
 """Recording files: what is written comes back, damage is refused, torch_brain reads ours and we read its own."""
 
 import shutil
+from dataclasses import replace
 from datetime import datetime
 
 import h5py
@@ -9,7 +10,7 @@ import pytest
 
 from poyo_ssl.data import layout
 from poyo_ssl.data.recording import Recording, RecordingMetadata, open_recordings
-from poyo_ssl.data.series import SparseEvents, TimeSeries
+from poyo_ssl.data.series import PupilTrace, RoiMasks, SparseEvents, TimeSeries
 from poyo_ssl.data.stimuli import Presentations, load_movie, save_movie
 from poyo_ssl.errors import RecordingError
 
@@ -23,6 +24,8 @@ def full(make_recording):
     columns = dict(table.columns) | {"blank_sweep": blank}
     columns["orientation"] = np.where(blank, np.nan, columns["orientation"])
     gratings = Presentations("drifting_gratings", table.start, table.end, table.start_frame, table.end_frame, columns)
+    few = Presentations("natural_scenes", table.start, table.end, table.start_frame, table.end_frame).select(blank)
+    scenes = replace(few, columns={"frame": np.resize([0, -1, 117], len(few))})
     return make_recording(
         "full",
         num_units=4,
@@ -45,10 +48,15 @@ def full(make_recording):
         ),
         unit_ids=np.array(["a", "b", "cc", "ü"]),
         cell_specimen_ids=np.array([517472360, -1, 3, 2**40]),
-        stimuli={**made.stimuli, "drifting_gratings": gratings},
+        stimuli={**made.stimuli, "drifting_gratings": gratings, "natural_scenes": scenes},
         epochs={"spontaneous": np.array([[2.0, 4.0], [30.0, 31.5]])},
         masked_domain=np.array([[70.0, 71.0]]),
         running=TimeSeries(made.timestamps, np.sin(made.timestamps).astype(np.float32)),
+        pupil=PupilTrace(
+            made.timestamps[3:9], np.arange(12.0).reshape(6, 2).astype(np.float32), np.arange(6, dtype=np.float32)
+        ),
+        motion=TimeSeries(made.timestamps, np.stack([made.timestamps, -made.timestamps], axis=1).astype(np.float32)),
+        roi_masks=RoiMasks(*np.array([[0, 0, 2, 3], [1, 1, 5, 0], [2, 3, 0, 7]]), image_shape=(6, 8)),
         events=SparseEvents(np.array([3, 9]), np.array([0, 2]), np.array([0.5, 1.5], np.float32)),
         split_domains={"train": np.array([[2.0, 50.0]]), "valid": np.zeros((0, 2)), "test": np.array([[60.0, 70.0]])},
         truth={"rate_hz": np.array([1.0, 2.0, 3.0, 4.0]), "kind": np.array(["x", "y", "x", "y"])},
@@ -76,6 +84,12 @@ def test_a_file_gives_back_what_was_written(full, tmp_path):
     np.testing.assert_array_equal(again.epochs["spontaneous"], full.epochs["spontaneous"])
     np.testing.assert_array_equal(again.masked_domain, full.masked_domain)
     np.testing.assert_array_equal(again.running.values, full.running.values)
+    for kind, fields in {"pupil": ("timestamps", "location", "size"), "motion": ("timestamps", "values")}.items():
+        for field in fields:
+            np.testing.assert_array_equal(getattr(getattr(again, kind), field), getattr(getattr(full, kind), field))
+    assert again.roi_masks.image_shape == (6, 8)
+    for unit in range(4):
+        np.testing.assert_array_equal(again.roi_masks.dense(unit), full.roi_masks.dense(unit))
     np.testing.assert_array_equal(again.events.dense(20, 4), full.events.dense(20, 4))
     assert {k: v.tolist() for k, v in again.split_domains.items()} == {
         k: v.tolist() for k, v in full.split_domains.items()
@@ -260,6 +274,10 @@ def test_torch_brain_reads_every_group_of_ours(brainset, full):
     np.testing.assert_array_equal(data.drifting_gratings.timestamps, shown.midpoint[seen])
     np.testing.assert_array_equal(data.imaging_clock.timestamps[:], full.timestamps)
     np.testing.assert_array_equal(data.running.running_speed[:, 0], full.running.values)
+    np.testing.assert_array_equal(data.pupil.location[:], full.pupil.location)
+    np.testing.assert_array_equal(data.rois.imaging_plane_xy[:], [[1, 2.5], [np.nan] * 2, [5, 0], [0, 7]])
+    # There, images of natural scenes count from 1 and a blank is 0.
+    assert data.natural_scenes.frame[:3].tolist() == [1, 0, 118][: len(data.natural_scenes)]
 
 
 def test_torch_brain_slices_ours(brainset, full):

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from poyo_ssl.data.series import SparseEvents, TimeSeries
+from poyo_ssl.data.series import PupilTrace, RoiMasks, SparseEvents, TimeSeries
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.errors import RecordingError
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BRAINSET_ID = "allen_visual_coding_ophys_2016"
 BLANKS_SUFFIX = "_blank_sweeps"
+SCENES = "natural_scenes"
+"""The layout counts its images from 1 and has 0 for a blank; in memory they count from 0 and a blank is -1."""
 
 # Where each metadata field lives; the layout's own names first, ours beside them.
 METADATA_PLACES = {
@@ -91,9 +93,7 @@ def write_recording(file: h5py.File, recording: Recording) -> None:
     for name, intervals in sorted(recording.split_domains.items()):
         _write_interval(file, f"{name}_domain", intervals[:, 0], intervals[:, 1])
     _write_interval(file, "masked_domain", recording.masked_domain[:, 0], recording.masked_domain[:, 1])
-    if recording.running is not None:
-        speed = np.asarray(recording.running.values, np.float32)[:, None]
-        _write_irregular(file, "running", recording.running.timestamps, running_speed=speed)
+    _write_behaviour(file, recording)
     if recording.events is not None:
         events = {name: getattr(recording.events, name) for name in ("frame", "unit", "value")}
         _write_fields(_group(file, "events", "ArrayDict"), events)
@@ -101,6 +101,32 @@ def write_recording(file: h5py.File, recording: Recording) -> None:
         truth = _group(file, "truth", "Data")
         for name, values in sorted(recording.truth.items()):
             truth.create_dataset(name, data=np.char.encode(values, "utf-8") if values.dtype.kind == "U" else values)
+
+
+def _write_behaviour(file: h5py.File, recording: Recording) -> None:
+    if recording.running is not None:
+        speed = np.asarray(recording.running.values, np.float32)[:, None]
+        _write_irregular(file, "running", recording.running.timestamps, running_speed=speed)
+    if recording.pupil is not None:
+        pupil = {name: np.asarray(getattr(recording.pupil, name), np.float32) for name in ("location", "size")}
+        _write_irregular(file, "pupil", recording.pupil.timestamps, **pupil)
+    if recording.motion is not None:
+        shift = np.asarray(recording.motion.values, np.float32)
+        _write_irregular(file, "motion", recording.motion.timestamps, xy_px=shift)
+
+
+def _write_rois(file: h5py.File, recording: Recording) -> None:
+    rois = {"id": recording.unit_ids, "cell_specimen_id": np.asarray(recording.cell_specimen_ids, np.int64)}
+    if recording.roi_masks is None:
+        rois["imaging_plane_xy"] = np.full((recording.num_units, 2), np.nan)
+    else:
+        masks = recording.roi_masks
+        rois |= masks.geometry(recording.num_units)
+        # Masks differ in length: all pixels in one array, beside the table that has one row per unit.
+        group = _group(file, "roi_masks", "ArrayDict")
+        group.attrs["image_shape"] = np.array(masks.image_shape)
+        _write_fields(group, {name: getattr(masks, name) for name in ("unit", "row", "column")})
+    _write_fields(_group(file, "rois", "ArrayDict"), rois)
 
 
 def _write_metadata(file: h5py.File, recording: Recording) -> None:
@@ -130,9 +156,7 @@ def _write_traces(file: h5py.File, recording: Recording) -> None:
         dataset[start:stop] = recording.read_dff(start, stop)
     _write_interval(traces, "domain", *domain)
     _write_irregular(file, "imaging_clock", times)
-    missing = np.full((recording.num_units, 2), np.nan)
-    rois = {"id": recording.unit_ids, "cell_specimen_id": np.asarray(recording.cell_specimen_ids, np.int64)}
-    _write_fields(_group(file, "rois", "ArrayDict"), {**rois, "imaging_plane_xy": missing})
+    _write_rois(file, recording)
 
 
 def _write_stimulus(file: h5py.File, name: str, table: Any) -> None:
@@ -142,6 +166,8 @@ def _write_stimulus(file: h5py.File, name: str, table: Any) -> None:
     for group_name, keep in parts:
         part = table.select(keep)
         columns = {key: values for key, values in part.columns.items() if key != "blank_sweep"}
+        if name == SCENES:
+            columns["frame"] = columns["frame"] + 1
         frames = {"start_frame": part.start_frame, "end_frame": part.end_frame}
         _write_interval(file, group_name, part.start, part.end, timestamps=part.midpoint, **columns, **frames)
 
@@ -192,6 +218,15 @@ def read_recording(file: h5py.File, path: Path) -> dict[str, Any]:
     if "running" in file:
         running = file["running"]
         contents["running"] = TimeSeries(running["timestamps"][()], running["running_speed"][()].reshape(-1))
+    if "pupil" in file:
+        pupil = _read_fields(file["pupil"])
+        size = pupil.get("size", np.full(len(pupil["timestamps"]), np.nan, np.float32))
+        contents["pupil"] = PupilTrace(pupil["timestamps"], pupil["location"], size)
+    if "motion" in file:
+        contents["motion"] = TimeSeries(file["motion/timestamps"][()], file["motion/xy_px"][()])
+    if "roi_masks" in file:
+        height, width = file["roi_masks"].attrs["image_shape"]
+        contents["roi_masks"] = RoiMasks(**_read_fields(file["roi_masks"]), image_shape=(int(height), int(width)))
     if "events" in file:
         contents["events"] = SparseEvents(**_read_fields(file["events"]))
     if "truth" in file:
@@ -250,8 +285,10 @@ def _read_presentations(file: h5py.File, name: str, timestamps: NDArray[np.float
         columns = {key: np.concatenate([values, blanks[key]]) for key, values in columns.items()}
         order = np.argsort(columns["start"], kind="stable")
         columns = {key: values[order] for key, values in columns.items()} | {"blank_sweep": flag[order]}
-    elif "orientation" in columns and "temporal_frequency" in columns:
+    elif "orientation" in columns:
         columns["blank_sweep"] = np.zeros(len(columns["start"]), bool)
+    if name == SCENES:
+        columns["frame"] = columns["frame"].astype(np.int64) - 1
     columns.pop("timestamps", None)
     start, end = columns.pop("start"), columns.pop("end")
     nearest = np.searchsorted(timestamps, np.stack([start, end]) - 0.5 * np.median(np.diff(timestamps)))

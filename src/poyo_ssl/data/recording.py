@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl.data import layout
-from poyo_ssl.data.series import SparseEvents, TimeSeries
+from poyo_ssl.data.series import PupilTrace, RoiMasks, SparseEvents, TimeSeries
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.errors import RecordingError, suggest
 
@@ -97,6 +97,12 @@ class Recording:
         ``(K, 2)`` seconds that no split, statistic or window may touch.
     running : TimeSeries, optional
         Running speed in cm/s.
+    pupil : PupilTrace, optional
+        Gaze and pupil size.
+    motion : TimeSeries, optional
+        ``(T, 2)`` shift of the imaging plane in pixels, x and y, as the motion correction found it.
+    roi_masks : RoiMasks, optional
+        Pixels of the units.
     events : SparseEvents, optional
         Events that the dF/F was made from or that were inferred from it.
     split_domains : dict
@@ -133,6 +139,9 @@ class Recording:
     epochs: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     masked_domain: NDArray[np.float64] = field(default_factory=_no_intervals)
     running: TimeSeries | None = None
+    pupil: PupilTrace | None = None
+    motion: TimeSeries | None = None
+    roi_masks: RoiMasks | None = None
     events: SparseEvents | None = None
     split_domains: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     truth: Mapping[str, NDArray] = field(default_factory=dict)
@@ -164,6 +173,10 @@ class Recording:
                 self._refuse(f"{len(values)} {name} for {num_units} units", f"{num_units}", "give one per unit")
         if len(np.unique(self.unit_ids)) != num_units:
             self._refuse("unit ids are not unique", "one id per unit", "rename the units")
+        if self.roi_masks is not None and len(self.roi_masks.unit) and self.roi_masks.unit.max() >= num_units:
+            self._refuse(
+                f"a mask of unit {self.roi_masks.unit.max()}", f"units 0 to {num_units - 1}", "give one mask per unit"
+            )
         for table in self.stimuli.values():
             if len(table) and table.end_frame.max() > self.num_frames:
                 self._refuse(

@@ -28,8 +28,18 @@ class Presentations:
         ``(K,)`` imaging frames, half-open; a movie frame shorter than an imaging frame has
         ``start_frame == end_frame``.
     columns : dict
-        ``(K,)`` arrays. Gratings: ``orientation`` (direction in degrees), ``temporal_frequency`` (Hz),
-        ``orientation_id``, ``temporal_frequency_id``, ``blank_sweep`` (bool). Movies: ``frame``, ``repeat``.
+        ``(K,)`` arrays.
+
+        - ``drifting_gratings``: ``orientation`` (direction in degrees), ``temporal_frequency`` (Hz),
+          ``orientation_id``, ``temporal_frequency_id``, ``repeat``, ``blank_sweep`` (bool). Where it is True, the
+          values are NaN and the ids -1.
+        - ``static_gratings``: ``orientation`` (degrees), ``spatial_frequency`` (cycles per degree), ``phase``
+          (cycles), an ``_id`` of each, ``repeat``, ``blank_sweep``.
+        - ``natural_scenes``: ``frame``, the number of the image, -1 for a blank. (On disk 1 more, as the brainsets
+          layout has it.)
+        - movies: ``frame``, ``repeat``.
+        - ``locally_sparse_noise``: ``frame`` and ``pixel_size`` (degrees). Both noises of session C2 are in this one
+          table, as in the brainsets layout; `frame` counts in the template of the pixel size.
 
     Raises
     ------
