@@ -97,6 +97,8 @@ def write_recording(file: h5py.File, recording: Recording) -> None:
     if recording.events is not None:
         events = {name: getattr(recording.events, name) for name in ("frame", "unit", "value")}
         _write_fields(_group(file, "events", "ArrayDict"), events)
+    if recording.warnings:
+        _write_fields(_group(file, "notes", "ArrayDict"), {"warnings": np.array(recording.warnings, dtype=np.str_)})
     if recording.truth:
         truth = _group(file, "truth", "Data")
         for name, values in sorted(recording.truth.items()):
@@ -229,6 +231,8 @@ def read_recording(file: h5py.File, path: Path) -> dict[str, Any]:
         contents["roi_masks"] = RoiMasks(**_read_fields(file["roi_masks"]), image_shape=(int(height), int(width)))
     if "events" in file:
         contents["events"] = SparseEvents(**_read_fields(file["events"]))
+    if "notes" in file:
+        contents["warnings"] = tuple(_read_fields(file["notes"])["warnings"].tolist())
     if "truth" in file:
         contents["truth"] = _read_fields(file["truth"])
     return contents

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,8 @@ class Recording:
         ``(K, 2)`` seconds for ``train``, ``valid`` and ``test``, for readers of the brainsets ecosystem.
     truth : dict
         What a simulation knows: plain arrays by name.
+    warnings : tuple of str
+        What the source of the recording repaired, left out or found suspicious, one line each.
     path : Path, optional
         The file behind the recording.
 
@@ -145,6 +147,7 @@ class Recording:
     events: SparseEvents | None = None
     split_domains: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     truth: Mapping[str, NDArray] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     path: Path | None = None
 
     def __post_init__(self) -> None:
@@ -232,6 +235,31 @@ class Recording:
     def read_dff(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return dF/F of imaging frames ``[start, stop)``, ``(stop - start, N)`` float32."""
         return np.asarray(self.dff[start:stop], np.float32)
+
+    def with_units(self, rows: NDArray[np.int64], *, dff: Any = None) -> Recording:
+        """Return the recording of some units only; a simulation's truth, which is of all, is left behind.
+
+        Parameters
+        ----------
+        rows : ndarray
+            Increasing indices of the units to keep.
+        dff : array, optional
+            ``(T, len(rows))`` traces of these units; by default they are read into memory.
+        """
+        events = self.events
+        if events is not None:
+            place = np.searchsorted(rows, events.unit)
+            mine = np.isin(events.unit, rows)
+            events = SparseEvents(events.frame[mine], place[mine], events.value[mine])
+        return replace(
+            self,
+            dff=self.read_dff(0, self.num_frames)[:, rows] if dff is None else dff,
+            unit_ids=self.unit_ids[rows],
+            cell_specimen_ids=self.cell_specimen_ids[rows],
+            events=events,
+            truth={},
+            path=None,
+        )
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> Path:
         """Write the recording as brainsets HDF5: beside its final name, then renamed.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from poyo_ssl.errors import RecordingError, suggest
 
 MOVIE_PREFIX = "natural_movie"
+MOVIE_PIECE_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -150,19 +153,28 @@ def movie_path(folder: Path | str, name: str) -> Path:
     return Path(folder) / "stimuli" / f"{name}.npy"
 
 
-def save_movie(folder: Path | str, name: str, pixels: NDArray[np.uint8]) -> Path:
+def save_movie(folder: Path | str, name: str, pixels: Any) -> Path:
     """Write the pixels of one movie, ``(frames, height, width)`` uint8 grey, once per data folder.
 
-    Written beside its final name and renamed, so that another process never reads half a movie.
+    Written beside its final name and renamed, so that another process never reads half a movie. Anything sliced by
+    frames will do (an h5py dataset); it is read in pieces.
     """
     assert pixels.dtype == np.uint8, pixels.dtype
-    assert pixels.ndim == 3, pixels.shape
+    assert len(pixels.shape) == 3, pixels.shape
     path = movie_path(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    with beside.open("wb") as stream:
-        np.save(stream, pixels)
-    beside.replace(path)
+    # Several processes may write the same movie at the same time.
+    beside = path.with_name(f"{name}.{os.getpid()}.partial")
+    try:
+        with beside.open("wb") as stream:
+            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(size) for size in pixels.shape)}
+            np.lib.format.write_array_header_1_0(stream, header)
+            step = max(1, MOVIE_PIECE_BYTES // max(int(np.prod(pixels.shape[1:])), 1))
+            for start in range(0, pixels.shape[0], step):
+                stream.write(np.ascontiguousarray(pixels[start : start + step]).tobytes())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
     return path
 
 

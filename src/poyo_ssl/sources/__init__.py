@@ -1,6 +1,35 @@
-"""Files of others, turned into recordings."""
+"""Files of others, turned into recordings.
 
-from poyo_ssl.sources.events import EventsConfig, prepare_events
-from poyo_ssl.sources.gcamp import GCaMPConfig, fit_decay
+`source` says what a source is, `convert` runs one; names are imported on first use, so that the processes of a parallel
+conversion do not wait for what they do not need.
+"""
 
-__all__ = ["EventsConfig", "GCaMPConfig", "fit_decay", "prepare_events"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from poyo_ssl.sources.convert import Outcome, convert
+    from poyo_ssl.sources.events import EventsConfig, prepare_events
+    from poyo_ssl.sources.gcamp import GCaMPConfig, fit_decay
+    from poyo_ssl.sources.source import Source
+
+_HOMES = {
+    "EventsConfig": "events",
+    "GCaMPConfig": "gcamp",
+    "Outcome": "convert",
+    "Source": "source",
+    "convert": "convert",
+    "fit_decay": "gcamp",
+    "prepare_events": "events",
+}
+
+__all__ = ["EventsConfig", "GCaMPConfig", "Outcome", "Source", "convert", "fit_decay", "prepare_events"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'poyo_ssl.sources' has no attribute '{name}'")
+    return getattr(import_module(f"poyo_ssl.sources.{_HOMES[name]}"), name)

@@ -1,0 +1,172 @@
+"""The runner: what it writes, that a second run does nothing, and that one bad file or worker costs only itself."""
+
+import json
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from tests.sources.toy import ToySource
+
+from poyo_ssl.data.recording import Recording, RecordingMetadata, open_recordings
+from poyo_ssl.data.stimuli import load_movie
+from poyo_ssl.errors import ConfigError, RecordingError
+from poyo_ssl.sources.checks import check_traces
+from poyo_ssl.sources.convert import convert
+from poyo_ssl.sources.source import clean_name
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """Return a function that writes toy files by name and the folder they are in."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+
+    def write(**texts):
+        for name, text in texts.items():
+            (folder / f"{name}.toy").write_text(text)
+        return folder
+
+    return write
+
+
+def statuses(outcomes):
+    return {outcome.recording_id: outcome.status for outcome in outcomes}
+
+
+def stamps(folder):
+    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_bad_file_does_not_stop_the_others(inputs, tmp_path, workers):
+    folder = inputs(a="fine", b="bad", c="bug", d="fine warn", e="other movie")
+    seen = []
+    outcomes = convert(
+        ToySource(), folder, tmp_path / "out", workers=workers, progress=lambda one, total: seen.append((one, total))
+    )
+    assert statuses(outcomes) == {"a": "written", "b": "failed", "c": "failed", "d": "written", "e": "failed"}
+    assert sorted(one.recording_id for one, _ in seen) == list("abcde")
+    assert {total for _, total in seen} == {5}
+    assert outcomes[1].error == "b.toy is bad; mend it"
+    assert "c.toy: KeyError: 'surprise'; not foreseen, please report it" in outcomes[2].error
+    assert "'natural_movie_one' of this recording (5 x 4 x 6) is not the one in" in outcomes[4].error
+    assert outcomes[3].warnings == ("warning of d.toy",)
+    assert [r.recording_id for r in open_recordings(tmp_path / "out")] == ["a", "d"]
+    assert Recording.open(tmp_path / "out" / "d.h5").warnings == ("warning of d.toy",)
+    assert load_movie(tmp_path / "out", "natural_movie_one").shape == (5, 4, 6)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_second_run_does_nothing_until_an_input_or_a_setting_changes(inputs, tmp_path):
+    folder, out = inputs(a="fine warn", b="fine"), tmp_path / "out"
+    convert(ToySource(), folder, out)
+    before = stamps(out)
+    again = convert(ToySource(), folder, out)
+    assert statuses(again) == {"a": "unchanged", "b": "unchanged"}
+    assert again[0].warnings == ("warning of a.toy",)
+    assert stamps(out) == before
+    moved = folder.rename(tmp_path / "moved")
+    assert statuses(convert(ToySource(), moved, out)) == {"a": "unchanged", "b": "unchanged"}
+    (moved / "b.toy").write_text("fine and longer")
+    assert statuses(convert(ToySource(), moved, out)) == {"a": "unchanged", "b": "written"}
+    assert statuses(convert(ToySource(scale=2.0), moved, out)) == {"a": "written", "b": "written"}
+    assert statuses(convert(ToySource(scale=2.0), moved, out, overwrite=True)) == {"a": "written", "b": "written"}
+
+
+def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path):
+    folder, out = inputs(a="fine", b="interrupt", c="fine"), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        convert(ToySource(), folder, out)
+    assert {path.name for path in out.rglob("*") if path.is_file()} == {"a.h5", "a.json", "natural_movie_one.npy"}
+    # A run that was killed between the recording and the end of its record.
+    record = out / "conversion" / "a.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"complete": False}))
+    inputs(b="fine")
+    assert statuses(convert(ToySource(), folder, out)) == {"a": "written", "b": "written", "c": "written"}
+    record.write_text("damaged")
+    assert statuses(convert(ToySource(), folder, out))["a"] == "written"
+
+
+def test_a_recording_from_elsewhere_is_not_replaced(inputs, tmp_path, make_recording):
+    folder, out = inputs(a="fine"), tmp_path / "out"
+    make_recording("a").save(out / "a.h5")
+    before = (out / "a.h5").read_bytes()
+    assert "a.h5 exists" in convert(ToySource(), folder, out)[0].error
+    assert (out / "a.h5").read_bytes() == before
+    assert statuses(convert(ToySource(), folder, out, overwrite=True)) == {"a": "written"}
+
+
+def test_a_killed_worker_costs_its_own_recording_only(inputs, tmp_path):
+    folder = inputs(a="kill", b="fine", c="kill", d="fine", e="fine")
+    outcomes = convert(ToySource(), folder, tmp_path / "out", workers=2)
+    assert [name for name, status in statuses(outcomes).items() if status == "failed"] == ["a", "c"]
+    assert "was killed (SIGKILL), often for want of memory" in outcomes[0].error
+    assert [r.recording_id for r in open_recordings(tmp_path / "out")] == ["b", "d", "e"]
+
+
+@pytest.mark.slow
+def test_the_same_on_ray(inputs, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    # Ray's processes do not inherit pytest's import path.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["src", str(Path(__file__).parents[2])]))
+    folder = inputs(a="fine", b="bad", c="kill", d="fine warn")
+    outcomes = convert(ToySource(), folder, tmp_path / "out", workers=2, ray="local")
+    assert statuses(outcomes) == {"a": "written", "b": "failed", "c": "failed", "d": "written"}
+    assert "its Ray worker was lost (WorkerCrashedError)" in outcomes[2].error
+    assert outcomes[3].warnings == ("warning of d.toy",)
+    with pytest.raises(ConfigError, match="no Ray cluster at 'nowhere:1'"):
+        convert(ToySource(), inputs(e="fine"), tmp_path / "out", ray="nowhere:1")
+
+
+def test_mistakes(inputs, tmp_path):
+    folder = inputs(a="fine")
+    with pytest.raises(ConfigError, match="0 workers"):
+        convert(ToySource(), folder, tmp_path / "out", workers=0)
+    with pytest.raises(RecordingError, match="is a file"):
+        convert(ToySource(), folder, folder / "a.toy")
+    with pytest.raises(RecordingError, match="nothing at"):
+        convert(ToySource(), tmp_path / "nowhere", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "text", ["../x", "/etc/passwd", "a/b", "..", "", "a\x00b", "subject", "x" * 400, "train_domain"]
+)
+def test_names_stay_in_their_folder_and_out_of_the_layout(text, tmp_path):
+    name = clean_name(text)
+    assert (tmp_path / name).resolve().parent == tmp_path.resolve()
+    assert name not in ("subject", "train_domain")
+    assert clean_name(name) == name
+
+
+def test_traces_are_made_finite_and_every_change_is_said(tmp_path):
+    dff = np.random.default_rng(0).normal(size=(9000, 4)).astype(np.float32)
+    original = dff.copy()
+    dff[100:130] = np.nan
+    dff[8999, :] = np.nan
+    dff[5000, 1] = np.inf
+    dff[:, 3] = np.where(np.isnan(dff[:, 3]), np.nan, 2.0)
+    ids = np.array([7, 8, 9, 10])
+    recording = Recording(
+        "r", dff, np.arange(9000) / 30, RecordingMetadata("m"), cell_specimen_ids=ids, warnings=("w",)
+    )
+    again = Recording.open(check_traces(recording).save(tmp_path / "r.h5"))
+    assert again.cell_specimen_ids.tolist() == [7, 9, 10]
+    np.testing.assert_allclose(again.masked_domain, [[100 / 30, 130 / 30], [8999 / 30, 300]])
+    np.testing.assert_array_equal(again.dff[130:8999, :2], original[130:8999, [0, 2]])
+    assert not again.dff[100:130].any()
+    assert again.warnings == (
+        "w",
+        "dF/F is not finite in row 1 (ROI roi_0001): left out",
+        "31 frames without a finite value: masked",
+        "dF/F is constant in row 3 (ROI roi_0003)",
+    )
+    with pytest.raises(RecordingError, match="not finite in any of 2 units"):
+        check_traces(Recording("r", np.full((9, 2), np.nan), np.arange(9) / 30, RecordingMetadata("m")))
+
+
+def test_warnings_do_not_change_files_without_them(tmp_path, make_recording):
+    with h5py.File(make_recording("a").save(tmp_path / "a.h5")) as file:
+        assert "notes" not in file
