@@ -13,6 +13,7 @@ from poyo_ssl.data.recording import Recording, RecordingMetadata, open_recording
 from poyo_ssl.data.series import PupilTrace, RoiMasks, SparseEvents, TimeSeries
 from poyo_ssl.data.stimuli import Presentations, load_movie, save_movie
 from poyo_ssl.errors import RecordingError
+from poyo_ssl.protocol import CRE_LINES
 
 
 @pytest.fixture
@@ -361,3 +362,23 @@ def test_recordings_can_move_with_their_folder(tiny, tmp_path):
     recordings = open_recordings(tmp_path / "moved")
     assert [r.recording_id for r in recordings] == sorted(r.recording_id for r in recordings)
     assert all(r.data_folder == tmp_path / "moved" for r in recordings)
+
+
+def test_some_units_keep_what_is_theirs(full):
+    part = full.with_units(np.array([1, 2]))
+    np.testing.assert_array_equal(part.dff, full.dff[:, 1:3])
+    assert part.unit_ids.tolist() == full.unit_ids[1:3].tolist()
+    assert part.cell_specimen_ids.tolist() == full.cell_specimen_ids[1:3].tolist()
+    assert (part.events.frame.tolist(), part.events.unit.tolist()) == ([9], [1])
+    assert (part.roi_masks.unit.tolist(), part.roi_masks.row.tolist()) == ([1], [5])
+    assert part.stimuli is full.stimuli
+    assert part.path is None
+
+
+@pytest.mark.parametrize("line", CRE_LINES)
+def test_lines_of_files_of_other_tools_get_the_allens_spelling(line, make_recording, tmp_path):
+    path = make_recording(metadata=RecordingMetadata("m", cre_line=line)).save(tmp_path / "made.h5")
+    with h5py.File(path, "a") as file:
+        del file["subject"].attrs["cre_line_allen"]
+        assert "-" not in file["subject"].attrs["cre_line"]
+    assert Recording.open(path).metadata.cre_line == line

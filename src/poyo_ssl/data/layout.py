@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from poyo_ssl.data.series import PupilTrace, RoiMasks, SparseEvents, TimeSeries
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.errors import RecordingError
+from poyo_ssl.protocol import CRE_LINES
 
 if TYPE_CHECKING:
     from poyo_ssl.data.recording import Recording
@@ -259,7 +260,10 @@ def _read_metadata(file: h5py.File) -> dict[str, Any]:
         if group in file and attribute in file[group].attrs:
             metadata[field] = _text(file[group].attrs[attribute])
     if "cre_line" not in metadata and "cre_line" in file["subject"].attrs:
-        metadata["cre_line"] = str(_text(file["subject"].attrs["cre_line"])).replace("_", "-")
+        # Only the list tells Ntsr1-Cre_GN220 from Ntsr1-Cre-GN220.
+        spelled = str(_text(file["subject"].attrs["cre_line"]))
+        known = {line.replace("-", "_"): line for line in CRE_LINES}
+        metadata["cre_line"] = known.get(spelled, spelled)
     # Without an animal the container is the best unit of independence that the file offers.
     metadata.setdefault("subject_id", metadata.get("container_id", "unknown"))
     return metadata

@@ -246,17 +246,21 @@ class Recording:
         dff : array, optional
             ``(T, len(rows))`` traces of these units; by default they are read into memory.
         """
-        events = self.events
+        events, masks = self.events, self.roi_masks
         if events is not None:
-            place = np.searchsorted(rows, events.unit)
             mine = np.isin(events.unit, rows)
-            events = SparseEvents(events.frame[mine], place[mine], events.value[mine])
+            events = SparseEvents(events.frame[mine], np.searchsorted(rows, events.unit[mine]), events.value[mine])
+        if masks is not None:
+            mine = np.isin(masks.unit, rows)
+            unit = np.searchsorted(rows, masks.unit[mine]).astype(masks.unit.dtype)
+            masks = RoiMasks(unit, masks.row[mine], masks.column[mine], masks.image_shape)
         return replace(
             self,
             dff=self.read_dff(0, self.num_frames)[:, rows] if dff is None else dff,
             unit_ids=self.unit_ids[rows],
             cell_specimen_ids=self.cell_specimen_ids[rows],
             events=events,
+            roi_masks=masks,
             truth={},
             path=None,
         )

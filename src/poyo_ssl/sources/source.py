@@ -33,8 +33,8 @@ MAX_EXPANSION = 1100
 """Deflate cannot make data smaller than by a factor of 1032: a header that claims more than this is wrong."""
 
 RESERVED_NAMES = (
-    *("brainset", "calcium_traces", "device", "domain", "events", "imaging_clock", "notes", "pupil", "rois"),
-    *("running", "session", "subject", "truth"),
+    *("brainset", "calcium_traces", "device", "domain", "events", "imaging_clock", "motion", "notes", "pupil"),
+    *("roi_masks", "rois", "running", "session", "subject", "truth"),
 )
 """Groups of the recording's file, which a stimulus cannot be called after."""
 
