@@ -9,8 +9,8 @@ from poyo_ssl.observatory.allen_nwb import write_allen_nwb
 from poyo_ssl.observatory.rois import draw_roi_masks
 
 GAP_FRAMES = 400
-MOVIE_FRAMES = {"natural_movie_one": 30, "natural_movie_two": 30, "natural_movie_three": 40}
-REPEATS = 4
+MOVIE_FRAMES = {"natural_movie_one": 12, "natural_movie_two": 12, "natural_movie_three": 16}
+REPEATS = 10
 DRIFTING = "drifting_gratings"
 STATIC = "static_gratings"
 ONE = "natural_movie_one"

@@ -1,0 +1,208 @@
+"""dF/F and fluorescence of an Allen NWB 1 file: stored by ROI, wanted by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from poyo_ssl.errors import RecordingError
+from poyo_ssl.sources.allen.about import read_version
+from poyo_ssl.sources.hdf5 import get_dataset, name_of, open_hdf5, read_numbers, require_numbers
+
+PIPELINE = "processing/brain_observatory_pipeline"
+DFF = f"{PIPELINE}/DfOverF/imaging_plane_1"
+FLUORESCENCE = f"{PIPELINE}/Fluorescence/imaging_plane_1"
+
+CACHED_BYTES = 512 << 20
+"""Compressed traces up to this size are unpacked once and kept; larger ones are unpacked piece by piece."""
+
+TILE_FRAMES = 128
+"""Frames turned at a time: a tile of 128 frames x 400 ROIs stays in the processor's cache."""
+
+
+class RoiTraces:
+    """Traces stored as ``(N, T)``, read as ``(T, N)`` float32 by slices of frames.
+
+    Parameters
+    ----------
+    dataset : h5py.Dataset
+        ``(N, T)`` numbers. A contiguous one is memory-mapped.
+    num_frames : int
+        Frames to show; those beyond are left out.
+
+    Examples
+    --------
+    >>> with h5py.File.in_memory() as file:
+    ...     traces = RoiTraces(file.create_dataset("data", data=np.arange(6.0).reshape(2, 3), chunks=(1, 2)), 3)
+    >>> traces.shape, traces[1:3].tolist()
+    ((3, 2), [[1.0, 4.0], [2.0, 5.0]])
+    """
+
+    ndim = 2
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, dataset: h5py.Dataset, num_frames: int) -> None:
+        self.shape = (num_frames, int(dataset.shape[0]))
+        self._rows = _map_rows(dataset)
+
+    def __getitem__(self, frames: slice) -> NDArray[np.float32]:
+        start, stop, step = frames.indices(self.shape[0])
+        assert step == 1, frames
+        rows = self._rows[:, start:stop]
+        turned = np.empty((max(stop - start, 0), self.shape[1]), np.float32)
+        for first in range(0, len(turned), TILE_FRAMES):
+            turned[first : first + TILE_FRAMES] = rows[:, first : first + TILE_FRAMES].T
+        return turned
+
+
+def _map_rows(dataset: h5py.Dataset) -> Any:
+    """Return an array or dataset of ``(N, T)`` that can be sliced after the dataset's file is closed."""
+    offset = dataset.id.get_offset()
+    path = dataset.file.filename
+    if dataset.chunks is None and offset is not None and dataset.size:
+        return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+    if dataset.size * 4 <= CACHED_BYTES:
+        kept = np.empty(dataset.shape, np.float32)
+        dataset.read_direct(kept)
+        return kept
+    # A slab of frames meets every chunk along the ROIs: with fewer than that in the cache, each would be
+    # unpacked again for the next slab.
+    across = -(-dataset.shape[0] // dataset.chunks[0])
+    slab = across * dataset.chunks[0] * dataset.chunks[1] * dataset.dtype.itemsize
+    return h5py.File(path, "r", rdcc_nbytes=min(slab, CACHED_BYTES), rdcc_nslots=20 * across + 1)[dataset.name]
+
+
+def read_clock(file: h5py.File) -> NDArray[np.float64]:
+    """Return the imaging timestamps, those of dF/F or else of the fluorescence.
+
+    Raises
+    ------
+    RecordingError
+        If there are none, or they are not finite and increasing.
+    """
+    dataset = get_dataset(file, f"{DFF}/timestamps")
+    if dataset is None:
+        dataset = get_dataset(file, f"{FLUORESCENCE}/timestamps")
+    if dataset is None:
+        raise RecordingError(
+            f"{file.filename}: no timestamps in {DFF} or {FLUORESCENCE}", fix="download the file again"
+        )
+    times = read_numbers(dataset, 1).astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(times))
+    if len(bad) == 0:
+        bad = np.flatnonzero(np.diff(times) <= 0) + 1
+    if len(bad):
+        before = f" after {times[bad[0] - 1]:g}" if bad[0] else ""
+        raise RecordingError(
+            f"{name_of(dataset)}: timestamp {bad[0]} is {times[bad[0]]:g}{before}",
+            allowed="finite seconds that increase",
+            fix="download the file again",
+        )
+    return times
+
+
+def find_traces(file: h5py.File, name: str, times: int, rois: int | None, max_trim: int) -> h5py.Dataset:
+    """Return an ``(N, T)`` dataset after comparing it with the number of timestamps and of ROIs.
+
+    Raises
+    ------
+    RecordingError
+        If it is missing, transposed, or more than `max_trim` frames off the timestamps.
+    """
+    dataset = get_dataset(file, f"{name}/data")
+    if dataset is None:
+        raise RecordingError(f"{file.filename}: no '{name}/data'", fix="give an Allen NWB 1 file with these traces")
+    require_numbers(dataset, 2, whole=False)
+    num_rois, num_frames = dataset.shape
+    if abs(num_frames - times) > max_trim:
+        turned = abs(num_rois - times) <= max_trim and (rois is None or num_frames == rois)
+        raise RecordingError(
+            f"{name_of(dataset)} has shape {dataset.shape} for {times} timestamps"
+            + (": transposed, (frames, ROIs)" if turned else ""),
+            allowed=f"(ROIs, frames), up to {max_trim} frames more or less than timestamps",
+            fix="store it as (ROIs, frames)" if turned else "download the file again",
+        )
+    return dataset
+
+
+def read_fluorescence(
+    path: Path | str,
+    kind: Literal["raw", "neuropil", "demixed", "corrected"] = "corrected",
+    *,
+    rois: Sequence[int] | None = None,
+    without_demixing: bool = False,
+) -> NDArray[np.float32]:
+    """Return fluorescence traces of an Allen NWB 1 file, for those who compute dF/F themselves.
+
+    The neuropil-corrected trace is in no file: from pipeline 2.0 on it is the demixed trace, before it the raw one,
+    less the neuropil times each ROI's contamination ratio r.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    kind : {'raw', 'neuropil', 'demixed', 'corrected'}
+        Which trace.
+    rois : sequence of int, optional
+        Rows in the order wanted; by default all.
+    without_demixing : bool
+        Correct the raw trace where the demixed one is missing, as it is in a few files.
+
+    Returns
+    -------
+    ndarray
+        ``(T, len(rows))`` arbitrary units.
+
+    Raises
+    ------
+    RecordingError
+        If the traces are missing or damaged, or a row does not exist.
+    """
+    path = Path(path)
+    with open_hdf5(path) as file:
+        version = read_version(file, [])
+        neuropil = f"{FLUORESCENCE}_neuropil_response"
+        old = get_dataset(file, f"{neuropil}/data") is None
+        parts = {
+            "raw": f"{FLUORESCENCE}/data",
+            "neuropil": f"{FLUORESCENCE}/neuropil_traces" if old else f"{neuropil}/data",
+            "demixed": f"{FLUORESCENCE}_demixed_signal/data",
+        }
+        if kind != "corrected":
+            return _read_rows(file, parts[kind], rois)
+        source = "raw" if version.startswith(("0", "1")) else "demixed"
+        if source == "demixed" and get_dataset(file, parts["demixed"]) is None and without_demixing:
+            source = "raw"
+        ratio = get_dataset(file, f"{FLUORESCENCE}/r" if old else f"{neuropil}/r")
+        if ratio is None:
+            raise RecordingError(f"{path}: no contamination ratio r", fix="read 'raw' or 'neuropil' instead")
+        signal, surround = _read_rows(file, parts[source], rois), _read_rows(file, parts["neuropil"], rois)
+        ratios = read_numbers(ratio, 1)
+        if len(ratios) < signal.shape[1] or signal.shape != surround.shape:
+            raise RecordingError(
+                f"{path}: {source} traces {signal.shape}, neuropil {surround.shape}, r {ratios.shape}",
+                allowed="the same ROIs in all",
+                fix="download the file again",
+            )
+        return signal - (ratios if rois is None else ratios[list(rois)]).astype(np.float32) * surround
+
+
+def _read_rows(file: h5py.File, name: str, rois: Sequence[int] | None) -> NDArray[np.float32]:
+    dataset = get_dataset(file, name)
+    if dataset is None:
+        fix = "pass without_demixing=True to use the raw trace" if "demixed" in name else "read another kind"
+        raise RecordingError(f"{file.filename}: no '{name}'", fix=fix)
+    require_numbers(dataset, 2)
+    num_rois = dataset.shape[0]
+    wanted = np.arange(num_rois) if rois is None else np.asarray(list(rois), np.int64)
+    bad = wanted[(wanted < 0) | (wanted >= num_rois)]
+    if len(bad):
+        raise RecordingError(f"{name_of(dataset)}: no ROI {bad[0]}", allowed=f"0 to {num_rois - 1}", fix="correct it")
+    # HDF5 reads rows in increasing order only.
+    rows, place = np.unique(wanted, return_inverse=True)
+    return np.ascontiguousarray(dataset[rows][place].T, np.float32)
