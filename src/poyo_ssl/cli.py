@@ -22,6 +22,7 @@ from poyo_ssl.errors import ConfigError, PoyoError, suggest
 # Settings classes whose fields become flags of a command: without a prefix, or below one.
 SETTINGS: dict[Callable[..., Any], dict[str, tuple[type[Any], str | None]]] = {
     commands.select: {"config": (SelectionConfig, None), "split": (SplitConfig, "split")},
+    commands.split: {"config": (SplitConfig, None)},
     commands.pretrain: {"config": (PretrainConfig, None)},
     commands.finetune: {"config": (FinetuneConfig, None)},
 }
@@ -29,14 +30,16 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare observatory": commands.prepare_observatory,
     "prepare events": commands.prepare_events,
     "select": commands.select,
+    "split": commands.split,
     "pretrain": commands.pretrain,
     "finetune": commands.finetune,
     "resume": commands.resume,
     "evaluate": commands.evaluate,
+    "audit": commands.audit,
     "report": commands.report,
     "demo": commands.demo,
 }
-POSITIONAL = ("prepare observatory", "prepare events", "report", "resume")
+POSITIONAL = ("prepare observatory", "prepare events", "report", "resume", "split")
 
 
 class Parser(ArgumentParser):
@@ -101,6 +104,9 @@ def build_parser(command: str) -> Parser:
     )
     settings = SETTINGS.get(function, {})
     skip: set[str | int] = set(settings)
+    if function is commands.audit:
+        parser.add_argument("runs", nargs="+", type=Path, help="Folders of 'poyo-ssl pretrain' or 'poyo-ssl finetune'.")
+        skip.add("runs")
     if function is commands.evaluate:
         # Any number of words without a flag is beyond what a function's signature can say.
         parser.add_argument("runs", nargs="+", type=Path, help="Folders of 'poyo-ssl finetune', or predictions files.")

@@ -72,6 +72,10 @@ REPEAT_TRAIN = (0, 1, 2, 3, 4, 5, 6, 7)
 REPEAT_VALID = (8,)
 REPEAT_TEST = (9,)
 NEAR_DUPLICATE_CORRELATION = 0.95
+NEAR_DUPLICATE_SIZE = (64, 128)
+"""Height and width at which frames are compared."""
+BLOCK_PAUSE_S = 10.0
+"""Ours: a longer pause separates two blocks of a stimulus (300 imaging frames)."""
 
 # Metrics (EVALUATION.md).
 SSIM_SIGMA = 1.5

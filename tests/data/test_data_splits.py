@@ -1,5 +1,6 @@
 """Splits: disjoint, honest about gaps and near-duplicates, and exactly as large as worked out by hand."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,18 +10,23 @@ from hypothesis import strategies as st
 
 from poyo_ssl.config import SplitConfig
 from poyo_ssl.data.intervals import as_intervals, contains, overlaps
+from poyo_ssl.data.recording import RecordingMetadata
+from poyo_ssl.data.split_file import load_split_settings, load_splits, save_splits
 from poyo_ssl.data.splits import (
     Split,
-    clip_roles,
+    draw_test_subjects,
     join,
     split_from_labels,
     split_gratings,
     split_movie,
+    split_movies,
     standard_splits,
     training_domain,
+    training_recordings,
 )
 from poyo_ssl.data.stimuli import Presentations, save_movie
-from poyo_ssl.errors import SplitError
+from poyo_ssl.data.unseen_frames import clip_roles, nearest_correlation
+from poyo_ssl.errors import ConfigError, SplitError
 
 MOVIE = "natural_movie_one"
 MOVIE_FRAMES = 60
@@ -230,7 +236,7 @@ def test_statistics_come_from_outside_every_stimulus_held_out(make_recording, tm
     save_movie(tmp_path, MOVIE, PIXELS)
     recording.save(tmp_path / "made.h5")
     config = SplitConfig(decay_s=0.02, clip_fraction=0.1)
-    splits = standard_splits(recording, config, window_s=0.2)
+    splits = list(standard_splits(recording, config, window_s=0.2).values())
     assert [split.tests for split in splits] == [("test_gratings",), ("test_repeat", "test_clip")]
     domain = training_domain(recording, splits)
     grid = np.arange(recording.timestamps[0], recording.timestamps[-1], 0.01)
@@ -243,7 +249,7 @@ def test_a_stimulus_too_short_for_a_task_still_holds_out_what_it_can(make_record
     recording = make_recording(num_units=1)
     table = recording.stimulus(MOVIE)
     short = replace(recording, stimuli={MOVIE: table.select(table.columns["repeat"] >= 9)})
-    (split,) = standard_splits(short, SplitConfig(num_clips=0))
+    (split,) = standard_splits(short, SplitConfig(num_clips=0)).values()
     assert len(split.parts["test_repeat"]) == 1
     with pytest.raises(SplitError, match="part 'train'"):
         split_movie(short, MOVIE, SplitConfig(num_clips=0), window_s=0.1)
@@ -256,3 +262,132 @@ def test_a_planted_leak_is_seen(make_recording, shared_seconds):
     stolen = split.parts["test_gratings"][:1]
     leaky = Split({**split.parts, "train": np.concatenate([split.parts["train"], stolen])})
     assert shared_seconds(leaky.parts) == pytest.approx(2.0)
+
+
+def in_two_blocks(recording, pause_s):
+    """Put a pause before the last 16 gratings trials and move everything after it."""
+    table = recording.stimulus("drifting_gratings")
+    later = pause_s * (np.arange(len(table)) >= len(table) - 16)
+    moved = replace(table, start=table.start + later, end=table.end + later)
+    return replace(recording, stimuli={table.name: moved})
+
+
+def test_gratings_by_block_test_the_last_block_and_validate_on_the_trials_before_it(make_recording):
+    recording = in_two_blocks(make_recording(num_units=1, grating_repeats=9), 10.5)
+    table = recording.stimulus("drifting_gratings")
+    inside = parts_of_rows(table, split_gratings(recording, SplitConfig(gratings_by_block=True)))
+    last = np.arange(len(table)) >= len(table) - 16
+    np.testing.assert_array_equal(inside["test_gratings_block"], last)
+    for direction in range(8):
+        rows = np.flatnonzero((table.columns["orientation"] == 45.0 * direction) & ~last)
+        # A tenth of 0.7 + 0.1 is an eighth of at most nine trials: one, the last.
+        np.testing.assert_array_equal(inside["valid"][rows], np.arange(len(rows)) == len(rows) - 1)
+        np.testing.assert_array_equal(inside["train"][rows], np.arange(len(rows)) < len(rows) - 1)
+
+
+def test_gratings_in_one_block_cannot_be_split_by_block(make_recording):
+    for recording in (make_recording(num_units=1), in_two_blocks(make_recording(num_units=1), 8.0)):
+        with pytest.raises(SplitError, match="in one block"):
+            split_gratings(recording, SplitConfig(gratings_by_block=True))
+    with pytest.raises(ConfigError, match="one of the two"):
+        SplitConfig(gratings_by_block=True, gratings_test_repeats=(1,))
+
+
+def test_a_test_movie_tests_as_a_whole_and_takes_its_like_out_of_training(make_recording, tmp_path, shared_seconds):
+    recording = make_recording(num_units=1)
+    first = recording.stimulus(MOVIE)
+    shift = first.end[-1] - first.start[0] + 3.0
+    other = replace(first, name="natural_movie_two", start=first.start + shift, end=first.end + shift)
+    stamps = np.arange(recording.timestamps[0], other.end[-1] + 2, 1 / 30.08)
+    session = replace(
+        recording,
+        dff=np.zeros((len(stamps), 1), np.float32),
+        timestamps=stamps,
+        stimuli={MOVIE: first, other.name: other},
+    )
+    unseen = np.random.default_rng(6).integers(0, 256, PIXELS.shape, dtype=np.uint8)
+    unseen[40] = PIXELS[11]
+    save_movie(tmp_path, MOVIE, PIXELS)
+    save_movie(tmp_path, other.name, unseen)
+    session.save(tmp_path / "session.h5")
+    config = SplitConfig(num_clips=0, test_movies=(other.name,))
+    split = split_movies(session, [MOVIE], config, window_s=0.2)
+    assert split.tests == ("test_repeat", "test_movie")
+    assert shared_seconds(split.parts) == 0
+    np.testing.assert_array_equal(parts_of_rows(other, split)["test_movie"], np.ones(len(other), bool))
+    trained = first.columns["frame"][parts_of_rows(first, split)["train"]]
+    assert set(trained) == set(range(MOVIE_FRAMES)) - {11}
+    domain = training_domain(session, list(standard_splits(session, config).values()))
+    assert not overlaps(other.start, other.end - 1e-6, domain).any()
+    with pytest.raises(SplitError, match="both trains and tests"):
+        split_movies(session, [other.name], config, window_s=0.2)
+
+
+@given(
+    st.lists(st.sampled_from("abcdefgh"), min_size=3, max_size=12).filter(lambda names: len(set(names)) >= 3),
+    st.floats(0.05, 0.6),
+    st.integers(0, 5),
+)
+def test_an_animal_is_on_one_side_only(animals, fraction, seed):
+    config = SplitConfig(test_subject_fraction=fraction, seed=seed)
+    tests = draw_test_subjects(animals, config)
+    assert tests == draw_test_subjects(animals[::-1] * 2, config)
+    assert 1 <= len(tests) < len(set(animals))
+    assert len(tests) == max(round(fraction * len(set(animals))), 1)
+    named = SplitConfig(test_subjects=tests)
+    assert draw_test_subjects(animals, named) == tests
+
+
+def test_recordings_of_a_test_animal_never_train(make_recording):
+    recordings = [
+        replace(make_recording(f"r{i}", num_units=1), metadata=RecordingMetadata(animal))
+        for i, animal in enumerate(["a", "b", "a", "c"])
+    ]
+    kept = training_recordings(recordings, SplitConfig(test_subjects=("a",)))
+    assert [r.recording_id for r in kept] == ["r1", "r3"]
+    with pytest.raises(SplitError, match="no animal 'aa', did you mean 'a'"):
+        training_recordings(recordings, SplitConfig(test_subjects=("aa",)))
+    with pytest.raises(SplitError, match="all 3 animals test"):
+        training_recordings(recordings, SplitConfig(test_subjects=("a", "b", "c")))
+
+
+def test_near_duplicates_are_looked_for_at_64_by_128():
+    """Fine grain that antialiasing removes does not hide that two large frames are the same picture."""
+    rng = np.random.default_rng(0)
+    coarse = np.kron(rng.integers(40, 216, (9, 16, 32)), np.ones((16, 16)))
+    grain = rng.choice([-1, 1], coarse.shape) * 24.0
+    movie = np.clip(coarse + grain, 0, 255).astype(np.uint8)
+    movie[3] = np.clip(coarse[0] - grain[0], 0, 255)
+    flat = movie.reshape(9, -1) - movie.reshape(9, -1).mean(axis=0)
+    assert np.corrcoef(flat)[0, 3] < 0.9
+    assert nearest_correlation(movie, movie[:1])[3] > 0.95
+
+
+def test_splits_are_stored_beside_the_data_and_read_back(make_recording, tmp_path):
+    recordings = [make_recording(name, num_units=1) for name in ("one", "two")]
+    for recording in recordings:
+        recording.save(tmp_path / f"{recording.recording_id}.h5")
+    config = SplitConfig(num_clips=0, test_subjects=("mouse_two",))
+    save_splits(recordings, tmp_path / "splits.json", config)
+    stored = load_splits(tmp_path / "splits.json")
+    assert load_split_settings(tmp_path / "splits.json") == config
+    assert set(stored["two"][MOVIE].parts) == {"train", "valid", "test_subject_repeat"}
+    for recording in recordings:
+        for name, split in standard_splits(recording, config).items():
+            found = stored[recording.recording_id][name]
+            assert found.unused == split.unused
+            for (_, a), (_, b) in zip(found.parts.items(), split.parts.items(), strict=True):
+                np.testing.assert_array_equal(a, b)
+    whole = json.loads((tmp_path / "splits.json").read_text())
+    assert whole["animals"] == {"train": ["mouse_one"], "test": ["mouse_two"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "no splits"), ("{", "damaged"), ('{"format": "other"}', "version 1"), ("[]", "version 1")],
+)
+def test_a_damaged_file_of_splits_is_named(text, message, tmp_path):
+    if text is not None:
+        (tmp_path / "splits.json").write_text(text)
+    with pytest.raises(SplitError, match=message):
+        load_splits(tmp_path / "splits.json")

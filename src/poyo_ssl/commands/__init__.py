@@ -5,9 +5,11 @@ Heavy libraries are imported inside the functions, so that ``poyo-ssl --help`` a
 
 from poyo_ssl.commands.evaluation import demo, evaluate, report
 from poyo_ssl.commands.prepare import prepare_events, prepare_observatory
+from poyo_ssl.commands.protocol import audit, split
 from poyo_ssl.commands.training import finetune, pretrain, resume, select
 
 __all__ = [
+    "audit",
     "demo",
     "evaluate",
     "finetune",
@@ -17,4 +19,5 @@ __all__ = [
     "report",
     "resume",
     "select",
+    "split",
 ]

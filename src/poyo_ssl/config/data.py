@@ -123,8 +123,17 @@ class SplitConfig:
         With `gratings_test_repeats`: repeats of the gratings table that validate.
     gratings_test_repeats : list of int
         Divide gratings by the table's `repeat` column, these being the test; empty means by the fractions.
+    gratings_by_block : bool
+        Test on the session's last block of gratings and train on the blocks before it (`gratings_block`), so that
+        neighbouring trials are never on both sides.
+    test_movies : list of str
+        Movies that only test (`movie`); training frames that resemble any of theirs are dropped.
+    test_subjects : list of str
+        Animals that only test (`subject`): training leaves them out, 'finetune --adapt embeddings' takes them.
+    test_subject_fraction : float
+        Share of the animals that only test, drawn by `seed`, where no names are given.
     seed : int
-        Seed of the random division of gratings trials.
+        Seed of the random division of gratings trials, and of animals.
     """
 
     repeat_train: tuple[int, ...] = protocol.REPEAT_TRAIN
@@ -137,6 +146,10 @@ class SplitConfig:
     gratings_fractions: tuple[float, float, float] = protocol.GRATINGS_SPLIT_FRACTIONS
     gratings_valid_repeats: tuple[int, ...] = ()
     gratings_test_repeats: tuple[int, ...] = ()
+    gratings_by_block: bool = False
+    test_movies: tuple[str, ...] = ()
+    test_subjects: tuple[str, ...] = ()
+    test_subject_fraction: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -144,6 +157,20 @@ class SplitConfig:
         check(len(set(parts)) == len(parts), f"repeats {parts}", "each in one part", "correct split.repeat_*")
         both = set(self.gratings_valid_repeats) & set(self.gratings_test_repeats)
         check(not both, f"gratings repeats {sorted(both)} in two parts", "each in one part", "correct them")
+        check(
+            not (self.gratings_by_block and self.gratings_test_repeats),
+            f"gratings_by_block with gratings_test_repeats {self.gratings_test_repeats}",
+            "one of the two",
+            "leave one out",
+        )
+        share = self.test_subject_fraction
+        check(0 <= share < 1, f"test_subject_fraction of {share}", "0 or more, below 1", "lower it")
+        check(
+            not (share and self.test_subjects),
+            f"test_subject_fraction of {share} with test_subjects {self.test_subjects}",
+            "one of the two",
+            "leave one out",
+        )
         check(self.num_clips >= 0, f"split.num_clips of {self.num_clips}", "0 or more", "raise it")
         check(0 < self.clip_fraction < 0.5, f"split.clip_fraction of {self.clip_fraction}", "0 to 0.5", "lower it")
         total = sum(self.gratings_fractions)
@@ -153,6 +180,10 @@ class SplitConfig:
     def without_clips(self) -> SplitConfig:
         """Return the same split without held-out clips."""
         return replace(self, num_clips=0)
+
+    def known_frames_only(self) -> SplitConfig:
+        """Return the same split without tests on unseen frames, which a decoder of frame numbers cannot name."""
+        return replace(self, num_clips=0, test_movies=())
 
 
 @dataclass(frozen=True)

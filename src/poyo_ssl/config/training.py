@@ -134,6 +134,10 @@ class FinetuneConfig:
         Loss of 'frames'.
     optim : OptimConfig
         Optimiser, schedule, length.
+    adapt : {'all', 'embeddings', 'readout'}
+        What is fitted. 'embeddings': nothing but unit and session embeddings of recordings that a fine-tuned run
+        does not know; everything else, settings of model, window and split included, is that run's. 'readout':
+        the encoder stays as it is: as pretrained, or random (a control) where there is no pretrained run.
     freeze : list of str
         Parameters whose name begins with one of these do not train.
     keep : {'best', 'last'}
@@ -155,6 +159,7 @@ class FinetuneConfig:
     split: SplitConfig = SplitConfig()
     movie_loss: MovieLossConfig = MovieLossConfig()
     optim: OptimConfig = OptimConfig(epochs=protocol.FINETUNE_EPOCHS_CODED)
+    adapt: Literal["all", "embeddings", "readout"] = "all"
     freeze: tuple[str, ...] = ()
     keep: Literal["best", "last"] = "best"
     seed: int = 0

@@ -187,6 +187,7 @@ def _keep_clean(
         "outside the recording": (low < 0) | (high + num_frames > recording.num_frames),
         "touches a masked span": overlaps(start, end, recording.masked_domain),
         "reaches into another part": overlaps(start, end, split.others(part)),
+        "has a class that training lacks": targets[rows] < 0,
     }
     keep, excluded = np.ones(len(rows), bool), {}
     for reason, bad in reasons.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from poyo_ssl import protocol
 from poyo_ssl.config import SelectionConfig
+from poyo_ssl.data.intervals import as_intervals
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.errors import SelectionError, suggest
 from poyo_ssl.selection.knee import knee_threshold
@@ -41,6 +42,8 @@ class Selection:
         ``skewness`` and ``kurtosis``; empty with `keep_fraction`.
     config : SelectionConfig
         How they were chosen.
+    intervals : dict
+        ``(K, 2)`` seconds of each recording that were measured; empty where all of it was.
 
     Examples
     --------
@@ -56,6 +59,7 @@ class Selection:
     table: pd.DataFrame
     thresholds: Mapping[str, float]
     config: SelectionConfig
+    intervals: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def lines(self) -> pd.DataFrame:
@@ -97,6 +101,7 @@ class Selection:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"config": asdict(self.config), "thresholds": dict(self.thresholds)}
+        settings["intervals"] = {name: np.asarray(spans).tolist() for name, spans in self.intervals.items()}
         contents = {
             TABLE_FILE: self.table.to_csv(index=False),
             SETTINGS_FILE: json.dumps(settings, indent=2) + "\n",
@@ -123,12 +128,13 @@ class Selection:
         try:
             settings = json.loads((folder / SETTINGS_FILE).read_text())
             config, thresholds = SelectionConfig(**settings["config"]), settings["thresholds"]
+            intervals = {name: as_intervals(spans) for name, spans in settings.get("intervals", {}).items()}
             table = _read_table(folder / TABLE_FILE)
         except (ValueError, KeyError, TypeError) as error:
             raise SelectionError(
                 f"{folder} holds no complete selection ({error})", fix="run 'poyo-ssl select' again"
             ) from None
-        return cls(table, thresholds, config)
+        return cls(table, thresholds, config, intervals)
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -223,7 +229,7 @@ def fit_selection(
             allowed=limits,
             fix="raise the thresholds (--thresholds given) or pass --level neuron --keep_fraction 0.3",
         )
-    return Selection(table, thresholds, config)
+    return Selection(table, thresholds, config, dict(intervals or {}))
 
 
 def _measure(recording: Recording, intervals: NDArray[np.float64] | None) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from poyo_ssl.config import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, WindowConfig
 from poyo_ssl.data.recording import Recording, open_recordings
+from poyo_ssl.data.splits import training_recordings
 from poyo_ssl.data.vocabulary import Vocabulary, fit_normalisation, make_unit_set
 from poyo_ssl.data.windows import Normalisation, UnitSet, WindowDataset, WindowTable
 from poyo_ssl.errors import ConfigError, ResourceError, SelectionError
@@ -21,7 +22,13 @@ from poyo_ssl.models.poyo_ssl import PoyoSSL
 from poyo_ssl.selection.table import Selection
 from poyo_ssl.training import run_folder
 from poyo_ssl.training.modules import FinetuneModule, PretrainModule, SeededModule
-from poyo_ssl.training.restore import load_encoder, load_model_config
+from poyo_ssl.training.restore import (
+    TrainedRun,
+    load_all_but_embeddings,
+    load_encoder,
+    load_model_config,
+    seen_animals,
+)
 from poyo_ssl.training.tasks import (
     TaskData,
     frame_duration_s,
@@ -126,7 +133,8 @@ def _describe(folder: Path, command: str, arguments: dict[str, Any], data: TaskD
 def pretraining_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -> Job:
     """Build a pretraining from the keyword arguments of `pretrain`."""
     config: PretrainConfig = arguments["config"]
-    recordings, columns = choose_units(open_data(arguments["data"]), arguments["selection"], config.window.units)
+    recordings = training_recordings(open_data(arguments["data"]), config.split)
+    recordings, columns = choose_units(recordings, arguments["selection"], config.window.units)
     data = pretraining_data(recordings, config)
     tables = {part: pretraining_windows(data, config, part) for part in ("train", "valid")}
     vocabulary, normalisation, units = _prepare_units(data, columns, config.window, Vocabulary())
@@ -153,8 +161,11 @@ def pretraining_job(folder: Path, arguments: dict[str, Any], *, progress: bool) 
 def finetuning_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -> Job:
     """Build a fine-tuning from the keyword arguments of `finetune`."""
     config: FinetuneConfig = arguments["config"]
+    if config.adapt == "embeddings":
+        return adaptation_job(folder, arguments, progress=progress)
     pretrained = Path(arguments["pretrained"]) if arguments.get("pretrained") else None
-    recordings, columns = choose_units(open_data(arguments["data"]), arguments["selection"], config.window.units)
+    recordings = training_recordings(open_data(arguments["data"]), config.split)
+    recordings, columns = choose_units(recordings, arguments["selection"], config.window.units)
     data = prepare_task(recordings, config)
     tables = {part: task_windows(data, config, part) for part in ("train", "valid")}
     if pretrained is not None:
@@ -172,21 +183,103 @@ def finetuning_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -
     )
     loaded = load_encoder(model, pretrained) if pretrained else None
     model.grow(num_units=vocabulary.num_units, num_sessions=vocabulary.num_sessions, generator=generator)
+    inputs = Inputs(data, tables, vocabulary, normalisation, columns, units)
+    return _finetuning_job(folder, arguments, model, inputs, {"loaded": loaded}, progress=progress)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a fine-tuning reads: windows of its parts, and rows and normalisation of the units."""
+
+    data: TaskData
+    tables: dict[str, WindowTable]
+    vocabulary: Vocabulary
+    normalisation: dict[str, Normalisation]
+    columns: dict[str, NDArray[np.int64]]
+    units: list[UnitSet]
+
+
+def adaptation_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -> Job:
+    """Build the fitting of nothing but embeddings of new recordings to a fine-tuned run.
+
+    Raises
+    ------
+    ConfigError
+        If no fine-tuned run is given, all recordings are known to it, or new and known animals are mixed.
+    """
+    asked: FinetuneConfig = arguments["config"]
+    if not arguments.get("pretrained"):
+        raise ConfigError("adapt 'embeddings' without a fine-tuned run", fix="pass --pretrained RUN")
+    source = TrainedRun.open(arguments["pretrained"])
+    if not isinstance(source.config, FinetuneConfig):
+        raise ConfigError(
+            f"{source.folder} is a pretraining, which has no readout of the task",
+            allowed="runs of 'finetune'",
+            fix="fine-tune it on the animals that train, then adapt that run",
+        )
+    config = replace(source.config, adapt="embeddings", optim=asked.optim, seed=asked.seed, keep=asked.keep, freeze=())
+    arguments = arguments | {"config": config}
+    recordings = [r for r in open_data(arguments["data"]) if r.recording_id not in source.vocabulary.sessions]
+    new_animals = _are_new_animals(recordings, source)
+    recordings, columns = choose_units(recordings, arguments["selection"], config.window.units)
+    data = prepare_task(recordings, config, new_animals=new_animals)
+    if data.num_frames != source.num_frames:
+        raise ConfigError(
+            f"windows of {data.num_frames} imaging frames at the rate of the new recordings",
+            allowed=f"{source.num_frames}, as in {source.folder}",
+            fix="adapt to recordings of the same imaging rate",
+        )
+    data = replace(data, class_values=source.class_values)
+    tables = {part: task_windows(data, config, part) for part in ("train", "valid")}
+    vocabulary, normalisation, units = _prepare_units(data, columns, config.window, Vocabulary())
+    model = PoyoSSL(
+        config.model,
+        num_units=vocabulary.num_units,
+        num_sessions=vocabulary.num_sessions,
+        readouts={config.task: make_readout(config, data.class_values)},
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    loaded = load_all_but_embeddings(model, source)
+    facts = {"loaded": loaded, "new_animals": new_animals, "adapted_from": str(source.folder.resolve())}
+    inputs = Inputs(data, tables, vocabulary, normalisation, columns, units)
+    return _finetuning_job(folder, arguments, model, inputs, facts, progress=progress)
+
+
+def _are_new_animals(recordings: Sequence[Recording], source: TrainedRun) -> bool:
+    """Tell whether all recordings are of animals that no training before has seen; refuse a mixture."""
+    if not recordings:
+        raise ConfigError(f"every recording is known to {source.folder}", fix="give recordings that it has not seen")
+    seen = seen_animals(source.folder)
+    new = [r.metadata.subject_id not in seen for r in recordings]
+    if any(new) and not all(new):
+        known = recordings[new.index(False)]
+        raise ConfigError(
+            f"recording {known.recording_id} is of animal '{known.metadata.subject_id}', which {source.folder} "
+            "was trained on, and others are of new animals",
+            fix="adapt to them in runs of their own",
+        )
+    return all(new)
+
+
+def _finetuning_job(
+    folder: Path, arguments: dict[str, Any], model: PoyoSSL, inputs: Inputs, facts: dict[str, Any], *, progress: bool
+) -> Job:
+    config: FinetuneConfig = arguments["config"]
+    data, tables, columns = inputs.data, inputs.tables, inputs.columns
     _foresee_memory(config.model, config.window, config.optim, data.num_frames, max(map(len, columns.values())))
-    excluded = {part: dict(table.excluded) for part, table in tables.items()}
-    facts: dict[str, Any] = {
+    facts = facts | {
         "task": config.task,
         "windows": {p: len(t) for p, t in tables.items()},
-        "excluded": excluded,
+        "excluded": {part: dict(table.excluded) for part, table in tables.items()},
     }
     if config.task != "gratings":
         facts["movie_frame_s"] = frame_duration_s(data.recordings[0].stimulus(config.movies[0]))
 
     def write_start() -> None:
-        _describe(folder, "finetune", arguments, data, **facts, parameters=model.num_parameters(), loaded=loaded)
-        _write_inputs(folder, data, vocabulary, normalisation, columns)
+        _describe(folder, "finetune", arguments, data, **facts, parameters=model.num_parameters())
+        _write_inputs(folder, data, inputs.vocabulary, inputs.normalisation, columns)
 
-    datasets = _datasets(data, units, tables, config.window)
+    datasets = _datasets(data, inputs.units, tables, config.window)
     num_targets = len(data.class_values) if data.class_values is not None else 0
     module = FinetuneModule(model, config, num_targets=num_targets)
     if not any(p.requires_grad for p in module.parameters()):

@@ -117,6 +117,10 @@ class PretrainModule(SeededModule):
         return self.optimise(self.config.optim)
 
 
+FITTED = {"all": ("",), "embeddings": ("tokens.units.", "sessions."), "readout": ("readout", "sessions.")}
+"""What the names of parameters begin with that a kind of adaptation fits."""
+
+
 class FinetuneModule(SeededModule):
     """A readout trained with its encoder.
 
@@ -140,6 +144,9 @@ class FinetuneModule(SeededModule):
         self.model, self.config, self.num_targets = model, config, num_targets
         self.movie_loss = MovieLoss(config.movie_loss) if config.task == "frames" else None
         parameters = dict(model.named_parameters())
+        for name, parameter in parameters.items():
+            if not name.startswith(FITTED[config.adapt]):
+                parameter.requires_grad_(False)
         for prefix in config.freeze:
             frozen = [name for name in parameters if name.startswith(prefix)]
             if not frozen:
@@ -151,6 +158,12 @@ class FinetuneModule(SeededModule):
                 )
             for name in frozen:
                 parameters[name].requires_grad_(False)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed the step; where only embeddings are fitted, running means and dropout stand still, too."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self.config.adapt == "embeddings":
+            self.model.eval()
 
     def predict(self, batch: Batch) -> Tensor:
         """Return logits ``(B, K)``, positions ``(B,)`` or frames ``(B, H, W)``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from poyo_ssl.data.windows import BatchSampler, WindowDataset, WindowTable, requ
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.training.fit import make_trainer, quiet_lightning
-from poyo_ssl.training.jobs import choose_units, open_data
+from poyo_ssl.training.jobs import open_data
 from poyo_ssl.training.modules import decide_frame
 from poyo_ssl.training.restore import TrainedRun, read_arguments
+from poyo_ssl.training.run_folder import read_json
 from poyo_ssl.training.tasks import TaskData, prepare_task, task_windows
 
 PREDICT_BATCH_SIZE = 64
@@ -187,8 +188,11 @@ def open_task(run_folder: Path | str, data: Any = None) -> tuple[TaskData, Finet
     recordings = [r for r in open_data(data) if r.recording_id in run.columns]
     if not recordings:
         raise RecordingError(f"no recording of {run_folder} in the data given", fix="give the data it was trained on")
-    recordings, _ = choose_units(recordings, None, "all")
-    return prepare_task(recordings, config), config, run.columns
+    facts = read_json(Path(run_folder), "run.json")
+    task = prepare_task(recordings, config, new_animals=facts.get("new_animals", False))
+    if config.adapt == "embeddings":
+        task = replace(task, class_values=run.class_values, num_frames=run.num_frames)
+    return task, config, run.columns
 
 
 def predict_test(run: TrainedRun, part: TestPart, *, arm: str, devices: int = 1, nodes: int = 1) -> Predictions:

@@ -16,6 +16,7 @@ from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.vocabulary import Vocabulary, make_unit_set
 from poyo_ssl.data.windows import Normalisation, UnitSet
 from poyo_ssl.errors import CheckpointError, RecordingError
+from poyo_ssl.models.embeddings import INIT_STD
 from poyo_ssl.models.poyo_ssl import PoyoSSL
 from poyo_ssl.training import run_folder
 from poyo_ssl.training.tasks import make_readout
@@ -74,6 +75,40 @@ def load_encoder(model: PoyoSSL, folder: Path | str) -> dict[str, Any]:
     fresh = [name for name in model.state_dict() if name not in stored]
     count = sum(value.size for value in stored.values())
     return {"from": str(folder), "tensors": len(stored), "parameters": int(count), "fresh": fresh}
+
+
+EMBEDDING_TABLES = ("tokens.units.weight", "sessions.weight")
+
+
+def load_all_but_embeddings(model: PoyoSSL, source: TrainedRun) -> dict[str, Any]:
+    """Copy everything but the unit and session embeddings into `model`, in place.
+
+    The embeddings' drawn rows are brought to the mean and standard deviation of the source's rows, per dimension: where
+    trained embeddings lie, the trained attention can read them.
+
+    Returns
+    -------
+    dict
+        What was loaded and what stayed fresh: ``from``, ``tensors``, ``parameters``, ``fresh`` (names).
+    """
+    stored, own = source.model.state_dict(), model.state_dict()
+    loaded = {name: tensor for name, tensor in stored.items() if name not in EMBEDDING_TABLES}
+    model.load_state_dict(loaded, strict=False)
+    for name in EMBEDDING_TABLES:
+        rows, known = own[name][1:], stored[name][1:]
+        # One row has no spread; a session embedding then starts as the only one there is.
+        spread = known.std(dim=0) if len(known) > 1 else torch.zeros_like(known[0])
+        rows.copy_(known.mean(dim=0) + rows / INIT_STD * spread)
+    count = sum(tensor.numel() for tensor in loaded.values())
+    return {"from": str(source.folder), "tensors": len(loaded), "parameters": count, "fresh": list(EMBEDDING_TABLES)}
+
+
+def seen_animals(folder: Path | str) -> set[str]:
+    """Return the animals that a run or any run that it started from was trained on."""
+    facts = run_folder.read_json(Path(folder), "run.json")
+    animals = {item["subject_id"] for item in facts["data"] if "subject_id" in item}
+    before = read_arguments(folder).get("pretrained")
+    return animals | (seen_animals(before) if before else set())
 
 
 def _check_match(path: Path, stored: dict[str, NDArray], wanted: dict[str, torch.Tensor]) -> None:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from poyo_ssl.data.intervals import as_intervals
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.splits import Split
 from poyo_ssl.data.vocabulary import Vocabulary
@@ -132,7 +133,12 @@ def write_start(
     """Write config.yaml and run.json of a run that begins."""
     write_beside(folder / "config.yaml", yaml.safe_dump(plain(arguments), sort_keys=False))
     data = [
-        {"recording_id": r.recording_id, "path": str(r.path.resolve()) if r.path else None, "sha256": r.checksum()}
+        {
+            "recording_id": r.recording_id,
+            "subject_id": r.metadata.subject_id,
+            "path": str(r.path.resolve()) if r.path else None,
+            "sha256": r.checksum(),
+        }
         for r in recordings
     ]
     facts |= {"command": command, "state": "running", "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -183,6 +189,15 @@ def write_inputs(
     beside = folder / "normalisation.partial"
     save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, beside)
     beside.replace(folder / "normalisation.safetensors")
+
+
+def read_splits(folder: Path) -> dict[str, Split]:
+    """Read the parts of every recording that a run used."""
+    stored = read_json(folder, "splits.json")
+    return {
+        name: Split({part: as_intervals(spans) for part, spans in item["parts"].items()}, item["unused"])
+        for name, item in stored.items()
+    }
 
 
 def read_inputs(

@@ -9,22 +9,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.transform import resize
 
 from poyo_ssl.config import FinetuneConfig, PretrainConfig, ReadoutConfig, SplitConfig
-from poyo_ssl.data.intervals import Intervals, as_intervals, merge
+from poyo_ssl.data.intervals import Intervals, as_intervals, contains, merge
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.splits import (
     GRATINGS,
     Split,
-    join,
     split_gratings,
-    split_movie,
+    split_movies,
     standard_splits,
     training_domain,
     usable_trials,
 )
 from poyo_ssl.data.stimuli import Presentations, load_movie
+from poyo_ssl.data.unseen_frames import load_resized_movie
 from poyo_ssl.data.windows import WindowTable, movie_windows, require_windows, trial_windows, window_frames
 from poyo_ssl.errors import RecordingError
 
@@ -71,23 +70,17 @@ class TaskData:
 
 def allowed_domain(recording: Recording, split: SplitConfig, *, window_s: float) -> Intervals:
     """``(K, 2)`` seconds of a recording outside every test and validation part of every stimulus."""
-    return training_domain(recording, standard_splits(recording, split, window_s=window_s))
+    return training_domain(recording, list(standard_splits(recording, split, window_s=window_s).values()))
 
 
-def direction_classes(recordings: Sequence[Recording]) -> NDArray[np.float64]:
-    """Return the sorted directions in degrees that occur in the recordings' gratings."""
-    tables = [recording.stimulus(GRATINGS) for recording in recordings]
-    found = np.concatenate([table.columns["orientation"][usable_trials(table)] for table in tables])
-    return np.unique(found.astype(np.float64))
-
-
-def _movie_of(recording: Recording, movie: str) -> NDArray[np.uint8]:
-    if recording.data_folder is None:
-        raise RecordingError(
-            f"no pixels of '{movie}' for recording {recording.recording_id}, which lies in no data folder",
-            fix="save it beside the movie, or set split.num_clips 0",
-        )
-    return load_movie(recording.data_folder, movie)
+def direction_classes(recordings: Sequence[Recording], splits: Mapping[str, Split]) -> NDArray[np.float64]:
+    """Return the sorted directions in degrees that occur in the training trials of the recordings' gratings."""
+    found = []
+    for recording in recordings:
+        table = recording.stimulus(GRATINGS)
+        trains = contains(table.midpoint, splits[recording.recording_id].parts["train"])
+        found.append(table.columns["orientation"][trains & usable_trials(table)])
+    return np.unique(np.concatenate(found).astype(np.float64))
 
 
 def load_frames(recordings: Sequence[Recording], movie: str, *, height: int, width: int) -> NDArray[np.uint8]:
@@ -104,18 +97,21 @@ def load_frames(recordings: Sequence[Recording], movie: str, *, height: int, wid
     movies = [load_movie(folder, movie) for folder in sorted(folders)]
     if any(not np.array_equal(movies[0], other) for other in movies[1:]):
         raise RecordingError(f"data folders hold different movies '{movie}'", fix="give recordings of one study")
-    pixels = movies[0]
-    if pixels.shape[1:] == (height, width):
-        return np.asarray(pixels)
-    resized = np.empty((len(pixels), height, width), np.uint8)
-    for i, frame in enumerate(pixels):
-        small = resize(frame.astype(np.float32), (height, width), order=1, anti_aliasing=True, preserve_range=True)
-        resized[i] = np.clip(np.round(small), 0, 255)
-    return resized
+    return load_resized_movie(sorted(folders)[0], movie, height=height, width=width)
 
 
-def prepare_task(recordings: Sequence[Recording], config: FinetuneConfig) -> TaskData:
+def prepare_task(recordings: Sequence[Recording], config: FinetuneConfig, *, new_animals: bool = False) -> TaskData:
     """Split recordings for a task and gather its targets.
+
+    Parameters
+    ----------
+    recordings : sequence of Recording
+        Recordings with the task's stimulus.
+    config : FinetuneConfig
+        Task, window and split.
+    new_animals : bool
+        The animals took no part in training: the training part only adapts embeddings, and the tests are those of
+        the `subject` split.
 
     Raises
     ------
@@ -125,32 +121,37 @@ def prepare_task(recordings: Sequence[Recording], config: FinetuneConfig) -> Tas
     recordings = list(recordings)
     window_s = config.window.window_s + max(config.window.lag_s, 0)
     # Unseen frames have no class, so classes are learned from every frame of the training repeats.
-    split_config = config.split.without_clips() if config.task == "frame_number" else config.split
+    split_config = config.split.known_frames_only() if config.task == "frame_number" else config.split
     splits, domains = {}, {}
     for recording in recordings:
         if config.task == "gratings":
             split = split_gratings(recording, split_config)
         else:
-            parts = []
-            for movie in config.movies:
-                pixels = _movie_of(recording, movie) if split_config.num_clips else None
-                parts.append(split_movie(recording, movie, split_config, window_s=window_s, pixels=pixels))
-            split = join(parts)
-        splits[recording.recording_id] = split
+            split = split_movies(recording, config.movies, split_config, window_s=window_s)
+        splits[recording.recording_id] = split.of_new_animal() if new_animals else split
         domains[recording.recording_id] = training_domain(
-            recording, [split, *standard_splits(recording, split_config, window_s=window_s)]
+            recording, [split, *standard_splits(recording, split_config, window_s=window_s).values()]
         )
     data = TaskData(recordings, splits, domains, window_frames(recordings, config.window.window_s))
     if config.task == "gratings":
-        return replace(data, class_values=direction_classes(recordings))
+        return replace(data, class_values=direction_classes(recordings, splits))
     if config.task == "frame_number":
-        last = max(int(recording.stimulus(config.movies[0]).columns["frame"].max()) for recording in recordings)
-        return replace(data, class_values=np.arange(last + 1, dtype=np.float64))
+        return replace(data, class_values=np.arange(_last_training_frame(data, config.movies[0]) + 1, dtype=np.float64))
     size = {"height": config.frame_height, "width": config.frame_width}
-    banks = [load_frames(recordings, movie, **size) for movie in config.movies]
+    movies = (*config.movies, *split_config.test_movies)
+    banks = [load_frames(recordings, movie, **size) for movie in movies]
     starts = np.cumsum([0, *(len(bank) for bank in banks)])
-    offsets = {movie: int(start) for movie, start in zip(config.movies, starts, strict=False)}
+    offsets = {movie: int(start) for movie, start in zip(movies, starts, strict=False)}
     return replace(data, frame_bank=np.concatenate(banks), frame_offsets=offsets)
+
+
+def _last_training_frame(data: TaskData, movie: str) -> int:
+    last = 0
+    for recording in data.recordings:
+        table = recording.stimulus(movie)
+        trains = contains(table.midpoint, data.splits[recording.recording_id].parts["train"])
+        last = max(last, int(table.columns["frame"][trains].max(initial=0)))
+    return last
 
 
 def task_windows(data: TaskData, config: FinetuneConfig, part: str) -> WindowTable:
@@ -169,9 +170,11 @@ def task_windows(data: TaskData, config: FinetuneConfig, part: str) -> WindowTab
             targets = class_targets(recording, data.class_values)
             tables.append(trial_windows(recording, index, split, part, **settings, dilation_s=0.0, targets=targets))
             continue
-        for movie in config.movies:
+        for movie in data.frame_offsets or config.movies:
             table = recording.stimulus(movie)
             targets = table.columns["frame"].astype(np.int64) + (data.frame_offsets or {}).get(movie, 0)
+            if data.class_values is not None:
+                targets = np.where(targets < len(data.class_values), targets, -1)
             tables.append(movie_windows(recording, index, table, split, part, **settings, targets=targets))
     return require_windows(WindowTable.concatenate(tables), f"part '{part}' of task '{config.task}'")
 
@@ -188,11 +191,11 @@ def class_targets(recording: Recording, class_values: NDArray[np.float64] | None
 
 def pretraining_data(recordings: Sequence[Recording], config: PretrainConfig) -> TaskData:
     """Split the gratings of recordings for pretraining."""
-    recordings = [recording for recording in recordings if recording.stimulus(GRATINGS)]
+    recordings = list(recordings)
     splits = {r.recording_id: split_gratings(r, config.split) for r in recordings}
     domains = {
         r.recording_id: training_domain(
-            r, [splits[r.recording_id], *standard_splits(r, config.split, window_s=config.window.window_s)]
+            r, [splits[r.recording_id], *standard_splits(r, config.split, window_s=config.window.window_s).values()]
         )
         for r in recordings
     }
@@ -200,7 +203,7 @@ def pretraining_data(recordings: Sequence[Recording], config: PretrainConfig) ->
         splits = {name: _everything_trains(split) for name, split in splits.items()}
         domains = {r.recording_id: as_intervals([[r.timestamps[0], r.timestamps[-1]]]) for r in recordings}
     frames = window_frames(recordings, config.window.window_s)
-    return TaskData(recordings, splits, domains, frames, direction_classes(recordings))
+    return TaskData(recordings, splits, domains, frames, direction_classes(recordings, splits))
 
 
 def _everything_trains(split: Split) -> Split:

@@ -1,0 +1,129 @@
+"""The audit of finished runs: clean ones pass, every planted leak is found from the run's files alone."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from poyo_ssl.cli import main
+from poyo_ssl.config import FinetuneConfig, PretrainConfig, SelectionConfig, SplitConfig, WindowConfig
+from poyo_ssl.data.intervals import as_intervals
+from poyo_ssl.data.leaks import LeakError
+from poyo_ssl.data.recording import open_recordings
+from poyo_ssl.selection.table import fit_selection
+from poyo_ssl.training import jobs, run, run_folder, tasks
+from poyo_ssl.training.audit import audit_run
+from poyo_ssl.training.tasks import allowed_domain
+
+
+def problems(found):
+    return [f"{leak.check}: {leak.problem}" for leak in found.leaks]
+
+
+@pytest.fixture
+def quick(finetune_config) -> FinetuneConfig:
+    return replace(finetune_config, optim=replace(finetune_config.optim, epochs=1, epoch_windows=16))
+
+
+def test_clean_runs_pass(pretrained, finetuned, capsys):
+    for folder in (pretrained, finetuned):
+        found = audit_run(folder)
+        assert problems(found) == []
+        found.require_clean()
+    assert main(["audit", str(pretrained), str(finetuned)]) == 0
+    assert capsys.readouterr().err.count("no leak") == 2
+
+
+def test_frames_runs_with_every_test_part_pass(pair, quick, tmp_path):
+    config = replace(quick, task="frames", split=replace(quick.split, test_movies=("natural_movie_two",)), seed=3)
+    folder = run.finetune(pair, tmp_path / "run", config=config, progress=False)
+    assert set(next(iter(run_folder.read_splits(folder).values())).parts) == {
+        "train", "valid", "test_repeat", "test_clip", "test_movie"
+    }  # fmt: skip
+    assert problems(audit_run(folder)) == []
+
+
+def test_statistics_from_the_whole_recording_are_found(pair, quick, tmp_path, monkeypatch):
+    """The leak is planted in the training itself: its domain is the whole recording, test part included."""
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "training_domain", lambda recording, splits: as_intervals([recording.timestamps[[0, -1]]]))
+        folder = run.finetune(pair, tmp_path / "run", config=quick, progress=False)
+    found = audit_run(folder)
+    assert {leak.check for leak in found.leaks} == {"statistics"}
+    assert {leak.recording_id for leak in found.leaks} == {r.recording_id for r in open_recordings(pair)}
+    with pytest.raises(LeakError, match="the training part gives"):
+        found.require_clean()
+
+
+@pytest.mark.parametrize("shift", [-1.0, 2.5])
+def test_a_shifted_interval_is_found(finetuned, tmp_path, shift, capsys):
+    folder = shutil.copytree(finetuned, tmp_path / "run")
+    splits = json.loads((folder / "splits.json").read_text())
+    name = next(iter(splits))
+    splits[name]["parts"]["test_gratings"][0] = [t + shift for t in splits[name]["parts"]["test_gratings"][0]]
+    (folder / "splits.json").write_text(json.dumps(splits))
+    assert any("test_gratings" in problem for problem in problems(audit_run(folder)))
+    assert main(["audit", str(folder)]) == 2
+    assert "do not report scores" in capsys.readouterr().err
+
+
+def test_a_test_trial_that_trains_is_found(pair, quick, tmp_path, monkeypatch):
+    """A split that lends a test trial to training: the run's splits are not those of its settings."""
+    honest = tasks.split_gratings
+
+    def lend(recording, config):
+        split = honest(recording, config)
+        parts = dict(split.parts)
+        parts["train"] = np.concatenate([parts["train"], parts["test_gratings"][:1]])
+        parts["test_gratings"] = parts["test_gratings"][1:]
+        return replace(split, parts=parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "split_gratings", lend)
+        folder = run.finetune(pair, tmp_path / "run", config=quick, progress=False)
+    assert any("not the part that the settings give" in problem for problem in problems(audit_run(folder)))
+
+
+def test_moments_measured_on_test_parts_are_found(pair, quick, tmp_path):
+    recordings = open_recordings(pair)
+    choice = SelectionConfig(level="neuron", keep_fraction=0.5)
+    config = replace(quick, window=WindowConfig(window_s=0.5, units="selected"))
+    clean = {r.recording_id: allowed_domain(r, config.split, window_s=0.5) for r in recordings}
+    for name, intervals in (("clean", clean), ("leaky", None)):
+        fit_selection(recordings, intervals=intervals, config=choice).save(tmp_path / name)
+        run.finetune(pair, tmp_path / f"run_{name}", selection=tmp_path / name, config=config, progress=False)
+    assert problems(audit_run(tmp_path / "run_clean")) == []
+    assert all("the selection's moments" in p for p in problems(audit_run(tmp_path / "run_leaky")))
+    assert audit_run(tmp_path / "run_leaky").leaks
+    table = pd.read_csv(tmp_path / "clean" / "selection.csv")
+    table["skewness"] += 1.0
+    table.to_csv(tmp_path / "clean" / "selection.csv", index=False)
+    assert any(p.startswith("selection: ") for p in problems(audit_run(tmp_path / "run_clean")))
+
+
+def test_the_release_s_pretraining_shows_its_test_trials(pair, pretrain_config, quick, tmp_path):
+    """`trials: all` is a documented preset of the released code; what it leaks is said."""
+    config: PretrainConfig = replace(pretrain_config, trials="all", optim=quick.optim)
+    encoder = run.pretrain(pair, tmp_path / "encoder", config=config, progress=False)
+    folder = run.finetune(pair, tmp_path / "run", pretrained=encoder, config=quick, progress=False)
+    found = problems(audit_run(folder))
+    assert any(p.startswith("runs before: train inputs") and "test_gratings" in p for p in found)
+    assert any(p.startswith("runs before: statistics") for p in found)
+
+
+def test_units_and_animals_that_only_test_are_found(tiny, quick, tmp_path, monkeypatch):
+    animal = open_recordings(tiny)[0].metadata.subject_id
+    config = replace(quick, split=SplitConfig(test_subjects=(animal,)))
+    clean = run.finetune(tiny, tmp_path / "clean", config=config, progress=False)
+    assert problems(audit_run(clean)) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "training_recordings", lambda recordings, config: recordings)
+        leaky = run.finetune(tiny, tmp_path / "leaky", config=config, progress=False)
+    assert problems(audit_run(leaky)) == [f"animals: animal '{animal}' is one of those that only test"]
+    words = json.loads((clean / "vocabulary.json").read_text())
+    words["units"]["obs_000_Cux2-CreERT2/stranger"] = 999
+    (clean / "vocabulary.json").write_text(json.dumps(words))
+    assert any(p.startswith("vocabulary: unit obs_000") for p in problems(audit_run(clean)))
