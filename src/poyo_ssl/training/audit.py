@@ -237,7 +237,7 @@ def _check_selection(evidence: _Evidence) -> list[Leak]:
     found = []
     for recording in evidence.recordings:
         measured = selection.intervals.get(recording.recording_id)
-        whole = as_intervals([recording.timestamps[[0, -1]]])
+        whole = recording.timestamps[[0, -1]].reshape(1, 2)
         spans = whole if measured is None else measured
         found += leaks.check_domain(recording, "the selection's moments", spans, evidence.parts(recording))
         rows = selection.table[selection.table["recording_id"] == recording.recording_id].sort_values("unit_index")
