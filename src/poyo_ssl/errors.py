@@ -50,6 +50,10 @@ class CheckpointError(PoyoError):
     """A run folder or checkpoint that is missing, incomplete or of another model."""
 
 
+class StatisticsError(PoyoError):
+    """A claim that the scores at hand cannot carry."""
+
+
 class ResourceError(PoyoError):
     """Too little memory or disk foreseen for what was asked."""
 

@@ -33,7 +33,7 @@ def make_frames(count: int = 12, movie_frames: int = 6) -> Predictions:
         repeat=np.arange(count) // movie_frames,
         target_frames=movie,
         mean_frames={"session/1": movie.mean(axis=0).astype(np.float32)},
-        scored_split_intervals={"session/1": np.array([[10.0, 11.0]])},
+        split_intervals={"session/1": {"train": np.array([[0.0, 9.0]]), "test": np.array([[10.0, 11.0]])}},
     )
 
 
@@ -60,7 +60,7 @@ def assert_same(a: Any, b: Any) -> None:
     if isinstance(a, dict):
         assert a.keys() == b.keys()
         for key in a:
-            np.testing.assert_array_equal(a[key], b[key])
+            assert_same(a[key], b[key])
     else:
         np.testing.assert_array_equal(a, b)
 
@@ -105,8 +105,8 @@ BAD_CLASSES: dict[str, tuple[dict[str, Any], str]] = {
     "probabilities' shape": ({"probabilities": np.ones((6, 3))}, r"probabilities of shape \(6, 3\)"),
     "classes": ({"class_values": np.array([0.0, np.nan])}, "NaN among class_values"),
     "task": ({"task": "movies"}, "task 'movies'"),
-    "split": ({"scored_split_intervals": {"r": np.array([[0.0, 7.0]])}}, r"row 3.*outside the test intervals"),
-    "intervals": ({"scored_split_intervals": {"r": np.zeros(2)}}, "scored_split_intervals of r"),
+    "split": ({"split_intervals": {"r": {"test": np.array([[0.0, 7.0]])}}}, r"row 3.*outside the test intervals"),
+    "intervals": ({"split_intervals": {"r": {"test": np.zeros(2)}}}, "split_intervals of r, test"),
     "empty": ({"prediction": np.zeros(0)}, "without rows"),
     "image": ({"prediction": np.zeros((6, 4, 4))}, "prediction of shape"),
 }
@@ -123,7 +123,10 @@ def test_frames_of_another_size_or_range() -> None:
     good = make_frames()
     for change, text in (
         ({"prediction": good.prediction[:, :8]}, r"\(12, 16, 20\) uint8"),
-        ({"prediction": good.prediction / 255}, "float64"),
+        ({"prediction": good.prediction.astype(np.int64)}, "int64"),
+        ({"prediction": good.prediction / 255}, "0 to 1 .*multiply by 255"),
+        ({"prediction": good.prediction + 1.5}, r"prediction holds 256.5 in row \d+ \(recording session/1.*0 to 255"),
+        ({"prediction": np.where(np.arange(12)[:, None, None] == 7, np.nan, good.prediction)}, "holds nan in row 7 "),
         ({"target_frames": good.target_frames[:0]}, "target_frames"),
         ({"target": good.target + 1}, "target 6 in row 5.*0 to 5"),
         ({"mean_frames": {"session/1": np.zeros((4, 4))}}, "mean frame of session/1"),
@@ -202,7 +205,7 @@ def _virtual(file: h5py.File) -> None:
 
 
 def _version(file: h5py.File) -> None:
-    file.attrs["version"] = 99
+    file.attrs["format_version"] = 99
 
 
 def _missing(file: h5py.File) -> None:
@@ -220,9 +223,9 @@ HOSTILE = {
     "external link in a group": (_external_link_in_group, "'9' is missing or not stored"),
     "external data": (_external_data, "another file"),
     "virtual data": (_virtual, "another file"),
-    "version": (_version, "has version"),
+    "version": (_version, "has format_version 99"),
     "missing": (_missing, "'repeat' is missing"),
-    "attribute": (_attribute, "attribute arm is no text"),
+    "attribute": (_attribute, "attribute 'arm' that is no text"),
 }
 
 

@@ -13,71 +13,114 @@ from poyo_ssl.errors import ConfigError
 
 def evaluate(
     runs: list[Path],
-    out: Path,
+    out: Path | None = None,
     arms: list[str] | None = None,
     data: Path | None = None,
     baselines: Literal["all", "core", "none"] = "all",
     devices: int = 1,
     nodes: int = 1,
     seed: int = 0,
+    margin: float = 0.02,
     overwrite: bool = False,
 ) -> None:
-    """Score fine-tuned runs on their test parts beside the simple baselines.
+    """Score fine-tuned runs beside the simple baselines, or predictions files without any model.
 
     Writes predictions/*.h5 and results.json.
 
     Parameters
     ----------
     runs : list of path
-        Run folders of 'poyo-ssl finetune', or predictions files.
-    out : path
-        Folder to make.
+        Run folders of 'poyo-ssl finetune', or predictions files of any decoder. With files alone neither models nor
+        data are needed.
+    out : path, optional
+        Folder to make; with files alone it may be left out, and the tables are only shown.
     arms : list of str, optional
-        Name of each run in the tables; the folder's name by default.
+        Name of each run in the tables; the folder's name by default. Runs of one name are seeds of one arm.
     data : path, optional
         Where the recordings are now; by default where the runs found them.
     baselines : {'all', 'core', 'none'}
-        Baselines to fit beside; 'core' leaves the slower ones out.
+        Baselines to fit beside runs; 'core' leaves the slower ones out.
     devices : int
         GPUs, or CPU processes where there is no GPU.
     nodes : int
         Machines.
     seed : int
         Seed of the bootstrap over ten or more animals.
+    margin : float
+        Largest difference between scores of 0 to 1 that counts as none, for 'equivalent' and 'no worse'.
     overwrite : bool
         Replace results that are there.
     """
-    from poyo_ssl.training.evaluate import evaluate as score
-
     if arms and len(arms) != len(runs):
         raise ConfigError(f"{len(arms)} arms for {len(runs)} runs", fix="name every run, or none")
-    named = dict(zip(arms, runs, strict=True)) if arms else runs
-    with console.status("evaluating") as status:
-        scores = score(
-            named,
-            out,
-            data=data,
-            baselines=baselines,
-            devices=devices,
-            nodes=nodes,
-            seed=seed,
-            overwrite=overwrite,
-            progress=status.update,
-        )
+    for run in runs:
+        if not run.exists():
+            raise ConfigError(f"no run or predictions file {run}", fix="check the path")
+    if all(run.is_file() for run in runs):
+        if arms:
+            raise ConfigError("--arms for predictions files", fix="leave it out: each file names its arm")
+        from poyo_ssl.evaluation.summary import evaluate_files
+
+        scores = evaluate_files(runs, out, seed=seed, margin=margin, overwrite=overwrite)
+    else:
+        from poyo_ssl.training.evaluate import evaluate as score
+
+        if out is None:
+            raise ConfigError("evaluate of runs without --out", fix="name the folder that predictions go to")
+        named: dict[str, list[Path]] = {}
+        for arm, run in zip(arms or [], runs, strict=False):
+            named.setdefault(arm, []).append(run)
+        with console.status("evaluating") as status:
+            scores = score(
+                named or runs,
+                out,
+                data=data,
+                baselines=baselines,
+                devices=devices,
+                nodes=nodes,
+                seed=seed,
+                margin=margin,
+                overwrite=overwrite,
+                progress=status.update,
+            )
     print_scores(scores.rows)
-    console.print(f"results in {out}")
+    print_comparisons(scores.rows)
+    if out is not None:
+        console.print(f"results in {out}")
 
 
 def print_scores(rows: list[dict]) -> None:
-    """Show the scores of every arm, differences left out."""
-    table = Table("task", "split", "metric", "arm", "value", "95 % interval", "animals")
+    """Show the scores of every arm."""
+    table = Table("task", "split", "metric", "arm", "kind", "value", "95 % interval", "n", title="scores")
     for row in sorted(rows, key=lambda r: (r["task"], r["split"], r["metric"])):
         if " minus " not in row["metric"]:
-            low, high = row["low"], row["high"]
-            interval = "-" if low is None else f"{low:.3f} to {high:.3f}"
-            name = (row["task"], row["split"], row["metric"], row["arm"])
-            table.add_row(*name, f"{row['value']:.3f}", interval, str(row["n"]))
+            name = (row["task"], row["split"], row["metric"], row["arm"], row["kind"])
+            table.add_row(*name, f"{row['value']:.3f}", _interval(row), f"{row['n']} {row['unit']}")
     console.print(table)
+
+
+def print_comparisons(rows: list[dict]) -> None:
+    """Show how the models differ from the other arms, in the metric that ranks them."""
+    from poyo_ssl.evaluation.metric_names import headline_metric
+
+    named = ("task", "split", "model", "minus", "metric")
+    table = Table(*named, "difference", "95 % interval", "effect size", "p (Holm)", "verdict", title="comparisons")
+    for task, split in dict.fromkeys((row["task"], row["split"]) for row in rows):
+        own = [row for row in rows if (row["task"], row["split"]) == (task, split)]
+        headline = headline_metric(task, split, [row["metric"] for row in own if " minus " not in row["metric"]])
+        for row in own:
+            metric, _, other = row["metric"].partition(" minus ")
+            if other and metric == headline:
+                numbers = ["-" if row[k] is None else f"{row[k]:.3f}" for k in ("effect_size", "p_holm")]
+                marked = f"{other} (best baseline)" if row["best_baseline"] else other
+                first = (task, split, row["arm"], marked, metric, f"{row['value']:+.3f}", _interval(row))
+                table.add_row(*first, *numbers, row["verdict"])
+    if table.row_count:
+        console.print(table)
+
+
+def _interval(row: dict) -> str:
+    return "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
 
 
 def report(results: Path, out: Path | None = None) -> None:

@@ -10,34 +10,36 @@ from poyo_ssl.evaluation.baselines import (
     gratings_baselines,
     nearest_training_frame,
 )
+from poyo_ssl.evaluation.comparison import Comparison, EffectSize, compare_arms, effect_size, holm
+from poyo_ssl.evaluation.estimate import Estimate, Interval, paired_interval, paired_p_value, t_interval
 from poyo_ssl.evaluation.features import bin_features
-from poyo_ssl.evaluation.predictions import Predictions, PredictionsError
+from poyo_ssl.evaluation.predictions import Predictions, PredictionsError, PredictionsWriter
 from poyo_ssl.evaluation.scores import score_table
-from poyo_ssl.evaluation.statistics import (
-    Interval,
-    animal_interval,
-    cohens_dz,
-    holm,
-    paired_animal_interval,
-    paired_interval,
-    paired_p_value,
-    t_interval,
-)
+from poyo_ssl.evaluation.statistics import estimate_difference, estimate_mean, estimate_over_seeds
+from poyo_ssl.evaluation.summary import Scores, evaluate_files
 
 __all__ = [
     "Baseline",
+    "Comparison",
+    "EffectSize",
+    "Estimate",
     "Interval",
     "Predictions",
     "PredictionsError",
-    "animal_interval",
+    "PredictionsWriter",
+    "Scores",
     "bin_features",
-    "cohens_dz",
+    "compare_arms",
+    "effect_size",
+    "estimate_difference",
+    "estimate_mean",
+    "estimate_over_seeds",
+    "evaluate_files",
     "frame_baselines",
     "frame_number_baselines",
     "gratings_baselines",
     "holm",
     "nearest_training_frame",
-    "paired_animal_interval",
     "paired_interval",
     "paired_p_value",
     "score_table",

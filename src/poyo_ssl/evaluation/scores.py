@@ -1,11 +1,10 @@
-"""The score table: every metric of a predictions file, one row per recording, stimulus, repeat and metric."""
+"""The score table: every metric of a predictions file, one row per recording, stimulus, repeat, block and metric."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from poyo_ssl.errors import ConfigError
@@ -14,18 +13,24 @@ from poyo_ssl.evaluation.metrics import Array, FloatArray, IntArray
 from poyo_ssl.evaluation.predictions import Predictions
 
 IDENTIFICATION_WAYS = (2, 10, 50)
-TABLE_COLUMNS = ("recording_id", "subject_id", "stimulus", "repeat", "metric", "value", "num_targets")
+TABLE_COLUMNS = ("recording_id", "subject_id", "stimulus", "repeat", "block", "seed", "metric", "value", "num_targets")
+BLOCK_S = 10.0
+"""Length of a block: calcium and movies are correlated over a second or two, so blocks hardly are."""
+WHOLE_REPEAT = -1
+"""The block of a metric that only a whole repeat has, such as a median."""
+FRAMES_PER_PASS = 900
+"""Frames scored at a time, which bounds memory at about half a GB for frames of 64 x 128."""
 
-Row = tuple[str, float, int]
-"""Metric, value and number of targets."""
+PerTarget = dict[str, FloatArray]
+"""Values of each target by metric."""
 
 
 def score_table(
     predictions: Predictions,
     *,
     mean_frames: Mapping[str, Array] | None = None,
-    movie_rate_hz: float = 30.0,
     tolerance_s: float = 1.0,
+    block_s: float = BLOCK_S,
 ) -> pd.DataFrame:
     """Score a predictions file.
 
@@ -36,62 +41,71 @@ def score_table(
     mean_frames : mapping, optional
         Recording id -> ``(H, W)`` mean training frame; by default those stored in the predictions. Without any, the
         metrics on mean-frame-subtracted images are left out: identification, rank and implied frame too.
-    movie_rate_hz : float
-        Frames per second of the movies, for errors in seconds.
     tolerance_s : float
         Error of a frame number that still counts as right.
+    block_s : float
+        Targets of a repeat are averaged in blocks of this many seconds: frames are autocorrelated, so not frames but
+        blocks are what the bootstrap draws.
 
     Returns
     -------
     DataFrame
-        Columns `TABLE_COLUMNS`, one row per recording, stimulus, repeat (-1 for gratings) and metric.
-        Names of frame metrics end in the resolution they were measured at, such as ``ssim_64x128``. Where fewer
-        than n candidates exist, the row of n-way identification is absent.
+        Columns `TABLE_COLUMNS`, one row per recording, stimulus, repeat (-1 for gratings), block and metric; the block
+        is `WHOLE_REPEAT` for a metric that is no mean over targets. Names of frame metrics end in the
+        resolution they were measured at, such as ``ssim_64x128``. Where fewer than n candidates exist, the row of n-way
+        identification is absent.
 
     Raises
     ------
     PredictionsError
         If the predictions are not valid.
     ConfigError
-        If some recordings have a mean frame and others not, or one has the wrong size.
+        If some recordings have a mean frame and others not, or one has the wrong size; or the block is not above 0.
 
     Examples
     --------
     >>> from poyo_ssl.evaluation.predictions import Predictions
     >>> four = np.arange(4)
-    >>> p = Predictions(task="frame_number", split="repeat", arm="knn", data_checksum="",
-    ...     prediction=np.array([0, 1, 2, 99]), target=four, time=four * 1.0, recording_id=np.full(4, "r"),
-    ...     subject_id=np.full(4, "m"), stimulus=np.full(4, "natural_movie_one"), frame_number=four,
-    ...     repeat=np.full(4, 9), class_values=np.arange(100.0))
-    >>> score_table(p)[["repeat", "metric", "value", "num_targets"]]
-       repeat            metric  value  num_targets
-    0       9         within_1s   0.75            4
-    1       9  absolute_error_s   0.80            4
-    2       9          accuracy   0.75            4
+    >>> p = Predictions(task="frame_number", split="repeat", arm="knn", prediction=np.array([0, 1, 2, 99]),
+    ...     target=four, time=four * 1.0, recording_id=np.full(4, "r"), subject_id=np.full(4, "m"),
+    ...     stimulus=np.full(4, "natural_movie_one"), frame_number=four, repeat=np.full(4, 9),
+    ...     class_values=np.arange(100.0))
+    >>> score_table(p)[["repeat", "block", "metric", "value", "num_targets"]]
+       repeat  block            metric  value  num_targets
+    0       9      0         within_1s   0.75            4
+    1       9      0  absolute_error_s   0.80            4
+    2       9      0          accuracy   0.75            4
     """
     predictions.validate()
+    if not block_s > 0:
+        raise ConfigError(f"blocks of {block_s} s", allowed="above 0", fix="pass 10")
     if mean_frames is None:
         mean_frames = predictions.mean_frames
     rows = []
     for (recording, subject, stimulus, repeat), part in _groups(predictions):
         if predictions.task == "frames":
-            mean_frame = _mean_frame(mean_frames, recording, predictions.target_frames.shape[1:])
-            same_movie = (predictions.recording_id == recording) & (predictions.stimulus == stimulus)
-            found = _frame_rows(
-                predictions, part, same_movie, mean_frame=mean_frame, rate_hz=movie_rate_hz, tolerance_s=tolerance_s
-            )
+            per_target, whole = _frame_scores(predictions, part, mean_frames, tolerance_s=tolerance_s)
         else:
-            predicted, true = (a[part].astype(np.int64) for a in (predictions.prediction, predictions.target))
-            if predictions.task == "gratings":
-                found = _means(
-                    metrics.gratings_scores(predictions.class_values[predicted], predictions.class_values[true])
-                )
-            else:
-                found = _means(
-                    metrics.frame_number_scores(predicted, true, rate_hz=movie_rate_hz, tolerance_s=tolerance_s)
-                )
-        rows += [(recording, subject, stimulus, repeat, *row) for row in found]
+            per_target, whole = _class_scores(predictions, part, tolerance_s=tolerance_s), {}
+        place = (recording, subject, stimulus, repeat)
+        time = predictions.time[part]
+        # A rounding error of the first frame's time must not push the last frame of a block into the next.
+        block = np.floor((time - time[0]) / block_s + 1e-6).astype(np.int64)
+        for index in np.unique(block):
+            own = block == index
+            for name, values in per_target.items():
+                rows.append((*place, int(index), predictions.seed, name, float(values[own].mean()), int(own.sum())))
+        for name, value in whole.items():
+            rows.append((*place, WHOLE_REPEAT, predictions.seed, name, value, len(part)))
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+
+
+def _class_scores(predictions: Predictions, part: IntArray, *, tolerance_s: float) -> PerTarget:
+    predicted, true = (np.asarray(a[part], dtype=np.int64) for a in (predictions.prediction, predictions.target))
+    if predictions.task == "gratings":
+        return metrics.gratings_scores(predictions.class_values[predicted], predictions.class_values[true])
+    rate_hz = predictions.movie_rate_hz
+    return metrics.frame_number_scores(predicted, true, rate_hz=rate_hz, tolerance_s=tolerance_s)
 
 
 def _groups(predictions: Predictions) -> Iterator[tuple[tuple[str, str, str, int], IntArray]]:
@@ -106,10 +120,6 @@ def _groups(predictions: Predictions) -> Iterator[tuple[tuple[str, str, str, int
         yield (str(recording), str(subject), str(stimulus), int(repeat)), ordered
 
 
-def _means(per_target: Mapping[str, FloatArray]) -> list[Row]:
-    return [(name, float(values.mean()), len(values)) for name, values in per_target.items()]
-
-
 def _mean_frame(mean_frames: Mapping[str, Array], recording: str, size: tuple[int, ...]) -> Array | None:
     if not mean_frames:
         return None
@@ -122,59 +132,73 @@ def _mean_frame(mean_frames: Mapping[str, Array], recording: str, size: tuple[in
     return mean_frames[recording]
 
 
-def _frame_rows(
-    predictions: Predictions,
-    part: IntArray,
-    same_movie: npt.NDArray[np.bool_],
-    *,
-    mean_frame: Array | None,
-    rate_hz: float,
-    tolerance_s: float,
-) -> list[Row]:
-    """All frame metrics of one recording, stimulus and repeat; names end in the resolution."""
-    predicted = predictions.prediction[part]
+def _frame_scores(
+    predictions: Predictions, part: IntArray, mean_frames: Mapping[str, Array], *, tolerance_s: float
+) -> tuple[PerTarget, dict[str, float]]:
+    """All frame metrics of one recording, stimulus and repeat: per target, and of the whole."""
+    predicted = np.asarray(predictions.prediction[part])
     target = predictions.target_frames[predictions.target[part]]
-    rows = _means(
-        {
-            "ssim": metrics.ssim(predicted, target),
-            "psnr_db": metrics.psnr(predicted, target),
-            "spatial_correlation": metrics.spatial_correlation(predicted, target),
-            "constant_share": metrics.constant_frames(predicted).astype(np.float64),
-        }
-    )
-    rows.append(("temporal_correlation", float(metrics.temporal_correlation(predicted, target).mean()), len(part)))
+    recording, stimulus = predictions.recording_id[part[0]], predictions.stimulus[part[0]]
+    mean_frame = _mean_frame(mean_frames, str(recording), predicted.shape[1:])
+    candidates = None
     if mean_frame is not None:
         # Candidates are the distinct target frames of the movie over all repeats of the file: on `clip`, those of
         # the held-out clips.
+        same_movie = (predictions.recording_id == recording) & (predictions.stimulus == stimulus)
         numbers, first = np.unique(predictions.frame_number[same_movie], return_index=True)
-        candidates = predictions.target_frames[predictions.target[same_movie][first]]
-        subtracted = [metrics.subtract_mean_frame(a, mean_frame) for a in (predicted, target, candidates)]
-        similarity = metrics.candidate_similarity(subtracted[0], subtracted[2])
-        true_number = predictions.frame_number[part]
-        rows += _subtracted_rows(subtracted[0], subtracted[1])
-        rows += _identification_rows(similarity, numbers, true_number, rate_hz=rate_hz, tolerance_s=tolerance_s)
-    height, width = predicted.shape[1:]
-    return [(f"{name}_{height}x{width}", value, count) for name, value, count in rows]
-
-
-def _subtracted_rows(predicted: FloatArray, target: FloatArray) -> list[Row]:
-    """Image metrics on mean-frame-subtracted images."""
-    return _means(
-        {
-            "ssim_mean_subtracted": metrics.ssim(predicted, target),
-            "spatial_correlation_mean_subtracted": metrics.spatial_correlation(predicted, target),
-            "constant_share_mean_subtracted": metrics.constant_frames(predicted).astype(np.float64),
-        }
+        frames = predictions.target_frames[predictions.target[same_movie][first]]
+        candidates = (numbers, metrics.subtract_mean_frame(frames, mean_frame))
+    passes = []
+    for start in range(0, len(part), FRAMES_PER_PASS):
+        rows = slice(start, start + FRAMES_PER_PASS)
+        found = _image_scores(predicted[rows], target[rows])
+        if mean_frame is not None and candidates is not None:
+            images = [metrics.subtract_mean_frame(a[rows], mean_frame) for a in (predicted, target)]
+            found |= _subtracted_scores(images[0], images[1])
+            found |= _identification_scores(
+                metrics.candidate_similarity(images[0], candidates[1]),
+                candidates[0],
+                predictions.frame_number[part[rows]],
+                rate_hz=predictions.movie_rate_hz,
+                tolerance_s=tolerance_s,
+            )
+        passes.append(found)
+    per_target = {name: np.concatenate([found[name] for found in passes]) for name in passes[0]}
+    whole = {"temporal_correlation": float(metrics.temporal_correlation(predicted, target).mean())}
+    if "rank" in per_target:
+        whole["median_rank"] = float(np.median(per_target.pop("rank")))
+    resolution = "{}x{}".format(*predicted.shape[1:])
+    return (
+        {f"{name}_{resolution}": values for name, values in per_target.items()},
+        {f"{name}_{resolution}": value for name, value in whole.items()},
     )
 
 
-def _identification_rows(
+def _image_scores(predicted: Array, target: Array) -> PerTarget:
+    return {
+        "ssim": metrics.ssim(predicted, target),
+        "psnr_db": metrics.psnr(predicted, target),
+        "spatial_correlation": metrics.spatial_correlation(predicted, target),
+        "constant_share": metrics.constant_frames(predicted).astype(np.float64),
+    }
+
+
+def _subtracted_scores(predicted: FloatArray, target: FloatArray) -> PerTarget:
+    """Image metrics on mean-frame-subtracted images."""
+    return {
+        "ssim_mean_subtracted": metrics.ssim(predicted, target),
+        "spatial_correlation_mean_subtracted": metrics.spatial_correlation(predicted, target),
+        "constant_share_mean_subtracted": metrics.constant_frames(predicted).astype(np.float64),
+    }
+
+
+def _identification_scores(
     similarity: FloatArray, numbers: IntArray, true_number: IntArray, *, rate_hz: float, tolerance_s: float
-) -> list[Row]:
+) -> PerTarget:
     """Which candidate a reconstruction resembles most."""
     true = np.searchsorted(numbers, true_number)
     ways = {f"{n}way": n for n in IDENTIFICATION_WAYS} | {"all": len(numbers)}
-    per_target = {
+    found = {
         f"identification_{name}": metrics.identification(similarity, true, n)
         for name, n in ways.items()
         if 2 <= n <= len(numbers)
@@ -182,6 +206,5 @@ def _identification_rows(
     error, within = metrics.implied_frame_error(
         similarity, numbers, true_number, rate_hz=rate_hz, tolerance_s=tolerance_s
     )
-    per_target |= {"implied_absolute_error_s": error, f"implied_within_{tolerance_s:g}s": within}
-    ranks = metrics.rank_of_truth(similarity, true)
-    return [*_means(per_target), ("median_rank", float(np.median(ranks)), len(ranks))]
+    found |= {"implied_absolute_error_s": error, f"implied_within_{tolerance_s:g}s": within}
+    return found | {"rank": metrics.rank_of_truth(similarity, true)}

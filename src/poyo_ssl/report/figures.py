@@ -98,7 +98,7 @@ def _check_task(arms: Sequence[Predictions], task: str) -> None:
 
 def _draw_confusion(axes: Axes, predictions: Predictions) -> AxesImage:
     num_classes = len(predictions.class_values)
-    counts = metrics.confusion_matrix(predictions.prediction, predictions.target, num_classes)
+    counts = metrics.confusion_matrix(np.asarray(predictions.prediction), predictions.target, num_classes)
     trials = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, trials, out=np.full(counts.shape, np.nan), where=trials > 0)
     image = axes.imshow(share, vmin=0, vmax=1, cmap="Blues", aspect="equal")

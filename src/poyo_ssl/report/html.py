@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from poyo_ssl.errors import PoyoError
+from poyo_ssl.evaluation.metric_names import describe_metric, format_number
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.report.figures import (
     FRAME_COLUMNS,
@@ -33,8 +34,7 @@ from poyo_ssl.report.results import (
     SPLITS,
     TASKS,
     Results,
-    describe_metric,
-    format_number,
+    format_p,
     gain_tables,
     ordered_parts,
     read_json,
@@ -103,6 +103,8 @@ def _template() -> str:
 def _environment() -> Environment:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["metric"] = describe_metric
+    environment.filters["number"] = format_number
+    environment.filters["p"] = format_p
     environment.filters["task"] = lambda name: TASKS.get(name, name)
     return environment
 

@@ -1,27 +1,27 @@
 """What a results folder holds, read and arranged into tables.
 
-A results folder has ``results.json`` (rows of arm, task, split, metric, value, low, high, n; a metric named
-``<metric> minus <arm>`` is a paired difference), ``predictions/*.h5``, and where they were made ``selection/`` and
-``notes.json``.
+A results folder has ``results.json`` (rows of arm, task, split, metric, value, low, high, n and, where `evaluate` made
+them, kind, effect size, p values and verdict; a metric named ``<metric> minus <arm>`` is a paired difference),
+``predictions/*.h5``, and where they were made ``selection/`` and ``notes.json``.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from poyo_ssl.errors import PoyoError
+from poyo_ssl.evaluation.metric_names import Metric, describe_metric, format_number
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.selection.table import SETTINGS_FILE, TABLE_FILE, Selection
 
 RESULTS_FILE, NOTES_FILE = "results.json", "notes.json"
 MODEL_ARMS = ("pretrained", "from scratch")
-"""Models by name; so is every arm that is compared with another (has a row of a paired difference)."""
+"""Models by name, where rows do not say the kind; so is every arm that has a row of a paired difference."""
 
 TASKS = {
     "frames": "Movie frames, reconstructed",
@@ -42,74 +42,28 @@ SPLITS = {
 }
 """Splits of the evaluation protocol, easiest first, and what each can show."""
 
-# Metric (regular expression), name, which way is better, whether it stands in the main table.
-METRICS = (
-    (r"ssim", "SSIM", "higher", True),
-    (r"ssim_mean_subtracted", "SSIM, mean frame subtracted", "higher", True),
-    (r"spatial_correlation_mean_subtracted", "correlation, mean frame subtracted", "higher", True),
-    (r"identification_10way", "right frame among 10", "higher", True),
-    (r"identification_(\d+)way", r"right frame among \1", "higher", False),
-    (r"identification_all", "right frame among all", "higher", False),
-    (r"implied_within_(.+)s", r"implied frame within \1 s", "higher", True),
-    (r"implied_absolute_error_s", "error of the implied frame (s)", "lower", False),
-    (r"median_rank", "median rank of the true frame", "lower", False),
-    (r"psnr_db", "PSNR (dB)", "higher", False),
-    (r"spatial_correlation", "correlation", "higher", False),
-    (r"temporal_correlation", "correlation over time per pixel", "higher", False),
-    (r"constant_share(.*)", "share of constant frames", "", False),
-    (r"within_(.+)s", r"within \1 s", "higher", True),
-    (r"accuracy", "accuracy", "higher", True),
-    (r"absolute_error_s", "absolute error (s)", "lower", True),
-    (r"orientation_accuracy", "orientation accuracy", "higher", True),
-    (r"circular_error_deg", "circular error (deg)", "lower", True),
-)
+
+COMPARISON_TEXTS = ("unit", "kind", "verdict", "best_baseline")
+COMPARISON_NUMBERS = ("effect_size", "effect_low", "effect_high", "p_holm", "margin", "p_no_worse", "p_equivalent")
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown: its label, resolution such as ``64 x 128 px`` or '', and which way is better or ''."""
-
-    label: str
-    resolution: str
-    better: str
-    is_main: bool
-    rank: int
-
-
-def describe_metric(name: str) -> Metric:
-    """Find how a metric is shown; one that is not known keeps its name and stands in the main table.
+def format_p(p: float) -> str:
+    """Write a p value; '-' for NaN.
 
     Examples
     --------
-    >>> describe_metric("identification_50way_64x128").label, describe_metric("ssim_64x128").resolution
-    ('right frame among 50', '64 x 128 px')
+    >>> format_p(0.0312), format_p(0.00004), format_p(float("nan"))
+    ('0.031', '< 0.001', '-')
     """
-    stem, height, width = re.fullmatch(r"(.*?)(?:_(\d+)x(\d+))?", name, re.DOTALL).groups()  # type: ignore[union-attr]
-    resolution = f"{height} x {width} px" if height else ""
-    for rank, (pattern, label, better, is_main) in enumerate(METRICS):
-        if match := re.fullmatch(pattern, stem):
-            return Metric(match.expand(label), resolution, better, is_main, rank)
-    return Metric(stem.replace("_", " "), resolution, "", True, len(METRICS))
-
-
-def format_number(value: float) -> str:
-    """Write with about three digits after the point; '-' for NaN.
-
-    Examples
-    --------
-    >>> format_number(0.59349), format_number(21.5), format_number(-0.0001), format_number(float("nan"))
-    ('0.593', '21.50', '0.000', '-')
-    """
-    if not math.isfinite(value):
-        return "-"
-    size = abs(value)
-    digits = 1 if size >= 100 else 2 if size >= 10 else 3
-    return f"{value:z.{digits}f}"
+    return "< 0.001" if p < 0.001 else format_number(p)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of results.json; `baseline` is the arm subtracted, empty for a plain score; bounds may be NaN."""
+    """One row of results.json; `baseline` is the arm subtracted, empty for a plain score; bounds may be NaN.
+
+    What `evaluate` adds beside (`poyo_ssl.evaluation.comparison.Comparison`) is NaN or empty where a row lacks it.
+    """
 
     arm: str
     task: str
@@ -120,6 +74,17 @@ class Row:
     low: float
     high: float
     n: int
+    unit: str = ""
+    kind: str = ""
+    verdict: str = ""
+    best_baseline: str = ""
+    effect_size: float = math.nan
+    effect_low: float = math.nan
+    effect_high: float = math.nan
+    p_holm: float = math.nan
+    margin: float = math.nan
+    p_no_worse: float = math.nan
+    p_equivalent: float = math.nan
 
     @property
     def shown(self) -> Metric:
@@ -142,8 +107,12 @@ class Row:
     def outcome(self) -> str:
         """What the interval of a paired difference shows: 'better', 'worse' or 'no difference shown'.
 
-        'higher' or 'lower' for a metric of which more is neither good nor bad; 'not judged' without an interval.
+        'higher' or 'lower' for a metric of which more is neither good nor bad; 'not judged' without an interval. A
+        verdict that comes with the row stands: it is of the whole family of comparisons.
         """
+        if self.verdict:
+            kind = self.verdict.partition(":")[0]
+            return "no difference shown" if kind == "inconclusive" else kind
         if self.interval == "no interval":
             return "not judged"
         if not (self.low > 0 or self.high < 0):
@@ -153,8 +122,13 @@ class Row:
         return "better" if (self.low > 0) == (self.shown.better == "higher") else "worse"
 
     @property
-    def verdict(self) -> str:
-        """The interval of a paired difference in words."""
+    def words(self) -> str:
+        """What a paired difference shows, in words."""
+        if self.verdict in ("equivalent", "no worse"):
+            p = self.p_equivalent if self.verdict == "equivalent" else self.p_no_worse
+            return f"{self.verdict} (margin {self.margin:g}, p = {format_p(p)})"
+        if self.verdict:
+            return self.verdict
         if self.interval == "no interval":
             return "no interval: too few values"
         place = "above 0" if self.low > 0 else "below 0" if self.high < 0 else "contains 0"
@@ -197,7 +171,9 @@ def _read_row(path: Path, number: int, row: Any) -> Row:
         # A bound that does not exist is null or NaN.
         value, low, high = (math.nan if row[k] is None else float(row[k]) for k in ("value", "low", "high"))
         arm, task, split = (str(row[k]) for k in ("arm", "task", "split"))
-        return Row(arm, task, split, metric, baseline, value, low, high, int(row["n"]))
+        more: dict[str, Any] = {k: str(row.get(k) or "") for k in COMPARISON_TEXTS}
+        more |= {k: math.nan if row.get(k) is None else float(row[k]) for k in COMPARISON_NUMBERS}
+        return Row(arm, task, split, metric, baseline, value, low, high, int(row["n"]), **more)
     except (KeyError, TypeError, ValueError) as error:
         raise PoyoError(
             f"row {number} of {path} is incomplete ({type(error).__name__}: {error})",
@@ -233,6 +209,9 @@ class Results:
     @property
     def models(self) -> list[str]:
         """Arms that are models, `MODEL_ARMS` first."""
+        kinds = {row.arm: row.kind for row in self.rows if row.kind}
+        if kinds:
+            return [arm for arm, kind in kinds.items() if kind == "model"]
         compared = [row.arm for row in self.rows if row.baseline]
         present = {row.arm for row in self.rows} | {arm for files in self.files.values() for arm in files}
         return list(dict.fromkeys([*(arm for arm in MODEL_ARMS if arm in present), *compared]))
@@ -243,7 +222,11 @@ class Results:
         Without scores it is the first baseline; None if there is none.
         """
         models = self.models
-        baselines = [arm for arm in self.files.get((task, split), {}) if arm not in models]
+        kinds = {row.arm: row.kind for row in self.rows if row.kind}
+        simple = ("", "baseline")
+        baselines = [
+            arm for arm in self.files.get((task, split), {}) if arm not in models and kinds.get(arm, "") in simple
+        ]
         here = [row for row in self.rows if (row.task, row.split, row.baseline) == (task, split, "")]
         scored = [row for row in here if row.arm in baselines and math.isfinite(row.value)]
         if not scored:
@@ -369,16 +352,19 @@ def _place(rows: Sequence[Row]) -> list[Gain]:
 OUTCOMES = {
     "better": "better than",
     "higher": "higher than",
+    "equivalent": "equivalent to",
+    "no worse": "no worse than",
     "no difference shown": "no difference shown from",
     "lower": "lower than",
     "worse": "worse than",
+    "no claim": "too few seeds for a claim against",
     "not judged": "no interval to judge by against",
 }
 """What an interval shows, and how a sentence about it goes on."""
 
 
 def _summary(rows: Sequence[Row]) -> list[str]:
-    """Say for each arm which of the others it is better than, judged by the intervals of one metric."""
+    """Say for each arm which of the others it is better than, judged by one metric."""
     sentences = []
     for arm in dict.fromkeys(row.arm for row in rows):
         own = [row for row in rows if row.arm == arm]

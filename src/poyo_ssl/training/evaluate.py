@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from poyo_ssl.config import FinetuneConfig
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.windows import WindowTable
-from poyo_ssl.errors import ConfigError, PoyoError
+from poyo_ssl.errors import ConfigError
 from poyo_ssl.evaluation.baselines import (
     Baseline,
     frame_baselines,
@@ -23,14 +20,16 @@ from poyo_ssl.evaluation.baselines import (
     gratings_baselines,
     mean_training_frame,
 )
+from poyo_ssl.evaluation.comparison import MARGIN
 from poyo_ssl.evaluation.features import bin_features
 from poyo_ssl.evaluation.predictions import Predictions
-from poyo_ssl.evaluation.scores import score_table
-from poyo_ssl.evaluation.statistics import Interval, animal_interval, paired_animal_interval
+from poyo_ssl.evaluation.summary import ScoredFile, Scores, free_path, read_results, summarise, write_results
 from poyo_ssl.training import run_folder
 from poyo_ssl.training.predict import TestPart, open_task, predict_test, test_part
 from poyo_ssl.training.restore import TrainedRun
 from poyo_ssl.training.tasks import TaskData, frame_duration_s, task_windows
+
+__all__ = ["BaselineSet", "Scores", "evaluate", "make_baselines", "read_results", "window_features"]
 
 BaselineSet = Literal["all", "core", "none"]
 
@@ -39,24 +38,8 @@ CORE = ("majority", "shrunk_lda", "mean_frame", "knn_lookup", "ridge", "knn", "n
 BASELINE_BINS = 3
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What an evaluation found.
-
-    Attributes
-    ----------
-    rows : list of dict
-        ``arm, task, split, metric, value, low, high, n``; also written to ``results.json``.
-    tables : dict
-        Score table (one row per recording, repeat and metric) by (task, split, arm).
-    """
-
-    rows: list[dict[str, Any]]
-    tables: Mapping[tuple[str, str, str], pd.DataFrame]
-
-
 def evaluate(
-    runs: Mapping[str, Path | str] | Sequence[Path | str],
+    runs: Mapping[str, Path | str | Sequence[Path | str]] | Sequence[Path | str],
     out: Path | str,
     *,
     data: Any = None,
@@ -64,6 +47,7 @@ def evaluate(
     devices: int = 1,
     nodes: int = 1,
     seed: int = 0,
+    margin: float = MARGIN,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Scores:
@@ -72,7 +56,8 @@ def evaluate(
     Parameters
     ----------
     runs : mapping or sequence
-        Folders of fine-tuned runs, by arm or named after their folders; a predictions file counts as an arm, too.
+        Folders of fine-tuned runs, by arm or named after their folders; several runs of one arm are its seeds. A
+        predictions file counts as a run too, of the arm that it names.
     out : path
         Results folder: ``predictions/*.h5`` and ``results.json``.
     data : path or sequence of Recording, optional
@@ -83,6 +68,8 @@ def evaluate(
         Processes per node, and nodes, for the runs' predictions.
     seed : int
         Seed of the bootstrap that intervals over ten or more animals use.
+    margin : float
+        Largest difference between scores of 0 to 1 that counts as none, for "equivalent" and "no worse".
     overwrite : bool
         Replace results that are there.
     progress : callable, optional
@@ -103,43 +90,44 @@ def evaluate(
     first = run_folder.process_rank() == 0
     if first:
         run_folder.check_new(out, overwrite=overwrite)
-    named = runs if isinstance(runs, Mapping) else {Path(run).stem: run for run in runs}
-    if len(named) != len(runs):
-        raise ConfigError("two runs with the same folder name", fix="name the arms")
-    models = {arm for arm, run in named.items() if not Path(run).is_file()}
-    known: dict[tuple[str, str], list[Predictions]] = {}
+    named = _name_runs(runs)
+    known: list[Predictions] = []
     parts: dict[tuple[str, str], TestPart] = {}
-    for arm, run in named.items():
+    for arm, run in named:
         if Path(run).is_file():
-            predictions = Predictions.load(run)
-            known.setdefault((predictions.task, predictions.split), []).append(predictions)
-            models.add(predictions.arm)
+            known.append(Predictions.load(run))
             continue
         tell(f"predicting with {arm}")
         for part, predictions in _predict_run(arm, run, data, devices=devices, nodes=nodes):
-            key = (part.config.task, part.split)
-            _check_same(parts.setdefault(key, part), part, arm)
-            known.setdefault(key, []).append(predictions)
+            _check_same(parts.setdefault((part.config.task, part.split), part), part, arm)
+            known.append(predictions)
     if baselines != "none" and first:
         for task in dict.fromkeys(task for task, _ in parts):
             of_task = [part for (name, _), part in parts.items() if name == task]
-            columns = TrainedRun.open(next(r for r in named.values() if _is_run_of(r, task))).columns
-            for predictions in _fit_baselines(of_task, columns, baselines, tell):
-                known[(task, predictions.split)].append(predictions)
+            columns = TrainedRun.open(next(run for _, run in named if _is_run_of(run, task))).columns
+            known += _fit_baselines(of_task, columns, baselines, tell)
     if not first:
         return Scores([], {})
+    tell("scoring")
+    scores = summarise([ScoredFile.of(p) for p in known], rng=np.random.default_rng(seed), margin=margin)
     folder = run_folder.new_folder(out, overwrite=overwrite)
-    (folder / "predictions").mkdir()
-    for (task, split), entries in known.items():
-        for predictions in entries:
-            predictions.save(folder / "predictions" / f"{predictions.arm.replace(' ', '_')}-{task}-{split}.h5")
-    scores = score(known, models=models, rng=np.random.default_rng(seed))
-    run_folder.write_beside(folder / "results.json", json.dumps(run_folder.plain(scores.rows), indent=1))
-    run_folder.write_beside(
-        folder / "evaluation.json",
-        json.dumps({"runs": run_folder.plain(dict(named)), "versions": run_folder.versions(), "seed": seed}, indent=1),
-    )
+    for p in known:
+        p.save(free_path(folder / "predictions", p.arm, p.task, p.split, p.seed))
+    write_results(folder, scores, runs=[{"arm": arm, "run": run} for arm, run in named], seed=seed, margin=margin)
     return scores
+
+
+def _name_runs(
+    runs: Mapping[str, Path | str | Sequence[Path | str]] | Sequence[Path | str],
+) -> list[tuple[str, Path | str]]:
+    """Return (arm, run) of every run."""
+    if not isinstance(runs, Mapping):
+        names = [Path(run).stem for run in runs]
+        if len(set(names)) != len(names):
+            raise ConfigError("two runs with the same folder name", fix="name the arms")
+        return list(zip(names, runs, strict=True))
+    several = {arm: [own] if isinstance(own, (str, Path)) else list(own) for arm, own in runs.items()}
+    return [(arm, run) for arm, own in several.items() for run in own]
 
 
 def _predict_run(
@@ -252,7 +240,7 @@ def _fit_baselines(
     filled = []
     for (name, part_name), prediction in found.items():
         part = next(part for part in parts if part.name == part_name)
-        predictions = part.to_predictions(prediction, arm=name.replace("_", " "))
+        predictions = part.to_predictions(prediction, arm=name.replace("_", " "), kind="baseline")
         predictions.mean_frames = means
         filled.append(predictions)
     return filled
@@ -275,86 +263,6 @@ def make_baselines(
             assert data.class_values is not None
             everything = frame_number_baselines(num_frames=len(data.class_values), tolerance=tolerance)
     return tuple(b for b in everything if which == "all" or b.name in CORE)
-
-
-def score(
-    known: Mapping[tuple[str, str], Sequence[Predictions]], *, models: Collection[str], rng: np.random.Generator
-) -> Scores:
-    """Turn predictions into rows with intervals: of each arm, and of each model less every arm after it.
-
-    Parameters
-    ----------
-    known : mapping
-        Predictions by (task, split), models first.
-    models : collection of str
-        Arms that are compared with the others; the rest are baselines.
-    rng : numpy.random.Generator
-        For the bootstrap over ten or more animals.
-    """
-    rows: list[dict[str, Any]] = []
-    tables: dict[tuple[str, str, str], pd.DataFrame] = {}
-    for (task, split), entries in known.items():
-        for predictions in entries:
-            tables[(task, split, predictions.arm)] = score_table(predictions)
-        arms = [predictions.arm for predictions in entries]
-        for arm in arms:
-            table = tables[(task, split, arm)]
-            for metric in dict.fromkeys(table["metric"]):
-                rows.append(_row(arm, task, split, metric, animal_interval(table, metric, rng=rng)))
-        for arm in arms:
-            if arm in models:
-                if task == "gratings":
-                    num_classes = len(entries[0].class_values)
-                    rows += _against_chance(tables[(task, split, arm)], arm, split, num_classes, rng)
-                rows += _paired_rows(tables, task, split, arm, arms, rng)
-    return Scores(rows, tables)
-
-
-def _paired_rows(
-    tables: Mapping[tuple[str, str, str], pd.DataFrame],
-    task: str,
-    split: str,
-    arm: str,
-    arms: Sequence[str],
-    rng: np.random.Generator,
-) -> list[dict[str, Any]]:
-    rows = []
-    table = tables[(task, split, arm)]
-    for other in arms[arms.index(arm) + 1 :]:
-        for metric in dict.fromkeys(table["metric"]):
-            interval = paired_animal_interval(table, tables[(task, split, other)], metric, rng=rng)
-            rows.append(_row(arm, task, split, f"{metric} minus {other}", interval))
-    return rows
-
-
-def _against_chance(
-    table: pd.DataFrame, arm: str, split: str, num_classes: int, rng: np.random.Generator
-) -> list[dict[str, Any]]:
-    """Chance as an arm that scores 1 / classes everywhere, so that it is weighed like any other."""
-    interval = paired_animal_interval(table, table.assign(value=1 / num_classes), "accuracy", rng=rng)
-    return [_row(arm, "gratings", split, "accuracy minus chance", interval)]
-
-
-def _row(arm: str, task: str, split: str, metric: str, interval: Interval) -> dict[str, Any]:
-    # NaN is no JSON; an interval that one animal cannot give is null.
-    low, high = (None if np.isnan(bound) else float(bound) for bound in (interval.low, interval.high))
-    facts = {"arm": arm, "task": task, "split": split, "metric": metric}
-    return facts | {"value": float(interval.value), "low": low, "high": high, "n": interval.n}
-
-
-def read_results(folder: Path | str) -> list[dict[str, Any]]:
-    """Read the rows of a results folder.
-
-    Raises
-    ------
-    PoyoError
-        If there are none.
-    """
-    path = Path(folder) / "results.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise PoyoError(f"no results in {folder} ({error})", fix="run 'poyo-ssl evaluate' first") from None
 
 
 def _say_nothing(text: str) -> None:

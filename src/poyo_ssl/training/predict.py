@@ -26,7 +26,7 @@ from poyo_ssl.training.jobs import open_data
 from poyo_ssl.training.modules import decide_frame
 from poyo_ssl.training.restore import TrainedRun, read_arguments
 from poyo_ssl.training.run_folder import read_json
-from poyo_ssl.training.tasks import TaskData, prepare_task, task_windows
+from poyo_ssl.training.tasks import TaskData, frame_duration_s, prepare_task, task_windows
 
 PREDICT_BATCH_SIZE = 64
 
@@ -126,6 +126,15 @@ class TestPart:
         """Name of the split that this part tests."""
         return self.name.removeprefix("test_")
 
+    def movie_rate_hz(self) -> float:
+        """Return the movies' nominal frames per second; 30 where no movie is shown.
+
+        Whole frames, as the baselines' tolerance is: at a measured 29.98 an error of 30 frames would exceed one second.
+        """
+        if self.config.task == "gratings":
+            return 30.0
+        return float(max(1, round(1 / frame_duration_s(self.data.recordings[0].stimulus(self.config.movies[0])))))
+
     def checksum(self) -> str:
         """Return one checksum for all recordings."""
         return hashlib.sha256("".join(r.checksum() for r in self.data.recordings).encode()).hexdigest()
@@ -137,8 +146,9 @@ class TestPart:
         arm: str,
         probabilities: NDArray | None = None,
         class_values: NDArray | None = None,
+        **facts: Any,
     ) -> Predictions:
-        """Put predictions beside targets, times and identities."""
+        """Put predictions beside targets, times and identities; `facts` are further attributes of `Predictions`."""
         table, recordings = self.table, self.data.recordings
         frames = np.zeros((0, 0, 0), np.uint8) if self.data.frame_bank is None else self.data.frame_bank
         values = self.data.class_values if class_values is None else class_values
@@ -158,7 +168,12 @@ class TestPart:
             class_values=np.zeros(0) if values is None else values,
             probabilities=probabilities,
             target_frames=frames,
-            scored_split_intervals={r: s.parts[self.name] for r, s in self.data.splits.items()},
+            split_intervals={
+                r: {"train": s.parts["train"], "valid": s.parts["valid"], "test": s.parts[self.name]}
+                for r, s in self.data.splits.items()
+            },
+            movie_rate_hz=self.movie_rate_hz(),
+            **facts,
         )
 
 
@@ -198,12 +213,13 @@ def open_task(run_folder: Path | str, data: Any = None) -> tuple[TaskData, Finet
 def predict_test(run: TrainedRun, part: TestPart, *, arm: str, devices: int = 1, nodes: int = 1) -> Predictions:
     """Return a run's predictions of one test part."""
     output = predict_windows(run, part.data.recordings, part.table, devices=devices, nodes=nodes)
+    facts: dict[str, Any] = {"arm": arm, "kind": "model", "model_id": run.model_id(), "seed": run.config.seed}
     if run.task == "frames":
-        return part.to_predictions(output, arm=arm)
+        return part.to_predictions(output, **facts)
     assert run.class_values is not None
     if output.ndim == 1:
-        return part.to_predictions(np.round(output * (len(run.class_values) - 1)).astype(int), arm=arm)
-    return part.to_predictions(decide(run, output), arm=arm, probabilities=output, class_values=run.class_values)
+        return part.to_predictions(np.round(output * (len(run.class_values) - 1)).astype(int), **facts)
+    return part.to_predictions(decide(run, output), **facts, probabilities=output, class_values=run.class_values)
 
 
 def decide(run: TrainedRun, probabilities: NDArray) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,11 @@ class TrainedRun:
         frames = facts["num_imaging_frames"]
         step = facts.get("movie_frame_s", 0.0)
         return cls(folder, config, task, model.eval(), vocabulary, class_values, frames, normalisation, columns, step)
+
+    def model_id(self) -> str:
+        """Return the first 16 hexadecimal digits of the weights' SHA-256."""
+        with (self.folder / "model.safetensors").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
     def unit_set(self, recording: Recording) -> UnitSet:
         """Return the units of a known recording as this run saw them.
