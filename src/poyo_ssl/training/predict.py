@@ -152,6 +152,7 @@ class TestPart:
         table, recordings = self.table, self.data.recordings
         frames = np.zeros((0, 0, 0), np.uint8) if self.data.frame_bank is None else self.data.frame_bank
         values = self.data.class_values if class_values is None else class_values
+        parts = {"train": "train", "valid": "valid", "test": self.name}
         return Predictions(
             task=self.config.task,
             split=self.split,
@@ -169,7 +170,7 @@ class TestPart:
             probabilities=probabilities,
             target_frames=frames,
             split_intervals={
-                r: {"train": s.parts["train"], "valid": s.parts["valid"], "test": s.parts[self.name]}
+                r: {kind: s.parts[part] for kind, part in parts.items() if part in s.parts}
                 for r, s in self.data.splits.items()
             },
             movie_rate_hz=self.movie_rate_hz(),
