@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import ndimage, stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
@@ -43,6 +43,28 @@ def test_ssim_of_the_smallest_frame_and_below() -> None:
     np.testing.assert_allclose(metrics.ssim(a, b), expected, atol=1e-12)
     with pytest.raises(ConfigError, match="10 x 11 pixels"):
         metrics.ssim(a[:, :10], b[:, :10])
+
+
+def test_multiscale_ssim_equals_scikit_image_scale_by_scale() -> None:
+    rng = np.random.default_rng(8)
+    target = rng.uniform(0, 255, (1, 50, 61))
+    prediction = np.clip(target + rng.normal(0, 40, target.shape), 0, 255)
+    weights = np.array(metrics.MULTISCALE_WEIGHTS) / sum(metrics.MULTISCALE_WEIGHTS)
+    expected, x, y = 1.0, prediction[0], target[0]
+    c1 = (0.01 * 255) ** 2
+    for scale in range(3):
+        _, full = structural_similarity(
+            x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
+        )
+        means = [ndimage.gaussian_filter(z, 1.5, truncate=3.5) for z in (x, y)]
+        luminance = (2 * means[0] * means[1] + c1) / (means[0] ** 2 + means[1] ** 2 + c1)
+        inner = (slice(5, -5), slice(5, -5))
+        expected *= (full if scale == 2 else full / luminance)[inner].mean() ** weights[scale]
+        x, y = (z[: z.shape[0] // 2 * 2, : z.shape[1] // 2 * 2] for z in (x, y))
+        x, y = ((z[::2, ::2] + z[1::2, ::2] + z[::2, 1::2] + z[1::2, 1::2]) / 4 for z in (x, y))
+    assert metrics.multiscale_ssim(prediction, target)[0] == pytest.approx(expected, abs=1e-10)
+    with pytest.raises(ConfigError, match="43 x 61"):
+        metrics.multiscale_ssim(prediction[:, :43], target[:, :43])
 
 
 def test_different_shapes_are_refused() -> None:

@@ -12,8 +12,9 @@ from poyo_ssl.config import MODEL_SIZES, FinetuneConfig, ModelConfig, OptimConfi
 from poyo_ssl.data.recording import open_recordings
 from poyo_ssl.errors import ConfigError, PoyoError
 from poyo_ssl.evaluation import evaluate_files
+from poyo_ssl.evaluation.parts import Part
 from poyo_ssl.evaluation.predictions import Predictions
-from poyo_ssl.training.evaluate import evaluate, read_results, window_features
+from poyo_ssl.training.evaluate import evaluate, read_results
 from poyo_ssl.training.predict import open_task, test_part
 from poyo_ssl.training.run import finetune
 
@@ -98,9 +99,9 @@ def test_features_are_bin_means_of_the_windows(frames_run):
     data, config, columns = open_task(frames_run)
     table = test_part(data, config, "test_repeat").table
     recording = data.recordings[0]
-    rows = np.flatnonzero(table.recording_index == 0)[[5, 0, 3]]
-    found = window_features(recording, columns[recording.recording_id], table, rows, num_bins=3)
-    start = table.first_low[rows[0]]
+    part = Part.of(recording, columns[recording.recording_id], table, 0)
+    found = part.binned(num_bins=3)[5:]
+    start = table.first_low[np.flatnonzero(table.recording_index == 0)[5]]
     expected = recording.read_dff(start, start + 9).reshape(3, 3, -1).mean(axis=1).T.ravel()
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)
 

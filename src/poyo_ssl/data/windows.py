@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,11 @@ class WindowTable:
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def select(self, keep: NDArray[np.bool_]) -> WindowTable:
+        """Return the windows where `keep` is True."""
+        names = [f.name for f in fields(self) if f.name not in ("num_frames", "excluded")]
+        return replace(self, **{name: getattr(self, name)[keep] for name in names})
 
     @classmethod
     def concatenate(cls, tables: Sequence[WindowTable]) -> WindowTable:

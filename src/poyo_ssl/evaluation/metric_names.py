@@ -18,6 +18,7 @@ METRICS = (
     (r"implied_within_(.+)s", r"implied frame within \1 s", "higher", True),
     (r"implied_absolute_error_s", "error of the implied frame (s)", "lower", False),
     (r"median_rank", "median rank of the true frame", "lower", False),
+    (r"ms_ssim", "multi-scale SSIM", "higher", False),
     (r"psnr_db", "PSNR (dB)", "higher", False),
     (r"spatial_correlation", "correlation", "higher", False),
     (r"temporal_correlation", "correlation over time per pixel", "higher", False),

@@ -27,6 +27,9 @@ IntArray = npt.NDArray[np.int64]
 
 SSIM_RADIUS_PX = int(3.5 * protocol.SSIM_SIGMA + 0.5)
 """Half width of the Gaussian window; scikit-image's truncation at 3.5 sigma, an 11 x 11 window."""
+MULTISCALE_WEIGHTS = (0.0448, 0.2856, 0.3001)
+"""The first three of the five of Wang, Simoncelli and Bovik 2003."""
+MULTISCALE_LEAST_PX = 4 * (2 * SSIM_RADIUS_PX + 1)
 TIE = 1e-5
 """Correlations this close are equal: the same image gives them up to rounding in single precision."""
 FRAMES_PER_BLOCK = 64
@@ -106,17 +109,73 @@ def ssim(prediction: Array, target: Array) -> FloatArray:
             allowed=f"{2 * SSIM_RADIUS_PX + 1} or more each way",
             fix="use larger frames",
         )
-    rows, columns = _gaussian_band(height), _gaussian_band(width).T
-    c1, c2 = (0.01 * protocol.SSIM_DATA_RANGE) ** 2, (0.03 * protocol.SSIM_DATA_RANGE) ** 2
     values = np.empty(len(prediction))
     for part, (x, y) in _blocks(prediction, target):
-        mean_x, mean_y, xx, yy, xy = (rows @ z @ columns for z in (x, y, x * x, y * y, x * y))
-        var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
-        similarity = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / (
-            (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
-        )
-        values[part] = similarity.mean(axis=(1, 2))
+        luminance, contrast_structure = _similarity_maps(x, y)
+        values[part] = (luminance * contrast_structure).mean(axis=(1, 2))
     return values
+
+
+def _similarity_maps(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Luminance term and contrast-structure term of SSIM at every place where the window fits whole."""
+    rows, columns = _gaussian_band(x.shape[1]), _gaussian_band(x.shape[2]).T
+    c1, c2 = (0.01 * protocol.SSIM_DATA_RANGE) ** 2, (0.03 * protocol.SSIM_DATA_RANGE) ** 2
+    mean_x, mean_y, xx, yy, xy = (rows @ z @ columns for z in (x, y, x * x, y * y, x * y))
+    var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+    return (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1), (2 * cov + c2) / (var_x + var_y + c2)
+
+
+def multiscale_ssim(prediction: Array, target: Array) -> FloatArray:
+    """Multi-scale SSIM of every frame over three scales, weights renormalised.
+
+    Wang, Simoncelli and Bovik 2003 with the first three of their five weights divided by their sum, since five scales
+    need 161 pixels. Between scales frames are averaged over 2 x 2 pixels; means that are negative count as 0.
+
+    Parameters
+    ----------
+    prediction, target : ndarray
+        ``(N, H, W)`` uint8 or float, 0-255, at least 44 pixels high and wide.
+
+    Returns
+    -------
+    ndarray
+        ``(N,)``, 0 to 1.
+
+    Raises
+    ------
+    ConfigError
+        If shapes differ or frames are smaller than three scales need.
+
+    Examples
+    --------
+    >>> frames = np.arange(48 * 48).reshape(1, 48, 48) % 251
+    >>> multiscale_ssim(frames, frames).round(6)
+    array([1.])
+    """
+    _check_images(prediction, target)
+    if min(prediction.shape[1:]) < MULTISCALE_LEAST_PX:
+        raise ConfigError(
+            f"multi-scale SSIM of frames of {prediction.shape[1]} x {prediction.shape[2]} pixels",
+            allowed=f"{MULTISCALE_LEAST_PX} or more each way",
+            fix="use larger frames",
+        )
+    weights = np.array(MULTISCALE_WEIGHTS) / sum(MULTISCALE_WEIGHTS)
+    values = np.ones(len(prediction))
+    for part, (x, y) in _blocks(prediction, target):
+        for scale, weight in enumerate(weights):
+            luminance, contrast_structure = _similarity_maps(x, y)
+            last = scale == len(weights) - 1
+            mean = (luminance * contrast_structure if last else contrast_structure).mean(axis=(1, 2))
+            values[part] *= np.maximum(mean, 0.0) ** weight
+            x, y = _halve(x), _halve(y)
+    return values
+
+
+def _halve(images: FloatArray) -> FloatArray:
+    """Average over 2 x 2 pixels; an odd last row or column is left out."""
+    height, width = (size // 2 * 2 for size in images.shape[1:])
+    whole = images[:, :height, :width]
+    return np.asarray(whole.reshape(len(images), height // 2, 2, width // 2, 2).mean(axis=(2, 4)))
 
 
 def _gaussian_band(size: int) -> FloatArray:

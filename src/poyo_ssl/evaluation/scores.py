@@ -175,7 +175,9 @@ def _frame_scores(
 
 
 def _image_scores(predicted: Array, target: Array) -> PerTarget:
+    large = min(predicted.shape[1:]) >= metrics.MULTISCALE_LEAST_PX
     return {
+        **({"ms_ssim": metrics.multiscale_ssim(predicted, target)} if large else {}),
         "ssim": metrics.ssim(predicted, target),
         "psnr_db": metrics.psnr(predicted, target),
         "spatial_correlation": metrics.spatial_correlation(predicted, target),

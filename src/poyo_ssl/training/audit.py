@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from poyo_ssl.config import FinetuneConfig, PretrainConfig
 from poyo_ssl.data import leaks
-from poyo_ssl.data.intervals import Intervals, as_intervals
+from poyo_ssl.data.intervals import Intervals
 from poyo_ssl.data.leaks import Leak
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.splits import Split, draw_test_subjects

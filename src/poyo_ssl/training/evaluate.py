@@ -4,38 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl.config import FinetuneConfig
-from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.windows import WindowTable
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation.baselines import (
-    Baseline,
-    frame_baselines,
-    frame_number_baselines,
-    gratings_baselines,
-    mean_training_frame,
-)
 from poyo_ssl.evaluation.comparison import MARGIN
-from poyo_ssl.evaluation.features import bin_features
-from poyo_ssl.evaluation.predictions import Predictions
+from poyo_ssl.evaluation.frame_images import mean_training_frame
+from poyo_ssl.evaluation.parts import Part
+from poyo_ssl.evaluation.predictions import ArmKind, Predictions
+from poyo_ssl.evaluation.split_baselines import BaselineSet, SplitBaseline, split_baselines
 from poyo_ssl.evaluation.summary import ScoredFile, Scores, free_path, read_results, summarise, write_results
 from poyo_ssl.training import run_folder
 from poyo_ssl.training.predict import TestPart, open_task, predict_test, test_part
 from poyo_ssl.training.restore import TrainedRun
 from poyo_ssl.training.tasks import TaskData, frame_duration_s, task_windows
 
-__all__ = ["BaselineSet", "Scores", "evaluate", "make_baselines", "read_results", "window_features"]
-
-BaselineSet = Literal["all", "core", "none"]
-
-# The baselines that EVALUATION.md asks for most often and that fit in seconds.
-CORE = ("majority", "shrunk_lda", "mean_frame", "knn_lookup", "ridge", "knn", "naive_bayes")
-BASELINE_BINS = 3
+__all__ = ["BaselineSet", "Scores", "evaluate", "make_baselines", "read_results"]
 
 
 def evaluate(
@@ -105,7 +92,7 @@ def evaluate(
         for task in dict.fromkeys(task for task, _ in parts):
             of_task = [part for (name, _), part in parts.items() if name == task]
             columns = TrainedRun.open(next(run for _, run in named if _is_run_of(run, task))).columns
-            known += _fit_baselines(of_task, columns, baselines, tell)
+            known += _fit_baselines(of_task, columns, baselines, tell, seed=seed)
     if not first:
         return Scores([], {})
     tell("scoring")
@@ -170,99 +157,62 @@ def _mean_frames(data: TaskData, config: FinetuneConfig) -> dict[str, NDArray]:
     }
 
 
-def window_features(
-    recording: Recording,
-    columns: NDArray[np.int64],
-    table: WindowTable,
-    rows: NDArray[np.int64],
-    *,
-    num_bins: int = BASELINE_BINS,
-    signal: NDArray | None = None,
-) -> NDArray[np.float64]:
-    """Return ``(len(rows), C x bins)`` time-binned activity of the windows, as the baselines see it.
-
-    Parameters
-    ----------
-    recording : Recording
-        Where the windows lie.
-    columns : ndarray
-        ``(C,)`` units.
-    table : WindowTable
-        The windows.
-    rows : ndarray
-        Rows of the table, all of this recording.
-    num_bins : int
-        Time bins per window; no more than it has frames.
-    signal : ndarray, optional
-        ``(T, N)`` in the place of dF/F, for example the recording's events.
-    """
-    source = recording.dff if signal is None else signal
-    num_bins = min(num_bins, table.num_frames)
-    features = np.empty((len(rows), len(columns) * num_bins))
-    for start in range(0, len(rows), 256):
-        block = rows[start : start + 256]
-        frames = table.first_low[block][:, None] + np.arange(table.num_frames)
-        low, high = int(frames.min()), int(frames.max()) + 1
-        values = np.asarray(source[low:high], np.float32)[:, columns]
-        features[start : start + len(block)] = bin_features(values[frames - low], num_bins)
-    return features
-
-
 def _fit_baselines(
-    parts: Sequence[TestPart], columns: Mapping[str, NDArray], which: BaselineSet, tell: Callable[[str], None]
+    tests: Sequence[TestPart],
+    columns: Mapping[str, NDArray],
+    which: BaselineSet,
+    tell: Callable[[str], None],
+    *,
+    seed: int,
 ) -> list[Predictions]:
-    """Fit every baseline on every recording and, for frame numbers, movie; predict all test parts."""
-    data, config = parts[0].data, parts[0].config
-    train, valid = (task_windows(data, config, part) for part in ("train", "valid"))
-    found: dict[tuple[str, str], NDArray] = {}
+    """Fit every baseline, control and ceiling on every recording; predict all test parts."""
+    data, config = tests[0].data, tests[0].config
+    train, valid = (task_windows(data, config, name) for name in ("train", "valid"))
     means = _mean_frames(data, config)
+    found: dict[tuple[str, ArmKind, str], NDArray] = {}
+    known: dict[tuple[str, ArmKind, str], NDArray[np.bool_]] = {}
     for index, recording in enumerate(data.recordings):
         units = columns[recording.recording_id]
-
-        def features(
-            table: WindowTable, recording: Recording = recording, index: int = index, units: NDArray = units
-        ) -> Any:
-            rows = np.flatnonzero(table.recording_index == index)
-            return rows, window_features(recording, units, table, rows), table.target[rows]
-
-        (_, x_train, y_train), (_, x_valid, y_valid) = features(train), features(valid)
-        tests = {part.name: features(part.table) for part in parts}
-        for baseline in make_baselines(data, config, recording, which):
+        own_train, own_valid = (Part.of(recording, units, table, index) for table in (train, valid))
+        for baseline in make_baselines(data, config, own_train, which, seed=seed):
             tell(f"fitting {baseline.name} on {recording.recording_id}")
-            baseline.fit(x_train, y_train, x_valid, y_valid)
-            for part in parts:
-                rows, x_test, _ = tests[part.name]
-                prediction = baseline.predict(x_test)
-                whole = found.setdefault(
-                    (baseline.name, part.name), np.zeros((len(part.table), *prediction.shape[1:]), prediction.dtype)
-                )
-                whole[rows] = prediction
+            baseline.fit(own_train, own_valid)
+            for test in tests:
+                rows = test.table.recording_index == index
+                prediction = baseline.predict(Part.of(recording, units, test.table, index))
+                key = (baseline.name, baseline.kind, test.name)
+                shape = (len(test.table), *prediction.shape[1:])
+                found.setdefault(key, np.zeros(shape, prediction.dtype))[rows] = prediction
+                known.setdefault(key, np.zeros(len(test.table), bool))[rows] = True
     filled = []
-    for (name, part_name), prediction in found.items():
-        part = next(part for part in parts if part.name == part_name)
-        predictions = part.to_predictions(prediction, arm=name.replace("_", " "), kind="baseline")
+    for (name, kind, test_name), prediction in found.items():
+        # A control that only some recordings allow (running speed) cannot stand beside arms of all of them.
+        if not known[(name, kind, test_name)].all():
+            tell(f"leaving {name} out: some recordings lack what it reads")
+            continue
+        test = next(test for test in tests if test.name == test_name)
+        predictions = test.to_predictions(prediction, arm=name.replace("_", " "), kind=kind)
         predictions.mean_frames = means
         filled.append(predictions)
     return filled
 
 
 def make_baselines(
-    data: TaskData, config: FinetuneConfig, recording: Recording, which: BaselineSet
-) -> tuple[Baseline, ...]:
-    """Return fresh baselines of a task for one recording."""
-    if config.task == "gratings":
-        assert data.class_values is not None
-        everything = gratings_baselines(num_classes=len(data.class_values))
-    else:
-        step = frame_duration_s(recording.stimulus(config.movies[0]))
-        tolerance = round(1.0 / step)
-        if config.task == "frames":
-            assert data.frame_bank is not None
-            everything = frame_baselines(data.frame_bank, tolerance=tolerance)
-        else:
-            assert data.class_values is not None
-            everything = frame_number_baselines(num_frames=len(data.class_values), tolerance=tolerance)
-    return tuple(b for b in everything if which == "all" or b.name in CORE)
+    data: TaskData, config: FinetuneConfig, train: Part, which: BaselineSet, *, seed: int = 0
+) -> list[SplitBaseline]:
+    """Return fresh baselines, controls and ceilings of a task for one recording."""
+    tolerance = 0
+    if config.task != "gratings":
+        tolerance = round(1.0 / frame_duration_s(train.recording.stimulus(config.movies[0])))
+    return split_baselines(
+        config.task,
+        train,
+        which=which,
+        num_classes=0 if data.class_values is None else len(data.class_values),
+        frames=data.frame_bank,
+        tolerance=tolerance,
+        seed=seed,
+    )
 
 
 def _say_nothing(text: str) -> None:

@@ -1,0 +1,296 @@
+"""Baselines and controls of EVALUATION.md on one recording's split: fit on a split, predict a split.
+
+A `SplitBaseline` sees whole parts (windows, times, running), so that controls which look at something else than
+activity fit the same interface. Most are a `Reading`: a view of a part (`parts`) and a decoder of feature arrays
+(`baselines`).
+Controls should fail: where one does not, the score of a model means less than it seems. Ceilings know what no decoder
+can know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poyo_ssl.errors import ConfigError, suggest
+from poyo_ssl.evaluation import parts
+from poyo_ssl.evaluation.baselines import (
+    Baseline,
+    ShrunkLDAFrameNumber,
+    frame_baselines,
+    frame_number_baselines,
+    gratings_baselines,
+)
+from poyo_ssl.evaluation.features import IntArray
+from poyo_ssl.evaluation.frame_images import RidgeFrames, nearest_training_frame
+from poyo_ssl.evaluation.parts import Part, View
+from poyo_ssl.evaluation.predictions import ArmKind
+
+BaselineSet = Literal["all", "core", "none"]
+
+CORE = ("majority", "shrunk_lda", "mean_frame", "knn_lookup", "ridge", "knn", "naive_bayes")
+"""The baselines that EVALUATION.md asks for most often and that fit in seconds."""
+LEAST_SHIFT = 0.1
+"""A shift moves activity by at least this share of a repeat (or of all trials), in either direction."""
+
+
+class SplitBaseline(Protocol):
+    """What every baseline, control and ceiling offers.
+
+    Attributes
+    ----------
+    name : str
+        Text for tables and predictions files.
+    kind : {'baseline', 'control', 'ceiling'}
+        What its score means.
+    chosen : dict
+        Hyper-parameters that the validation part chose, after `fit`.
+    """
+
+    name: str
+    kind: ArmKind
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What the validation part chose, after `fit`."""
+        ...
+
+    def fit(self, train: Part, valid: Part) -> SplitBaseline:
+        """Learn from the training part; the validation part only chooses hyper-parameters."""
+        ...
+
+    def predict(self, part: Part) -> NDArray:
+        """Predict ``(N,)`` classes or frame numbers, or ``(N, H, W)`` uint8 frames."""
+        ...
+
+
+class Reading:
+    """A decoder of feature arrays that reads one view of the parts.
+
+    Parameters
+    ----------
+    decoder : Baseline
+        Unfitted.
+    view : callable
+        From a part to ``(N, F)`` features.
+    name : str, optional
+        Text for tables; the decoder's name by default.
+    kind : {'baseline', 'control', 'ceiling'}
+        What the score means.
+    """
+
+    def __init__(
+        self, decoder: Baseline, view: View = parts.activity, *, name: str | None = None, kind: ArmKind = "baseline"
+    ) -> None:
+        self.decoder, self.view, self.name, self.kind = decoder, view, name or decoder.name, kind
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What the decoder's validation chose."""
+        return self.decoder.chosen
+
+    def fit(self, train: Part, valid: Part) -> Reading:
+        """Fit the decoder on the view of the training part."""
+        self.decoder.fit(self.view(train), train.target, self.view(valid), valid.target)
+        return self
+
+    def predict(self, part: Part) -> NDArray:
+        """Decode the view of a part."""
+        return self.decoder.predict(self.view(part))
+
+
+class ShuffledNeurons(Reading):
+    """A decoder fitted on intact activity that then sees every neuron in another's place.
+
+    Parameters
+    ----------
+    decoder : Baseline
+        Unfitted.
+    seed : int
+        Seed of the permutation.
+    """
+
+    def __init__(self, decoder: Baseline, *, seed: int) -> None:
+        super().__init__(decoder, name="shuffled neurons", kind="control")
+        self._seed = seed
+
+    def predict(self, part: Part) -> NDArray:
+        """Decode with the neurons permuted, the same way in every window."""
+        order = np.random.default_rng(self._seed).permutation(part.columns)
+        return super().predict(Part(part.recording, order, part.table))
+
+
+class ShiftedActivity(Reading):
+    """A decoder fitted and tested on activity that has been shifted against the stimulus.
+
+    Within every repeat of a movie (or all trials of a part) the windows are moved on circularly by a random number of
+    targets, each repeat by its own. Activity keeps its autocorrelation and the stimulus its order; what is
+    lost is which belongs to which. One shift for all would lose nothing, since repeats follow each other.
+
+    Parameters
+    ----------
+    decoder : Baseline
+        Unfitted.
+    seed : int
+        Seed of the shifts.
+    """
+
+    def __init__(self, decoder: Baseline, *, seed: int) -> None:
+        super().__init__(decoder, name="shifted activity", kind="control")
+        self._seed = seed
+
+    def fit(self, train: Part, valid: Part) -> ShiftedActivity:
+        """Fit on shifted parts."""
+        rng = np.random.default_rng(self._seed)
+        super().fit(shift_activity(train, rng), shift_activity(valid, rng))
+        return self
+
+    def predict(self, part: Part) -> NDArray:
+        """Decode a shifted part."""
+        return super().predict(shift_activity(part, np.random.default_rng([self._seed, 1])))
+
+
+def shift_activity(part: Part, rng: np.random.Generator) -> Part:
+    """Move windows on circularly within each stimulus and repeat, by at least a tenth of its targets.
+
+    Returns
+    -------
+    Part
+        The same targets in the same order, with other windows.
+    """
+    rows = np.arange(len(part))
+    groups = np.unique(np.stack([_codes(part.table.stimulus), part.table.repeat]), axis=1, return_inverse=True)[1]
+    for group in range(groups.max() + 1):
+        own = np.flatnonzero(groups == group)
+        own = own[np.argsort(part.time[own], kind="stable")]
+        least = max(int(np.ceil(LEAST_SHIFT * len(own))), 1)
+        # Below three targets there is no choice; a single one cannot be moved.
+        shift = int(rng.integers(least, max(len(own) - least, least) + 1))
+        rows[own] = np.roll(own, shift)
+    return part.with_windows_of(rows)
+
+
+def _codes(text: NDArray[np.str_]) -> IntArray:
+    return np.unique(text, return_inverse=True)[1]
+
+
+class ShuffledLabels(Reading):
+    """A decoder fitted on training labels in random order.
+
+    Parameters
+    ----------
+    decoder : Baseline
+        Unfitted.
+    seed : int
+        Seed of the order.
+    """
+
+    def __init__(self, decoder: Baseline, *, seed: int) -> None:
+        super().__init__(decoder, name="shuffled labels", kind="control")
+        self._seed = seed
+
+    def fit(self, train: Part, valid: Part) -> ShuffledLabels:
+        """Fit on shuffled targets of both parts."""
+        rng = np.random.default_rng(self._seed)
+        targets = [rng.permutation(part.target) for part in (train, valid)]
+        self.decoder.fit(self.view(train), targets[0], self.view(valid), targets[1])
+        return self
+
+
+class NearestTrainingFrame:
+    """Oracle: the training frame nearest to the true one, the ceiling of any lookup.
+
+    Parameters
+    ----------
+    frames : ndarray
+        ``(L, H, W)`` uint8 movie frames; targets are rows of it.
+    """
+
+    name = "nearest training frame"
+
+    def __init__(self, frames: NDArray[np.uint8]) -> None:
+        self._frames = frames
+        self.kind: ArmKind = "ceiling"
+        self.chosen: dict[str, Any] = {}
+
+    def fit(self, train: Part, valid: Part) -> NearestTrainingFrame:
+        """Remember which frames were shown in training."""
+        del valid
+        self._seen = np.unique(train.target)
+        return self
+
+    def predict(self, part: Part) -> NDArray[np.uint8]:
+        """Look the true frames up among those of training."""
+        return nearest_training_frame(self._frames, self._seen, part.target)
+
+
+def split_baselines(
+    task: str,
+    train: Part,
+    *,
+    which: BaselineSet = "all",
+    num_classes: int = 0,
+    frames: NDArray[np.uint8] | None = None,
+    tolerance: int = 30,
+    seed: int = 0,
+) -> list[SplitBaseline]:
+    """Fresh baselines, controls and ceilings of a task for one recording, the simplest first.
+
+    Parameters
+    ----------
+    task : {'gratings', 'frame_number', 'frames'}
+        What is decoded.
+    train : Part
+        Training part; whether the recording has running speed and truth decides about controls and ceilings.
+    which : {'all', 'core', 'none'}
+        'core' leaves the slower ones and all controls out.
+    num_classes : int
+        Directions, or frames of the movie; not for 'frames'.
+    frames : ndarray, optional
+        ``(L, H, W)`` uint8, for 'frames'.
+    tolerance : int
+        Movie frames in one second.
+    seed : int
+        Seed of shuffles and shifts.
+
+    Raises
+    ------
+    ConfigError
+        If the task is unknown.
+    """
+    if which == "none":
+        return []
+    simple, reader = _decoders(task, num_classes=num_classes, frames=frames, tolerance=tolerance)
+    found: list[SplitBaseline] = [Reading(decoder) for decoder in simple if which == "all" or decoder.name in CORE]
+    if which == "core":
+        return found
+    found.append(Reading(reader(), parts.time_in_session, name="time in session", kind="control"))
+    if train.recording.running is not None:
+        found.append(Reading(reader(), parts.running_speed, name="running speed", kind="control"))
+    found += [ShuffledNeurons(reader(), seed=seed), ShiftedActivity(reader(), seed=seed)]
+    if task == "gratings":
+        found.append(ShuffledLabels(reader(), seed=seed))
+    if frames is not None:
+        found.append(NearestTrainingFrame(frames))
+    if parts.has_truth(train.recording):
+        found.append(Reading(reader(), parts.true_drive, name="true rates", kind="ceiling"))
+    return found
+
+
+def _decoders(
+    task: str, *, num_classes: int, frames: NDArray[np.uint8] | None, tolerance: int
+) -> tuple[Sequence[Baseline], Callable[[], Baseline]]:
+    """Return the simple decoders of a task, and a maker of the one that reads the controls' views."""
+    if task == "gratings":
+        simple = gratings_baselines(num_classes=num_classes)
+        return simple, lambda: next(b for b in gratings_baselines(num_classes=num_classes) if b.name == "shrunk_lda")
+    if task == "frame_number":
+        simple = frame_number_baselines(num_frames=num_classes, tolerance=tolerance)
+        return simple, lambda: ShrunkLDAFrameNumber(num_frames=num_classes, tolerance=tolerance)
+    if task == "frames" and frames is not None:
+        return frame_baselines(frames, tolerance=tolerance), lambda: RidgeFrames(frames)
+    tasks = ("gratings", "frame_number", "frames")
+    raise ConfigError(f"baselines of task '{task}'{suggest(task, tasks)}", allowed=", ".join(tasks), fix="change it")

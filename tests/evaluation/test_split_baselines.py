@@ -1,0 +1,130 @@
+"""Baselines and controls on a split: those that read activity succeed, controls fail, ceilings know the truth."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from poyo_ssl.config import SplitConfig
+from poyo_ssl.data.recording import open_recordings
+from poyo_ssl.data.splits import split_gratings, split_movie
+from poyo_ssl.data.windows import movie_windows, trial_windows
+from poyo_ssl.errors import ConfigError, RecordingError
+from poyo_ssl.evaluation import parts
+from poyo_ssl.evaluation.parts import Part
+from poyo_ssl.evaluation.split_baselines import shift_activity, split_baselines
+
+MOVIE, NUM_FRAMES = "natural_movie_one", 60
+
+
+def movie_parts(recording, names=("train", "valid", "test_repeat")):
+    split, table = split_movie(recording, MOVIE, SplitConfig(num_clips=0), window_s=0.2), recording.stimulus(MOVIE)
+    made = {
+        name: movie_windows(recording, 0, table, split, name, num_frames=6, lag_s=0.0, targets=table.columns["frame"])
+        for name in names
+    }
+    return [Part.of(recording, np.arange(recording.num_units), made[name], 0) for name in names]
+
+
+def gratings_parts(recording, names=("train", "valid", "test_gratings")):
+    split, table = split_gratings(recording, SplitConfig()), recording.stimulus("drifting_gratings")
+    targets = np.nan_to_num(table.columns["orientation"] / 45).astype(int)
+    made = [
+        trial_windows(recording, 0, split, name, num_frames=57, lag_s=0.0, dilation_s=0.0, targets=targets)
+        for name in names
+    ]
+    return [Part.of(recording, np.arange(recording.num_units), table, 0) for table in made]
+
+
+@pytest.fixture
+def seeing(make_recording):
+    """Return a recording whose neurons follow the movie frame, each another one."""
+    recording = make_recording(num_units=24, grating_repeats=10)
+    table, dff = recording.stimulus(MOVIE), recording.dff.copy()
+    row = np.searchsorted(table.start, recording.timestamps, side="right") - 1
+    shown = np.where((row >= 0) & (recording.timestamps < table.end[-1]), table.columns["frame"][row], -100)
+    preferred = np.linspace(0, NUM_FRAMES, recording.num_units, endpoint=False)
+    dff += 3 * np.exp(-0.5 * ((shown[:, None] - preferred) / 2.0) ** 2).astype(np.float32)
+    return replace(recording, dff=dff)
+
+
+def scores_of(task, made, correct, **settings):
+    train, valid, test = made
+    found = {}
+    for baseline in split_baselines(task, train, **settings):
+        prediction = baseline.fit(train, valid).predict(test)
+        found[baseline.name] = (baseline.kind, float(correct(prediction, test.target).mean()))
+    return found
+
+
+def test_frame_numbers_are_decoded_from_activity_alone(seeing):
+    settings = {"num_classes": NUM_FRAMES, "tolerance": 3}
+    found = scores_of("frame_number", movie_parts(seeing), lambda p, t: np.abs(p - t) <= 3, **settings)
+    baselines = {name: score for name, (kind, score) in found.items() if kind == "baseline"}
+    controls = {name: score for name, (kind, score) in found.items() if kind == "control"}
+    assert set(baselines) == {"knn", "naive_bayes", "shrunk_lda"}
+    assert min(baselines.values()) > 0.8
+    assert set(controls) == {"time in session", "shuffled neurons", "shifted activity"}
+    assert max(controls.values()) < 0.4
+
+
+def test_directions_are_decoded_from_activity_alone(make_recording):
+    recording = make_recording(num_units=24, grating_repeats=15)
+    found = scores_of("gratings", gratings_parts(recording), lambda p, t: p == t, num_classes=8)
+    assert found["shrunk_lda"] == ("baseline", 1.0)
+    for name in ("shuffled neurons", "shifted activity", "shuffled labels", "time in session"):
+        assert found[name][0] == "control"
+        assert found[name][1] < 0.5
+
+
+def test_frames_have_an_oracle(seeing):
+    frames = np.random.default_rng(1).integers(0, 256, (NUM_FRAMES, 12, 12), dtype=np.uint8)
+    train, valid, test = movie_parts(seeing)
+    made = {b.name: b for b in split_baselines("frames", train, frames=frames, tolerance=3)}
+    assert {"mean_frame", "pixel_median", "blurred_mean", "ridge", "knn_lookup"} < set(made)
+    oracle = made["nearest training frame"].fit(train, valid)
+    np.testing.assert_array_equal(oracle.predict(test), frames[test.target])
+    assert oracle.kind == "ceiling"
+
+
+def test_shifting_keeps_windows_within_their_repeat_and_moves_each(seeing):
+    train, _, _ = movie_parts(seeing)
+    shifted = shift_activity(train, np.random.default_rng(0))
+    np.testing.assert_array_equal(shifted.target, train.target)
+    moves = set()
+    for repeat in np.unique(train.table.repeat):
+        own = train.table.repeat == repeat
+        was, now = train.table.first_low[own], shifted.table.first_low[own]
+        np.testing.assert_array_equal(np.sort(was), np.sort(now))
+        assert (was != now).all()
+        moves.add(int(np.flatnonzero(now == was[0])[0]))
+    assert len(moves) > 1
+    assert min(moves) >= 6
+    assert max(moves) <= 54
+
+
+def test_true_rates_are_a_ceiling_of_the_observatory_only(tiny, make_recording):
+    recording = open_recordings(tiny)[0]
+    columns = np.array([3, 1])
+    rates = parts.driven_rates(recording, columns)
+    truth, table = recording.truth, recording.stimulus(MOVIE)
+    k = 77
+    at = np.searchsorted(recording.timestamps, table.midpoint[k])
+    row = np.searchsorted(table.start, recording.timestamps[at], side="right") - 1
+    drive = truth[f"{MOVIE}_drive"][table.columns["frame"][row]][columns]
+    expected = truth["mean_rate_hz"][columns] * (1 + truth["stimulus_depth"][columns] * (drive - 1))
+    np.testing.assert_allclose(rates[at], expected, rtol=1e-5)
+    train = gratings_parts(recording)[0]
+    assert "true rates" in {b.name for b in split_baselines("gratings", train, num_classes=8)}
+    assert "running speed" in {b.name for b in split_baselines("gratings", train, num_classes=8)}
+    with pytest.raises(RecordingError, match="no true rates"):
+        parts.driven_rates(make_recording(num_units=2), columns[:1])
+
+
+def test_core_and_none_leave_the_controls_out(make_recording):
+    train = gratings_parts(make_recording(num_units=8))[0]
+    core = split_baselines("gratings", train, which="core", num_classes=8)
+    assert [b.name for b in core] == ["majority", "naive_bayes", "shrunk_lda"]
+    assert split_baselines("gratings", train, which="none", num_classes=8) == []
+    with pytest.raises(ConfigError, match="did you mean 'gratings'"):
+        split_baselines("grating", train, num_classes=8)
