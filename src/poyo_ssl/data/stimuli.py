@@ -136,6 +136,28 @@ class Presentations:
         edges = np.append(timestamps, timestamps[-1] + step)
         return cls(name, edges[start_frame], edges[end_frame], start_frame, end_frame, dict(columns))
 
+    @classmethod
+    def from_times(
+        cls,
+        name: str,
+        timestamps: NDArray[np.float64],
+        start: NDArray[np.float64],
+        end: NDArray[np.float64],
+        columns: Mapping[str, NDArray],
+    ) -> Presentations:
+        """Make a table from seconds; its imaging frames are the nearest ones.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> table = Presentations.from_times("m", np.arange(5.0), np.array([0.4, 1.6]), np.array([1.6, 9.0]), {})
+        >>> table.start_frame.tolist(), table.end_frame.tolist()
+        ([0, 2], [2, 5])
+        """
+        half = 0.5 * np.median(np.diff(timestamps))
+        start_frame, end_frame = np.searchsorted(timestamps, np.stack([start, end]) - half).astype(np.int64)
+        return cls(name, start, end, start_frame, np.maximum(start_frame, end_frame), dict(columns))
+
     def select(self, keep: NDArray[np.bool_]) -> Presentations:
         """Return the presentations where `keep` is True."""
         return Presentations(

@@ -1,0 +1,345 @@
+"""Output folders of suite2p, before and after version 1.0.
+
+A recording is a folder ``suite2p`` (or any folder) with ``plane0``, ``plane1``, ... and perhaps ``combined``, or one
+such plane. Clock, stimuli, pixels and metadata lie beside it (in the folder that holds ``suite2p``) or are given
+(`poyo_ssl.sources.companions`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poyo_ssl.data.recording import Recording
+from poyo_ssl.data.series import RoiMasks
+from poyo_ssl.errors import RecordingError
+from poyo_ssl.sources.array_files import load_npy
+from poyo_ssl.sources.arrays import check_dff_settings, dff_of_fluorescence
+from poyo_ssl.sources.companions import Companions, check_line
+from poyo_ssl.sources.source import Source, clean_name, trim_to_clock
+from poyo_ssl.sources.unpickle import load_pickled
+
+DEFAULT_FS, DEFAULT_TAU = 10.0, 1.0
+"""suite2p's own defaults, which are often left as they are."""
+
+MAX_PADDING = 2
+"""Frames by which the planes of one recording may differ."""
+
+
+@dataclass(frozen=True)
+class Suite2pSource(Source):
+    """Output of suite2p.
+
+    Attributes
+    ----------
+    companions : Companions
+        Clock, stimuli, pixels and metadata.
+    cells : {'iscell', 'all'}
+        'iscell' keeps the ROIs that suite2p or its user called cells.
+    dff_procedure : str
+        A baseline of `poyo_ssl.data.dff`.
+    neuropil_ratio : float, optional
+        r of F - r Fneu; by default what suite2p used, or 0.7.
+    """
+
+    name: ClassVar[str] = "suite2p"
+
+    companions: Companions = field(default_factory=Companions)
+    cells: Literal["iscell", "all"] = "iscell"
+    dff_procedure: str = "allen_median"
+    neuropil_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        check_dff_settings(self.dff_procedure, self.neuropil_ratio or 0.0)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Tell whether `path` is a plane of suite2p, or holds some."""
+        return path.is_dir() and (_is_plane(path) or any(_is_plane(plane) for plane in path.glob("plane*")))
+
+    def find(self, input: Path) -> list[Path]:
+        """Return the folder, or all ``suite2p`` folders below it."""
+        if self.recognises(input):
+            return [input]
+        found = sorted(path for path in input.rglob("suite2p") if self.recognises(path)) if input.is_dir() else []
+        if not found:
+            raise RecordingError(
+                f"no suite2p output in {input}",
+                allowed="a folder with plane0/F.npy, or folders 'suite2p' below",
+                fix="give one",
+            )
+        return found
+
+    def recording_id(self, path: Path) -> str:
+        """Return the name of the folder that suite2p was told to save to; with its parents' where it is a number."""
+        parts = [path.name]
+        for parent in path.absolute().parents:
+            # suite2p's own names, and numbers of experiments and dates, are not unique.
+            if not re.fullmatch(r"suite2p|combined|plane\d+|[\d_.-]*", parts[0]) or len(parts) > 4:
+                break
+            parts.insert(0, parent.name)
+        own = [part for part in parts if not re.fullmatch(r"suite2p|combined|plane\d+", part)]
+        return clean_name("_".join(own))
+
+    def files(self, path: Path) -> list[Path]:
+        """Return what is read of every plane, and the companions."""
+        names = ("F.npy", "Fneu.npy", "iscell.npy", "stat.npy", "ops.npy", "settings.npy", "db.npy")
+        found = [plane / name for plane in self._planes(path) for name in names if (plane / name).is_file()]
+        return found + self.companions.files(_home(path))
+
+    def movies(self, path: Path) -> Iterator[tuple[str, Any]]:
+        """Give the pixels that lie beside the folder."""
+        yield from self.companions.read_movies(_home(path))
+
+    def read(self, path: Path) -> Recording:
+        """Return the recording of a folder."""
+        warnings: list[str] = []
+        planes = [_Plane(folder, self.cells, warnings) for folder in self._planes(path)]
+        num_frames = self._common_length(planes, warnings)
+        rate_hz, ratio = self._settings(path, planes, warnings)
+        clock = self.companions.read_clock(_home(path))
+        if clock is None:
+            clock = self.companions.make_clock(num_frames, rate_hz)
+        light = np.concatenate([plane.traces(num_frames) for plane in planes], axis=1)
+        neuropil = np.concatenate([plane.neuropil[plane.rows, :num_frames].T for plane in planes], axis=1)
+        light, timestamps, trimmed = trim_to_clock(light, clock, str(path))
+        if len(timestamps) < 2:
+            raise RecordingError(f"{path} has {len(timestamps)} frames", allowed="2 or more", fix="check it")
+        measured = float(1 / np.median(np.diff(timestamps)))
+        if abs(measured / rate_hz - 1) > 0.02:
+            warnings.append(f"the timestamps have {measured:.4g} Hz, suite2p was told fs {rate_hz:.4g}")
+        dff = dff_of_fluorescence(light, neuropil, ratio, self.dff_procedure, measured, "Fneu.npy", warnings)
+        stimuli, epochs = self.companions.read_stimuli(_home(path), timestamps, warnings)
+        name = self.recording_id(path)
+        origin = f"suite2p, F - {ratio:g} Fneu, dF/F by {self.dff_procedure}"
+        metadata = self.companions.read_metadata(_home(path), {"subject_id": name, "origin": origin})
+        return Recording(
+            name,
+            dff,
+            timestamps,
+            metadata,
+            unit_ids=np.concatenate([plane.unit_ids(len(planes) > 1) for plane in planes]),
+            roi_masks=_join_masks(planes, warnings),
+            stimuli=stimuli,
+            epochs=epochs,
+            warnings=tuple(warnings + trimmed + check_line(metadata)),
+        )
+
+    def _planes(self, path: Path) -> list[Path]:
+        """Return the one folder, the combined one, or all planes."""
+        if _is_plane(path):
+            return [path]
+        planes = sorted(
+            (plane for plane in path.glob("plane*") if plane.name[5:].isdecimal()), key=lambda p: int(p.name[5:])
+        )
+        without = [plane for plane in planes if not (plane / "F.npy").is_file()]
+        planes = [plane for plane in planes if plane not in without]
+        if len(planes) > 1 and (path / "combined" / "F.npy").is_file():
+            return [path / "combined"]
+        if not planes:
+            raise RecordingError(
+                f"{path} has no traces: suite2p found no ROIs, or was stopped", fix="run suite2p again"
+            )
+        return planes
+
+    def _common_length(self, planes: list[_Plane], warnings: list[str]) -> int:
+        lengths = [plane.num_frames for plane in planes]
+        if max(lengths) - min(lengths) > MAX_PADDING:
+            raise RecordingError(
+                f"planes of {min(lengths)} to {max(lengths)} frames",
+                allowed=f"a difference of {MAX_PADDING}",
+                fix="check them",
+            )
+        num_frames = min(lengths)
+        if len(planes) > 1:
+            warnings.append(
+                f"{len(planes)} planes on one clock: a plane is imaged up to one frame time later than the first"
+            )
+        padded = max(plane.padding for plane in planes)
+        if padded or max(lengths) > num_frames:
+            cut = max(lengths) - num_frames + padded
+            warnings.append(f"some planes are shorter: the last {cut} frames of all are left out")
+        return num_frames - padded
+
+    def _settings(self, path: Path, planes: list[_Plane], warnings: list[str]) -> tuple[float, float]:
+        """Return the rate in Hz and the neuropil ratio: given, or as suite2p was told."""
+        told = _read_settings(planes[0].folder, path, warnings)
+        rate_hz = self.companions.rate_hz
+        if rate_hz is None:
+            rate_hz = _positive(told.get("fs"))
+            if rate_hz is None:
+                raise RecordingError(
+                    f"{planes[0].folder} does not say the imaging rate (fs)",
+                    fix="give --rate_hz (frames per second and plane)",
+                )
+            if rate_hz == DEFAULT_FS:
+                warnings.append(
+                    "fs is 10 Hz, suite2p's default, which is often left wrong; give --rate_hz if it is not true"
+                )
+            if _positive(told.get("tau")) == DEFAULT_TAU:
+                warnings.append(
+                    "tau is 1 s, suite2p's default, which is often left wrong; only its spikes depend on it"
+                )
+        ratio = self.neuropil_ratio
+        if ratio is None:
+            ratio = _positive(told.get("neucoeff"))
+        if ratio is None:
+            warnings.append("the neuropil ratio is not known: 0.7 is taken")
+        return rate_hz, 0.7 if ratio is None else ratio
+
+
+class _Plane:
+    """Traces and ROIs of one plane, memory-mapped, and which rows are cells."""
+
+    def __init__(self, folder: Path, cells: str, warnings: list[str]) -> None:
+        self.folder = folder
+        self.light, self.neuropil = (_load_traces(folder / name) for name in ("F.npy", "Fneu.npy"))
+        num_rois = len(self.light)
+        if self.neuropil.shape != self.light.shape:
+            raise RecordingError(
+                f"{folder}: F.npy has shape {self.light.shape}, Fneu.npy {self.neuropil.shape}",
+                allowed="the same",
+                fix="copy the folder again",
+            )
+        if self.light.shape[0] > self.light.shape[1]:
+            warnings.append(
+                f"{folder.name}/F.npy has more ROIs ({num_rois}) than frames; suite2p writes (ROIs, frames)"
+            )
+        self.rows = np.arange(num_rois)
+        if cells == "iscell":
+            self.rows = np.flatnonzero(self._read_iscell(num_rois))
+            if len(self.rows) == 0:
+                raise RecordingError(f"{folder}: no ROI is called a cell", fix="curate iscell.npy or pass --cells all")
+            warnings.append(
+                f"{folder.name}: {len(self.rows)} of {num_rois} ROIs are called cells; the others are left out"
+            )
+        self.num_frames = self.light.shape[1]
+        self.padding = self._count_padding()
+
+    def _read_iscell(self, num_rois: int) -> NDArray[np.bool_]:
+        path = self.folder / "iscell.npy"
+        if not path.is_file():
+            raise RecordingError(f"no {path}", fix="add it, or pass --cells all")
+        iscell = load_npy(path)
+        if iscell.ndim not in (1, 2) or iscell.dtype.kind not in "biuf" or 0 in iscell.shape:
+            raise RecordingError(
+                f"{path} holds {iscell.dtype} of shape {iscell.shape}", allowed="(ROIs, 2)", fix="add it again"
+            )
+        flag = iscell if iscell.ndim == 1 else iscell[:, 0]
+        if len(flag) != num_rois:
+            raise RecordingError(
+                f"{path} has {len(flag)} rows, F.npy {num_rois} ROIs", allowed="as many", fix="copy the folder again"
+            )
+        if not np.isin(flag, (0, 1)).all():
+            raise RecordingError(f"{path} has labels other than 0 and 1", fix="save the labels in column 0")
+        return np.asarray(flag, bool)
+
+    def _count_padding(self) -> int:
+        """Frames at the end in which a combined folder's shorter planes are filled with zeros."""
+        tail = self.light[self.rows, -(MAX_PADDING + 1) :] != 0
+        alive = tail[:, :1].any(axis=1)
+        # A ROI without light is not padded.
+        return int((~tail[alive].all(axis=0)).sum()) if alive.any() else 0
+
+    def traces(self, num_frames: int) -> NDArray[np.float32]:
+        """``(num_frames, units)``."""
+        return np.asarray(self.light[self.rows, :num_frames].T, np.float32)
+
+    def unit_ids(self, several: bool) -> NDArray[np.str_]:
+        """Return ids by row number, with the plane's name where there are several."""
+        prefix = f"{self.folder.name}_" if several else ""
+        return np.array([f"{prefix}roi_{row:04d}" for row in self.rows])
+
+
+def _load_traces(path: Path) -> NDArray:
+    traces = load_npy(path)
+    if traces.ndim != 2 or traces.dtype.kind not in "iuf" or 0 in traces.shape:
+        raise RecordingError(
+            f"{path} holds {traces.dtype} of shape {traces.shape}",
+            allowed="numbers of (ROIs, frames)",
+            fix="copy it again",
+        )
+    return traces
+
+
+def _read_settings(plane: Path, path: Path, warnings: list[str]) -> dict[str, Any]:
+    """Return fs, tau and neucoeff of whatever file says them: ops.npy, or settings.npy since 1.0."""
+    told: dict[str, Any] = {}
+    folders = dict.fromkeys((plane, *sorted(path.glob("plane*")), path))
+    files = [folder / name for folder in folders for name in ("settings.npy", "ops.npy")]
+    for file in files:
+        if not file.is_file() or "fs" in told:
+            continue
+        try:
+            content = load_pickled(file)
+        except RecordingError as error:
+            warnings.append(str(error))
+            continue
+        if not isinstance(content, dict):
+            warnings.append(f"{file} does not hold a dictionary: not used")
+            continue
+        extraction = content.get("extraction")
+        nested = extraction.get("neuropil_coefficient") if isinstance(extraction, dict) else None
+        told |= {key: content[key] for key in ("fs", "tau", "neucoeff") if key in content}
+        if nested is not None:
+            told["neucoeff"] = nested
+    return told
+
+
+def _positive(value: Any) -> float | None:
+    """Return a number above 0, or None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) and number > 0 else None
+
+
+def _join_masks(planes: list[_Plane], warnings: list[str]) -> RoiMasks | None:
+    """Return the pixels of the cells, if stat.npy can be read; planes lie side by side only in 'combined'."""
+    if len(planes) > 1:
+        return None
+    plane = planes[0]
+    if not (plane.folder / "stat.npy").is_file():
+        warnings.append("no stat.npy: the ROIs have no masks")
+        return None
+    try:
+        stat = load_pickled(plane.folder / "stat.npy")
+        unit, row, column = [], [], []
+        if len(stat) != len(plane.light):
+            raise ValueError(f"{len(stat)} ROIs in stat.npy, {len(plane.light)} in F.npy")
+        for place, roi in enumerate(plane.rows):
+            pixels = [np.asarray(stat[roi][key], np.int64).reshape(-1) for key in ("ypix", "xpix")]
+            unit.append(np.full(len(pixels[0]), place))
+            row.append(pixels[0])
+            column.append(pixels[1])
+        parts = [np.concatenate(part) for part in (unit, row, column)]
+        if len(parts[1]) != len(parts[2]) or (len(parts[1]) and min(parts[1].min(), parts[2].min()) < 0):
+            raise ValueError("pixels outside the image")
+    except (RecordingError, ValueError, KeyError, TypeError, IndexError) as error:
+        warnings.append(f"the ROIs have no masks: {' '.join(str(error).split())}")
+        return None
+    height, width = (int(part.max(initial=0)) + 1 for part in parts[1:])
+    if max(height, width) > 1 << 15:
+        warnings.append(f"the ROIs have no masks: pixels at row {height - 1} and column {width - 1}")
+        return None
+    unit_of, rows, columns = (part.astype(np.int32) for part in parts)
+    return RoiMasks(unit_of, rows, columns, image_shape=(height, width))
+
+
+def _is_plane(path: Path) -> bool:
+    return (path / "F.npy").is_file()
+
+
+def _home(path: Path) -> Path:
+    """Return the folder that holds the output, where a laboratory keeps what belongs to it."""
+    home = path
+    while re.fullmatch(r"suite2p|combined|plane\d+", home.name) and home.parent != home:
+        home = home.parent
+    return home
