@@ -127,8 +127,8 @@ def true_drive(part: Part) -> FloatArray:
     """``(N, C x 3)`` the true stimulus-driven rates of the units in three time bins, without noise.
 
     A simulation knows them: mean rate x (1 + depth x (drive - 1)), with the drive of the movie frame or grating on
-    the screen at each imaging frame. On unseen frames a decoder of it is no upper bound: its hyper-parameters are chosen
-    on frames that trained (docs/log.md).
+    the screen at each imaging frame. On unseen frames a decoder of it is no upper bound: its hyper-parameters are
+    chosen on frames that trained (docs/log.md).
 
     Raises
     ------
