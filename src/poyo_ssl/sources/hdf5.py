@@ -17,6 +17,7 @@ from poyo_ssl.sources.source import check_size
 MAX_ARRAY_BYTES = 1 << 30
 """Of an array that is read whole; traces and pixels, which may be larger, are read in pieces."""
 
+HARMLESS_BYTES = 1 << 20
 MAX_TEXT_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 1 << 29
 
@@ -67,7 +68,8 @@ def get(parent: h5py.Group, name: str) -> Any:
         item = None
     if item is None:
         return None
-    outside = item.file.filename != parent.file.filename
+    # Names of the files by the library itself: h5py would build a file object for each.
+    outside = h5py.h5f.get_name(item.id) != h5py.h5f.get_name(parent.id)
     if isinstance(item, h5py.Dataset):
         outside = outside or item.is_virtual or bool(item.external)
     if outside:
@@ -117,6 +119,8 @@ def require_numbers(dataset: h5py.Dataset, ndim: int, *, whole: bool = True) -> 
             allowed=f"numbers of {ndim} dimension{'s' if ndim > 1 else ''}",
             fix="the file is damaged or of another layout",
         )
+    if dataset.nbytes <= HARMLESS_BYTES:
+        return
     stored = dataset.id.get_storage_size()
     check_size(dataset.shape, dataset.dtype, name_of(dataset), stored=max(stored, 1))
     limit = MAX_ARRAY_BYTES if whole else None
