@@ -214,6 +214,12 @@ WARNINGS = {
         ],
         "the mask is empty in row 3: position unknown",
     ),
+    "pixel lists wrong": (
+        lambda f: [
+            _put(f"{SEGMENTATION}/imaging_plane_1/roi_000{roi}/pix_mask", lambda v: v[:, ::-1])(f) for roi in range(5)
+        ],
+        "pixel lists of the ROIs are not those of their images",
+    ),
     "no masks": (_drop(f"{SEGMENTATION}/imaging_plane_1"), "no ROI masks"),
     "no cell ids": (_drop(f"{SEGMENTATION}/cell_specimen_ids"), "no cell specimen ids"),
     "no roi ids": (_drop(f"{SEGMENTATION}/roi_ids"), "no roi_ids"),
@@ -268,6 +274,21 @@ def test_every_spelling_of_the_genotype(genotype, line, damaged):
     found = AllenSource().read(damaged(_texts(genotype=genotype)))
     assert found.metadata.cre_line == line
     assert found.warnings == ()
+
+
+def test_images_of_masks_are_believed_before_lists(damaged, originals):
+    def swap(file):
+        for roi in range(5):
+            _put(f"{SEGMENTATION}/imaging_plane_1/roi_000{roi}/pix_mask", lambda v: v[:, ::-1])(file)
+
+    def drop(file):
+        for roi in range(5):
+            del file[f"{SEGMENTATION}/imaging_plane_1/roi_000{roi}/pix_mask"]
+
+    for change in (swap, drop):
+        found = AllenSource().read(damaged(change))
+        for unit in range(5):
+            np.testing.assert_array_equal(found.roi_masks.dense(unit), originals["A"][0].roi_masks.dense(unit))
 
 
 def test_end_at_the_last_frame_is_legal(damaged, originals):

@@ -35,6 +35,7 @@ from poyo_ssl.sources.source import Source
 SEGMENTATION = f"{PIPELINE}/ImageSegmentation"
 PLANE = f"{SEGMENTATION}/imaging_plane_1"
 DATA_FOLDER = "ophys_experiment_data"
+PLANE_SHAPE = (512, 512)
 MAX_PLANE_PIXELS = 4096
 
 
@@ -234,26 +235,33 @@ def _read_identities(file: h5py.File) -> _Identities:
 
 
 def _read_masks(file: h5py.File, roi_list: list[str], warnings: list[str]) -> RoiMasks | None:
-    """Read the pixel list of each ROI, or its image where it has none."""
+    """Read the pixel list of each ROI, or its image where it has none or the first of them disagrees with its image.
+
+    A list is read much faster than an image that is nearly all zero, and opening each image alone takes longer than
+    everything else together.
+    """
     pixels: list[NDArray] = []
-    empty: list[int] = []
-    shape = (512, 512)
-    for row, key in enumerate(roi_list):
-        group = get_group(file, f"{PLANE}/{key}") if re.fullmatch(r"[\w.-]+", key) else None
-        found = _read_mask(group) if group is not None else None
-        if found is None:
-            found = (np.zeros((2, 0), np.int64), shape)
-        if len(found[0][0]) == 0:
-            empty.append(row)
-        elif len(pixels) == len(empty):
-            shape = found[1]
-        elif found[1] != shape:
-            raise RecordingError(
-                f"{name_of(file[PLANE])}: masks of {shape} and of {found[1]} pixels",
-                allowed="one size",
-                fix="download the file again",
-            )
-        pixels.append(found[0])
+    shape, lists_hold = None, True
+    for key in roi_list:
+        mask = f"{PLANE}/{key}"
+        safe = re.fullmatch(r"[\w.-]+", key)
+        listed = _read_pixel_list(file, mask, shape) if safe and lists_hold else None
+        if safe and (listed is None or shape is None):
+            image = _read_image(file, mask)
+            if image is not None:
+                if shape is not None and image.shape != shape:
+                    raise RecordingError(
+                        f"{file.filename}: masks of {shape} and of {image.shape} pixels",
+                        allowed="one size",
+                        fix="download the file again",
+                    )
+                shape = image.shape
+                if listed is not None and not _same_pixels(listed, image):
+                    warnings.append("pixel lists of the ROIs are not those of their images; the images are taken")
+                    lists_hold, listed = False, None
+                listed = np.stack(np.nonzero(image)) if listed is None else listed
+        pixels.append(np.zeros((2, 0), np.int64) if listed is None else listed)
+    empty = [row for row, part in enumerate(pixels) if part.shape[1] == 0]
     if len(empty) == len(pixels):
         warnings.append("no ROI masks: positions are unknown")
         return None
@@ -261,30 +269,41 @@ def _read_masks(file: h5py.File, roi_list: list[str], warnings: list[str]) -> Ro
         warnings.append(f"the mask is empty in {name_rows(empty)}: position unknown")
     unit = np.repeat(np.arange(len(pixels), dtype=np.int32), [part.shape[1] for part in pixels])
     rows, columns = np.concatenate(pixels, axis=1).astype(np.int32)
-    return RoiMasks(unit, rows, columns, shape)
+    return RoiMasks(unit, rows, columns, shape or PLANE_SHAPE)
 
 
-def _read_mask(group: h5py.Group) -> tuple[NDArray, tuple[int, int]] | None:
-    """Return rows and columns ``(2, P)`` and the size of the plane; None if there is no mask."""
-    image, listed = get_dataset(group, "img_mask"), get_dataset(group, "pix_mask")
-    shape = (512, 512)
-    if image is not None:
-        require_numbers(image, 2)
-        if max(image.shape) > MAX_PLANE_PIXELS:
-            raise RecordingError(
-                f"{name_of(image)} has shape {image.shape}",
-                allowed=f"up to {MAX_PLANE_PIXELS} pixels a side",
-                fix="download the file again",
-            )
-        shape = (int(image.shape[0]), int(image.shape[1]))
-    if listed is not None and listed.ndim == 2 and listed.shape[1] == 2 and listed.dtype.kind in "iu":
-        # A list of pixels is read much faster than a plane that is nearly all zero.
-        columns, rows = read_numbers(listed, 2).T.astype(np.int64)
-        if len(rows) and min(rows.min(), columns.min()) >= 0 and rows.max() < shape[0] and columns.max() < shape[1]:
-            return np.stack([rows, columns]), shape
+def _read_pixel_list(file: h5py.File, mask: str, shape: tuple[int, int] | None) -> NDArray | None:
+    """Return rows and columns ``(2, P)`` of a list of x and y; None if there is none inside the plane."""
+    listed = get_dataset(file, f"{mask}/pix_mask")
+    if listed is None or listed.ndim != 2 or listed.shape[1] != 2 or listed.dtype.kind not in "iu":
+        return None
+    columns, rows = read_numbers(listed, 2).T.astype(np.int64)
+    height, width = shape or PLANE_SHAPE
+    if len(rows) and (min(rows.min(), columns.min()) < 0 or rows.max() >= height or columns.max() >= width):
+        return None
+    return np.stack([rows, columns])
+
+
+def _read_image(file: h5py.File, mask: str) -> NDArray[np.bool_] | None:
+    """Return the image of a mask, True inside."""
+    image = get_dataset(file, f"{mask}/img_mask")
     if image is None:
         return None
-    return np.stack(np.nonzero(np.nan_to_num(read_numbers(image, 2)))), shape
+    require_numbers(image, 2)
+    if max(image.shape) > MAX_PLANE_PIXELS:
+        raise RecordingError(
+            f"{name_of(image)} has shape {image.shape}",
+            allowed=f"up to {MAX_PLANE_PIXELS} pixels a side",
+            fix="download the file again",
+        )
+    return np.nan_to_num(read_numbers(image, 2)) != 0
+
+
+def _same_pixels(listed: NDArray, image: NDArray[np.bool_]) -> bool:
+    drawn = np.zeros_like(image)
+    inside = (listed < np.array(image.shape)[:, None]).all(axis=0)
+    drawn[tuple(listed[:, inside])] = True
+    return bool(inside.all() and np.array_equal(drawn, image))
 
 
 def _read_series(file: h5py.File, name: str, warnings: list[str]) -> tuple[NDArray, NDArray] | None:

@@ -21,6 +21,7 @@ FLUORESCENCE = f"{PIPELINE}/Fluorescence/imaging_plane_1"
 CACHED_BYTES = 512 << 20
 """Compressed traces up to this size are unpacked once and kept; larger ones are unpacked piece by piece."""
 
+SLAB_FRAMES = 8192
 TILE_FRAMES = 128
 """Frames turned at a time: a tile of 128 frames x 400 ROIs stays in the processor's cache."""
 
@@ -48,33 +49,47 @@ class RoiTraces:
 
     def __init__(self, dataset: h5py.Dataset, num_frames: int) -> None:
         self.shape = (num_frames, int(dataset.shape[0]))
-        self._rows = _map_rows(dataset)
+        self._turned: NDArray[np.float32] | None = None
+        offset, path = dataset.id.get_offset(), dataset.file.filename
+        if dataset.chunks is None and offset is not None and dataset.size:
+            self._rows: Any = np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+        elif dataset.chunks is None or dataset.size * 4 <= CACHED_BYTES:
+            self._turned = _unpack(dataset)
+        else:
+            self._rows = _reopen(dataset)
 
     def __getitem__(self, frames: slice) -> NDArray[np.float32]:
         start, stop, step = frames.indices(self.shape[0])
         assert step == 1, frames
-        rows = self._rows[:, start:stop]
-        turned = np.empty((max(stop - start, 0), self.shape[1]), np.float32)
-        for first in range(0, len(turned), TILE_FRAMES):
-            turned[first : first + TILE_FRAMES] = rows[:, first : first + TILE_FRAMES].T
-        return turned
+        if self._turned is not None:
+            return self._turned[start:stop]
+        return _turn(self._rows[:, start:stop])
 
 
-def _map_rows(dataset: h5py.Dataset) -> Any:
-    """Return an array or dataset of ``(N, T)`` that can be sliced after the dataset's file is closed."""
-    offset = dataset.id.get_offset()
-    path = dataset.file.filename
-    if dataset.chunks is None and offset is not None and dataset.size:
-        return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
-    if dataset.size * 4 <= CACHED_BYTES:
-        kept = np.empty(dataset.shape, np.float32)
-        dataset.read_direct(kept)
-        return kept
-    # A slab of frames meets every chunk along the ROIs: with fewer than that in the cache, each would be
-    # unpacked again for the next slab.
+def _turn(rows: NDArray) -> NDArray[np.float32]:
+    """Return ``(n, N)`` float32 of ``(N, n)``."""
+    turned = np.empty(rows.shape[::-1], np.float32)
+    for first in range(0, len(turned), TILE_FRAMES):
+        turned[first : first + TILE_FRAMES] = rows[:, first : first + TILE_FRAMES].T
+    return turned
+
+
+def _unpack(dataset: h5py.Dataset) -> NDArray[np.float32]:
+    """Read a whole dataset in slabs of whole chunks, so that each is unpacked once."""
+    length = dataset.chunks[1] if dataset.chunks else max(dataset.shape[1], 1)
+    slab = max(SLAB_FRAMES // length, 1) * length
+    turned = np.empty(dataset.shape[::-1], np.float32)
+    for first in range(0, len(turned), slab):
+        turned[first : first + slab] = _turn(dataset[:, first : first + slab])
+    return turned
+
+
+def _reopen(dataset: h5py.Dataset) -> h5py.Dataset:
+    """Open a dataset with room for every chunk that a slab of frames meets: fewer would be unpacked again each time."""
     across = -(-dataset.shape[0] // dataset.chunks[0])
     slab = across * dataset.chunks[0] * dataset.chunks[1] * dataset.dtype.itemsize
-    return h5py.File(path, "r", rdcc_nbytes=min(slab, CACHED_BYTES), rdcc_nslots=20 * across + 1)[dataset.name]
+    file = h5py.File(dataset.file.filename, "r", rdcc_nbytes=min(slab, CACHED_BYTES), rdcc_nslots=20 * across + 1)
+    return file[dataset.name]
 
 
 def read_clock(file: h5py.File) -> NDArray[np.float64]:
