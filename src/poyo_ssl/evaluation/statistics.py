@@ -5,9 +5,8 @@ recordings within an animal. With `MIN_ANIMALS_BOOTSTRAP` animals or more the in
 (animal > recording > block of frames), *studentised*: the error of each resample is divided by its own standard error
 over animals (Hall 1988; Davison and Hinkley 1997, section 5.2). The plain percentile interval covers too little where
 scatter lies between animals, and too much where it lies within them, since resampling inside an animal adds scatter
-that its mean has already; the ratio does neither (docs/statistics.md has the figures). Below that it is the t interval
-on animal means. One animal is weighed by its recordings, one recording by its repeats, and trainings alone (seeds) only
-from `MIN_SEEDS` on.
+that its mean has already; the ratio does neither. Below that it is the t interval on animal means. One animal is
+weighed by its recordings, one recording by its repeats, and trainings alone (seeds) only from `MIN_SEEDS` on.
 
 From `MIN_SEEDS` seeds on, trainings are a second random factor crossed with animals: every animal is decoded by
 the same trainings, so their luck does not average out over animals. Both errors are added, as in min F' (Clark 1973).

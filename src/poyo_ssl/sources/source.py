@@ -1,8 +1,7 @@
 """What a source is: one kind of input (files of a laboratory or an archive) that becomes recordings.
 
-To add one, derive a frozen dataclass from `Source` (its fields are the settings that change what comes out), write
-`find` and `read`, and list the class in `poyo_ssl.sources.registry`. `poyo_ssl.sources.convert` then runs it in
-parallel, continues it, reports and stores its warnings; `poyo-ssl doctor` knows it too.
+To add one, derive a frozen dataclass from `Source` (its fields are the settings that change what comes out) and write
+`find` and `read`. `poyo_ssl.sources.convert` then runs it in parallel, continues it, reports and stores its warnings.
 
 Rules for `read`, which is given files that nobody has checked:
 
