@@ -28,6 +28,7 @@ SETTINGS: dict[Callable[..., Any], dict[str, tuple[type[Any], str | None]]] = {
 }
 COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare observatory": commands.prepare_observatory,
+    "prepare allen": commands.prepare_allen,
     "prepare events": commands.prepare_events,
     "select": commands.select,
     "split": commands.split,
@@ -39,7 +40,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "report": commands.report,
     "demo": commands.demo,
 }
-POSITIONAL = ("prepare observatory", "prepare events", "report", "resume", "split")
+POSITIONAL = ("prepare observatory", "prepare allen", "prepare events", "report", "resume", "split")
 
 
 class Parser(ArgumentParser):

@@ -4,7 +4,7 @@ Heavy libraries are imported inside the functions, so that ``poyo-ssl --help`` a
 """
 
 from poyo_ssl.commands.evaluation import demo, evaluate, report
-from poyo_ssl.commands.prepare import prepare_events, prepare_observatory
+from poyo_ssl.commands.prepare import prepare_allen, prepare_events, prepare_observatory
 from poyo_ssl.commands.protocol import audit, split
 from poyo_ssl.commands.training import finetune, pretrain, resume, select
 
@@ -13,6 +13,7 @@ __all__ = [
     "demo",
     "evaluate",
     "finetune",
+    "prepare_allen",
     "prepare_events",
     "prepare_observatory",
     "pretrain",

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.progress import Progress
 
 from poyo_ssl.commands.console import console
+from poyo_ssl.errors import RecordingError
+
+if TYPE_CHECKING:
+    from poyo_ssl.sources import Source
 
 
 def prepare_observatory(
@@ -72,3 +78,64 @@ def prepare_events(input: Path, output: Path, seed: int = 0, overwrite: bool = F
 
     path = prepare(input, output, config=EventsConfig(), seed=seed, overwrite=overwrite)
     console.print(f"wrote {path}")
+
+
+def prepare_allen(
+    input: Path,
+    output: Path,
+    max_trim_frames: int = 1,
+    workers: int | None = None,
+    ray: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Convert Allen Brain Observatory files (NWB 1, as AllenSDK downloads them); AllenSDK is not needed.
+
+    A file that cannot be read is named at the end and does not stop the others; the exit code is then 2. What was
+    converted before is left as it is.
+
+    Parameters
+    ----------
+    input : path
+        One .nwb file, or a folder of them.
+    output : path
+        Data folder to make, or to complete after an interruption.
+    max_trim_frames : int
+        dF/F and timestamps may differ by so many frames, which are trimmed with a warning.
+    workers : int, optional
+        Processes; all cores by default.
+    ray : str, optional
+        Address of a Ray cluster to run on, or 'local' (needs the extra 'ray').
+    overwrite : bool
+        Convert again what is there.
+    """
+    from poyo_ssl.sources.allen import AllenSource
+
+    source = AllenSource(max_trim_frames=max_trim_frames)
+    _convert(source, input, output, workers=workers, ray=ray, overwrite=overwrite)
+
+
+def _convert(
+    source: Source, input: Path, output: Path, *, workers: int | None, ray: str | None, overwrite: bool
+) -> None:
+    """Run a source with a progress bar; say every warning, and raise if a recording failed."""
+    from poyo_ssl.sources.convert import Outcome, convert
+
+    with Progress(console=console) as progress:
+        task = progress.add_task(f"converting {source.name}", total=None)
+
+        def show(outcome: Outcome, total: int) -> None:
+            progress.update(task, total=total, advance=1)
+            for line in outcome.warnings:
+                progress.console.print(f"{outcome.recording_id}: {line}", markup=False)
+
+        outcomes = convert(source, input, output, workers=workers, ray=ray, overwrite=overwrite, progress=show)
+    count = Counter(outcome.status for outcome in outcomes)
+    console.print(f"{count['written']} written, {count['unchanged']} unchanged, {count['failed']} failed in {output}")
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    for outcome in failed:
+        console.print(f"{outcome.input}: {outcome.error}", markup=False)
+    if failed:
+        raise RecordingError(
+            f"{len(failed)} of {len(outcomes)} recordings could not be converted, {failed[0].recording_id} first",
+            fix="see the lines above; run it again to continue",
+        )

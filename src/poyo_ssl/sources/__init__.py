@@ -1,7 +1,7 @@
 """Files of others, turned into recordings.
 
 `source` says what a source is, `convert` runs one; names are imported on first use, so that the processes of a parallel
-conversion do not wait for what they do not need.
+conversion do not wait for what they do not need. (`convert` is the name of a module here; take the function from it.)
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from poyo_ssl.sources.convert import Outcome, convert
+    from poyo_ssl.sources.convert import Outcome
     from poyo_ssl.sources.events import EventsConfig, prepare_events
     from poyo_ssl.sources.gcamp import GCaMPConfig, fit_decay
     from poyo_ssl.sources.source import Source
@@ -20,12 +20,11 @@ _HOMES = {
     "GCaMPConfig": "gcamp",
     "Outcome": "convert",
     "Source": "source",
-    "convert": "convert",
     "fit_decay": "gcamp",
     "prepare_events": "events",
 }
 
-__all__ = ["EventsConfig", "GCaMPConfig", "Outcome", "Source", "convert", "fit_decay", "prepare_events"]
+__all__ = ["EventsConfig", "GCaMPConfig", "Outcome", "Source", "fit_decay", "prepare_events"]
 
 
 def __getattr__(name: str) -> Any:
