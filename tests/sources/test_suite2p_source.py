@@ -141,7 +141,7 @@ class Structured:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(Evil(), "it would run builtins.eval"), (Huge(), ""), (Structured(), ""), (print, "it would run builtins.print")],
+    [(Evil(), "it would run builtins.eval"), (Huge(), ""), (Structured(), ""), (exec, "it would run builtins.exec")],
 )
 def test_nothing_is_run_or_allocated_by_a_pickle(tmp_path, content, message, monkeypatch):
     plane = write_plane(tmp_path / "x" / "plane0")

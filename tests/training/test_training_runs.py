@@ -83,7 +83,13 @@ def test_a_pretraining_leaves_a_complete_folder(pretrained, pair, pretrain_confi
     assert {"python", "torch", "lightning", "poyo-ssl"} <= set(facts["versions"])
     recordings = open_recordings(pair)
     assert facts["data"] == [
-        {"recording_id": r.recording_id, "path": str(r.path), "sha256": r.checksum()} for r in recordings
+        {
+            "recording_id": r.recording_id,
+            "subject_id": r.metadata.subject_id,
+            "path": str(r.path),
+            "sha256": r.checksum(),
+        }
+        for r in recordings
     ]
     assert facts["parameters"]["units"] == (32 + 1) * 32
     splits = read_json(pretrained, "splits.json")
