@@ -143,10 +143,10 @@ def load_pickled(path: Path) -> Any:
     >>> np.save(path, np.array({"fs": 30.0, "where": Path("x")}), allow_pickle=True)
     >>> load_pickled(path)["fs"]
     30.0
-    >>> np.save(path, np.array({"fs": print}), allow_pickle=True)
+    >>> np.save(path, np.array({"fs": eval}), allow_pickle=True)
     >>> load_pickled(path)
     Traceback (most recent call last):
-    poyo_ssl.errors.RecordingError: ...ops.npy is not unpickled: it would run builtins.print; ...
+    poyo_ssl.errors.RecordingError: ...ops.npy is not unpickled: it would run builtins.eval; ...
     """
     if not path.is_file():
         raise RecordingError(f"no file {path}", fix=REMEDY)
