@@ -152,7 +152,7 @@ def encode(parts, batch, latents, form):
     return encoder(latents, grid, rotary(times, torch.float64), form=form)
 
 
-@pytest.mark.parametrize("form", ["plain", "grid"])
+@pytest.mark.parametrize("form", ["plain", "grid", "streamed"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("edges", [False, True])
 @pytest.mark.parametrize("value_embedding", ["shared", "per_unit"])
@@ -215,7 +215,7 @@ def test_grid_form_equals_plain_form_with_all_gradients(make_batch, causal, edge
     batch = replace(batch, frame_times=batch.frame_times + 0.04)
     num_latents = len(latent_times(parts[0], batch.duration_s))
     results = []
-    for form in ("grid", "plain"):
+    for form in ("streamed", "grid", "plain"):
         leaves = [*tokens.parameters(), *encoder.parameters()]
         dff = batch.dff.clone().requires_grad_()
         latents = torch.randn(
@@ -226,9 +226,10 @@ def test_grid_form_equals_plain_form_with_all_gradients(make_batch, causal, edge
             weights = torch.arange(out.numel()).view_as(out).cos()
             grads = torch.autograd.grad((out * weights).sum(), [dff, latents, *leaves])
         results.append([out.detach(), *grads])
-    for grid, plain in zip(*results, strict=True):
+    for streamed, grid, plain in zip(*results, strict=True):
         scale = plain.abs().max().clamp_min(1)
-        torch.testing.assert_close(grid / scale, plain / scale, rtol=0, atol=1e-12)
+        for ours in (streamed, grid):
+            torch.testing.assert_close(ours / scale, plain / scale, rtol=0, atol=1e-12)
     assert torch.equal(results[0][2].isfinite(), torch.ones_like(results[0][2], dtype=torch.bool))
 
 
@@ -260,7 +261,7 @@ def test_grid_tokens_pass_finite_differences(shape):
 
 def test_attention_dropout_is_honoured_in_both_forms(make_batch):
     batch = make_batch(padded=False)
-    for form in ("grid", "plain"):
+    for form in ("streamed", "grid", "plain"):
         parts = _, _, encoder, _ = encoder_parts(attention_dropout=0.5, ffn_dropout=0.0)
         latents = torch.randn(1, len(latent_times(parts[0], batch.duration_s)), 12, dtype=torch.float64)
         torch.manual_seed(0)

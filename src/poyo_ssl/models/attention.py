@@ -8,7 +8,6 @@ are complex factors of the E / 2 pairs of a head, computed once per batch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poyo_ssl.models.grid_tokens import project_grid
+from poyo_ssl.models.streamed_attention import streamed_attention
+from poyo_ssl.models.token_grid import TokenGrid
 
-CrossAttentionForm = Literal["grid", "plain"]
+CrossAttentionForm = Literal["streamed", "grid", "plain"]
 
 
 class RotaryTime(nn.Module):
@@ -238,58 +239,32 @@ class ReadoutAttention(nn.Module):
         return self.to_out(merge_heads(out))  # (B, Q, D)
 
 
-@dataclass(frozen=True)
-class TokenGrid:
-    """The recording as the encoder sees it: token ``(t, c)`` is ``[unit_c + type_t ; value_tc w_c]``.
-
-    Attributes
-    ----------
-    units : Tensor
-        ``(B, C, D)`` unit embeddings.
-    types : Tensor
-        ``(T, D)`` token-type embedding of each token time (a frame, the start or the end).
-    values : Tensor
-        ``(B, T, C)`` dF/F, 0 for start and end.
-    value_embedding : Tensor
-        ``(1, 1, D)`` or ``(B, C, D)``, the w above: one for all neurons or one for each.
-    turns : Tensor
-        ``(B, T, E / 2)`` complex, the rotation of the T token times.
-    mask : Tensor, optional
-        ``(B, 1 or L, T, C)`` bool, True where a latent may look; None when it may look everywhere.
-    """
-
-    units: Tensor
-    types: Tensor
-    values: Tensor
-    value_embedding: Tensor
-    turns: Tensor
-    mask: Tensor | None = None
-
-
 class GridCrossAttention(nn.Module):
-    """Cross-attention of latents to all tokens of a recording, in two forms with the same parameters.
+    """Cross-attention of latents to all tokens of a recording, in three forms with the same parameters and results.
 
-    Form ``"plain"`` builds every token, normalises it and projects it: the reference. Form ``"grid"`` uses that
-    a token's LayerNorm and projection separate into a part per neuron and a part per value, so the projection
-    costs C rows instead of T x C (`poyo_ssl.models.grid_tokens`). Both give the same numbers.
+    Form ``"plain"`` builds every token, normalises it and projects it: the reference. ``"grid"`` uses that a token's
+    LayerNorm and projection separate into a part per neuron and a part per value, so the projection costs C rows
+    instead of T x C (`poyo_ssl.models.grid_tokens`). ``"streamed"`` makes keys and values a few tokens at a time, and
+    only the half of them that turns (`poyo_ssl.models.streamed_attention`).
 
     Parameters
     ----------
     dim, heads, dim_head : int
         Width of the latents (tokens are twice as wide), number of heads, width of a head.
     dropout : float
-        Dropout of the attention probabilities; above 0 the fused kernels cannot be used in training.
+        Dropout of the attention probabilities; above 0 torch's fused kernels cannot be used in training on a CPU.
 
     Examples
     --------
     >>> rotary = RotaryTime(8, t_min_s=0.1, t_max_s=4.0)
     >>> grid = TokenGrid(
-    ...     units=torch.randn(2, 5, 16), types=torch.randn(3, 16), values=torch.randn(2, 3, 5),
-    ...     value_embedding=torch.randn(1, 1, 16), turns=rotary(torch.arange(3.0), torch.float32))
+    ...     units=torch.randn(2, 5, 16), types=torch.randn(3, 16), kinds=torch.tensor([1, 0, 2]),
+    ...     values=torch.randn(2, 3, 5), value_embedding=torch.randn(1, 1, 16),
+    ...     turns=rotary(torch.arange(3.0), torch.float32))
     >>> attention = GridCrossAttention(16, heads=2, dim_head=8, dropout=0.0)
     >>> latents, at_latents = torch.randn(1, 4, 16), rotary(torch.arange(4.0), torch.float32)
-    >>> fast, plain = (attention(latents, grid, at_latents, form=form) for form in ("grid", "plain"))
-    >>> fast.shape, torch.allclose(fast, plain, atol=1e-5)
+    >>> streamed, plain = (attention(latents, grid, at_latents, form=form) for form in ("streamed", "plain"))
+    >>> streamed.shape, torch.allclose(streamed, plain, atol=1e-5)
     (torch.Size([2, 4, 16]), True)
     """
 
@@ -307,16 +282,18 @@ class GridCrossAttention(nn.Module):
     ) -> Tensor:
         """Return the branch ``(B, L, D)`` for `latents` ``(B or 1, L, D)``."""
         q = split_heads(self.to_q(self.norm(latents)), self.heads)  # (B|1, H, L, E)
-        q = rotate(q, at_latents).expand(len(grid.values), -1, -1, -1)  # (B, H, L, E)
-        mask = None if grid.mask is None else grid.mask.flatten(2).unsqueeze(1)  # (B, 1, 1|L, T*C)
+        q = rotate(q, at_latents)
         dropout = self.dropout if self.training else 0.0
-        k, v = self._plain_keys_values(grid) if form == "plain" else self._grid_keys_values(grid)
-        out = attend(q, k, v, mask=mask, dropout=dropout)  # (B, H, L, E)
+        if form == "streamed":
+            out = streamed_attention(q, grid, norm=self.norm_context, weight=self.to_kv.weight, dropout=dropout)
+        else:
+            k, v = self._plain_keys_values(grid) if form == "plain" else self._grid_keys_values(grid)
+            out = attend(q.expand(len(grid.values), -1, -1, -1), k, v, mask=grid.token_mask(), dropout=dropout)
         return self.to_out(merge_heads(rotate(out, at_latents.conj())))  # (B, L, D)
 
     def _plain_keys_values(self, grid: TokenGrid) -> tuple[Tensor, Tensor]:
         num_neurons = grid.values.shape[-1]
-        own = grid.units.unsqueeze(1) + grid.types.unsqueeze(1)  # (B, T, C, D)
+        own = grid.units.unsqueeze(1) + grid.types[grid.kinds].unsqueeze(1)  # (B, T, C, D)
         tokens = torch.cat((own, grid.values.unsqueeze(-1) * grid.value_embedding.unsqueeze(1)), dim=-1)
         kv = split_heads(self.to_kv(self.norm_context(tokens.flatten(1, 2))), 2 * self.heads)  # (B, 2H, T*C, E)
         turns = grid.turns.repeat_interleave(num_neurons, dim=1)  # (B|1, T*C, E/2)
@@ -326,7 +303,7 @@ class GridCrossAttention(nn.Module):
     def _grid_keys_values(self, grid: TokenGrid) -> tuple[Tensor, Tensor]:
         keys, values = project_grid(
             units=grid.units,
-            types=grid.types,
+            types=grid.types[grid.kinds],
             values=grid.values,
             value_embedding=grid.value_embedding,
             norm=self.norm_context,

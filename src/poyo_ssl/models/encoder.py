@@ -129,22 +129,20 @@ class GridTokens(nn.Module):
             value_embedding = self.value.view(1, 1, -1)
         return TokenGrid(
             units=units,
-            types=self.types[torch.tensor(kinds, device=dff.device)],  # (T, D)
+            types=self.types,
+            kinds=torch.tensor(kinds, device=dff.device),
             values=values,
             value_embedding=value_embedding,
             turns=rotary(times, dtype),
-            mask=self._mask(batch.unit_mask, times, times_of_latents),
+            unit_mask=None if bool(batch.unit_mask.all()) else batch.unit_mask,
+            time_mask=self._time_mask(times, times_of_latents) if self.causal else None,
         )
 
-    def _mask(self, unit_mask: Tensor, times: Tensor, times_of_latents: Tensor) -> Tensor | None:
-        """Return ``(B, 1 or L, T, C)``, or None where every latent sees every token."""
-        if self.causal:
-            sees = times.unsqueeze(1) <= times_of_latents.to(times.dtype).unsqueeze(-1)  # (B, L, T)
-            sees[:, :, : int(self.start)] = True
-            return sees.unsqueeze(-1) & unit_mask[:, None, None, :]  # (B, L, T, C)
-        if bool(unit_mask.all()):
-            return None
-        return unit_mask[:, None, None, :].expand(-1, 1, times.shape[1], -1)  # (B, 1, T, C)
+    def _time_mask(self, times: Tensor, times_of_latents: Tensor) -> Tensor:
+        """Return ``(B, L, T)``: a latent sees the start and what is not after it."""
+        sees = times.unsqueeze(1) <= times_of_latents.to(times.dtype).unsqueeze(-1)
+        sees[:, :, : int(self.start)] = True
+        return sees
 
 
 class EncoderBlock(nn.Module):
