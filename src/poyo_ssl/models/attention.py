@@ -14,11 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poyo_ssl.models.dropout import Dropout, drop
 from poyo_ssl.models.grid_tokens import project_grid
 from poyo_ssl.models.streamed_attention import streamed_attention
 from poyo_ssl.models.token_grid import TokenGrid
 
 CrossAttentionForm = Literal["streamed", "grid", "plain"]
+
+MIN_STREAMED_TOKENS = 1000
+MIN_STREAMED_WIDTH = 32
+"""Without dropout the streamed form was slower below these."""
 
 
 class RotaryTime(nn.Module):
@@ -124,10 +129,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, dropout: flo
     >>> attend(q, v, v, mask=torch.zeros(1, 1, 1, 2, dtype=torch.bool), dropout=0.0).flatten().tolist()
     [0.0, 0.0, 0.0, 0.0]
     """
+    if dropout and q.device.type == "cpu":
+        return _attend_with_dropout(q, k, v, mask, dropout)
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     sees = mask.any(dim=-1, keepdim=True)  # (B, 1, 1|L, 1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask | ~sees, dropout_p=dropout)
+    return out * sees.to(out.dtype)
+
+
+def _attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    # No fused kernel of a CPU knows dropout; torch's other path draws it one value at a time.
+    logits = (q / math.sqrt(q.shape[-1])) @ k.mT  # (B, H, L, N)
+    if mask is None:
+        return drop(logits.softmax(-1), dropout) @ v
+    sees = mask.any(dim=-1, keepdim=True)
+    out = drop(logits.masked_fill(~(mask | ~sees), -math.inf).softmax(-1), dropout) @ v
     return out * sees.to(out.dtype)
 
 
@@ -161,7 +178,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.expand = nn.Linear(dim, 8 * dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.contract = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -239,6 +256,31 @@ class ReadoutAttention(nn.Module):
         return self.to_out(merge_heads(out))  # (B, Q, D)
 
 
+def choose_form(device: torch.device, *, num_tokens: int, dim_head: int, dropout: float) -> CrossAttentionForm:
+    """Return the form whose step was measured to be the fastest.
+
+    Parameters
+    ----------
+    device : device
+        Where the attention runs; off the CPU torch's fused attention takes all keys and values at once.
+    num_tokens, dim_head : int
+        Tokens per window, width of a head.
+    dropout : float
+        Dropout of the attention probabilities.
+
+    Examples
+    --------
+    >>> cpu = torch.device("cpu")
+    >>> choose_form(cpu, num_tokens=11_800, dim_head=64, dropout=0.2)
+    'streamed'
+    >>> choose_form(cpu, num_tokens=600, dim_head=64, dropout=0.0)
+    'grid'
+    """
+    if device.type != "cpu" or torch.compiler.is_compiling():
+        return "grid"
+    return "streamed" if dropout or (num_tokens >= MIN_STREAMED_TOKENS and dim_head >= MIN_STREAMED_WIDTH) else "grid"
+
+
 class GridCrossAttention(nn.Module):
     """Cross-attention of latents to all tokens of a recording, in three forms with the same parameters and results.
 
@@ -278,12 +320,15 @@ class GridCrossAttention(nn.Module):
         self.to_out = nn.Linear(heads * dim_head, dim)
 
     def forward(
-        self, latents: Tensor, grid: TokenGrid, at_latents: Tensor, *, form: CrossAttentionForm = "grid"
+        self, latents: Tensor, grid: TokenGrid, at_latents: Tensor, *, form: CrossAttentionForm | None = None
     ) -> Tensor:
-        """Return the branch ``(B, L, D)`` for `latents` ``(B or 1, L, D)``."""
+        """Return the branch ``(B, L, D)`` for `latents` ``(B or 1, L, D)``; `form` None leaves it to `choose_form`."""
         q = split_heads(self.to_q(self.norm(latents)), self.heads)  # (B|1, H, L, E)
         q = rotate(q, at_latents)
         dropout = self.dropout if self.training else 0.0
+        if form is None:
+            num_tokens = grid.values.shape[1] * grid.values.shape[2]
+            form = choose_form(q.device, num_tokens=num_tokens, dim_head=q.shape[-1], dropout=dropout)
         if form == "streamed":
             out = streamed_attention(q, grid, norm=self.norm_context, weight=self.to_kv.weight, dropout=dropout)
         else:

@@ -173,11 +173,21 @@ class EncoderBlock(nn.Module):
         at_latents: Tensor,
         *,
         residuals: bool = True,
-        form: CrossAttentionForm = "grid",
+        form: CrossAttentionForm | None = None,
     ) -> Tensor:
         """Return ``(B, L, D)`` from `latents` ``(1, L, D)``; without `residuals` both branches stand alone."""
         attended = self.cross_attention(latents, grid, at_latents, form=form)  # (B, L, D)
-        if not residuals:
-            return self.feed_forward(attended)
+        return self.with_residuals(latents, attended) if residuals else self.feed_forward(attended)
+
+    def with_residuals(self, latents: Tensor, attended: Tensor) -> Tensor:
+        """Return the block's output for what the latents have `attended` to, ``(B, L, D)``."""
         z = latents + attended
         return z + self.feed_forward(z)
+
+    def both(self, latents: Tensor, grid: TokenGrid, at_latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output with and without residuals, from one cross-attention, ``(B, L, D)`` each.
+
+        In training the two share one draw of attention dropout, and draw that of the feed-forward block apart.
+        """
+        attended = self.cross_attention(latents, grid, at_latents)  # (B, L, D)
+        return self.with_residuals(latents, attended), self.feed_forward(attended)

@@ -23,8 +23,10 @@ from poyo_ssl.models.attention import (
     RotarySelfAttention,
     RotaryTime,
 )
+from poyo_ssl.models.dropout import Dropout
 from poyo_ssl.models.embeddings import GrowingEmbedding, normal_parameter
 from poyo_ssl.models.encoder import EncoderBlock, GridTokens, Latents, latent_times
+from poyo_ssl.models.token_grid import TokenGrid
 from poyo_ssl.models.unet import FrameDecoder
 
 
@@ -48,7 +50,7 @@ class ProcessorBlock(nn.Module):
             config.dim, heads=config.self_heads, dim_head=config.dim_head, dropout=config.attention_dropout
         )
         self.feed_forward = FeedForward(config.dim, dropout=config.ffn_dropout)
-        self.dropout = nn.Dropout(config.residual_dropout)
+        self.dropout = Dropout(config.residual_dropout)
 
     def forward(self, latents: Latents) -> Latents:
         """Return the latents after the block."""
@@ -143,12 +145,12 @@ class PoyoSSL(nn.Module):
                 config.dim, heads=config.cross_heads, dim_head=config.dim_head, dropout=config.attention_dropout
             )
             self.readout_feed_forward = FeedForward(config.dim, dropout=config.ffn_dropout)
-            self.readout_dropout = nn.Dropout(config.readout_dropout)
+            self.readout_dropout = Dropout(config.readout_dropout)
             self.readouts = nn.ModuleDict(
                 {task: Readout(readout, dim=config.dim) for task, readout in readouts.items()}
             )
 
-    def encode(self, batch: Batch, *, residuals: bool = True, form: CrossAttentionForm = "grid") -> Latents:
+    def encode(self, batch: Batch, *, residuals: bool = True, form: CrossAttentionForm | None = None) -> Latents:
         """Let the latents read the recording.
 
         Parameters
@@ -157,21 +159,31 @@ class PoyoSSL(nn.Module):
             Windows; `target` is not looked at.
         residuals : bool
             False leaves the block's two residual branches out: the release's masked pass.
-        form : {'grid', 'plain'}
-            How the cross-attention is computed; 'plain' is the slow reference with equal results.
+        form : {'streamed', 'grid', 'plain'}, optional
+            How the cross-attention is computed, with equal results; 'plain' is the slow reference. None takes the
+            form that was measured to be the fastest (`poyo_ssl.models.attention.choose_form`).
 
         Returns
         -------
         Latents
             Values ``(B, L, D)``.
         """
+        learned, grid = self._encoder_inputs(batch)
+        values = self.encoder(learned.values, grid, learned.turns, residuals=residuals, form=form)  # (B, L, D)
+        return learned.with_values(values)
+
+    def encode_twins(self, batch: Batch) -> tuple[Latents, Latents]:
+        """Return `encode` with and without residuals, from one cross-attention; values ``(B, L, D)`` each."""
+        learned, grid = self._encoder_inputs(batch)
+        with_residuals, without = self.encoder.both(learned.values, grid, learned.turns)
+        return learned.with_values(with_residuals), learned.with_values(without)
+
+    def _encoder_inputs(self, batch: Batch) -> tuple[Latents, TokenGrid]:
         times = latent_times(self.config, batch.duration_s).to(batch.dff.device)  # (L,)
         turns = self.rotary(times, self.latents.dtype)  # (1, L, E/2)
-        grid = self.tokens(batch, times, self.rotary)  # T + 2 times x C neurons
         num_steps = len(times) // len(self.latents)
         learned = self.latents.repeat(num_steps, 1).unsqueeze(0)  # (1, L, D)
-        values = self.encoder(learned, grid, turns, residuals=residuals, form=form)  # (B, L, D)
-        return Latents(values, times, turns)
+        return Latents(learned, times, turns), self.tokens(batch, times, self.rotary)  # T + 2 times x C neurons
 
     def process(self, latents: Latents) -> Latents:
         """Let the latents attend to one another, `depth` times; shapes stay."""

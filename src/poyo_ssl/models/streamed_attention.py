@@ -31,13 +31,13 @@ from poyo_ssl.models.grid_tokens import token_statistics
 from poyo_ssl.models.token_grid import TokenGrid
 
 SCORES_PER_PIECE = 3 << 20
-"""Logits that exist at a time, over windows and heads; 12 MB in float32 (docs/encoder.md has the measurement)."""
+"""Logits that exist at a time, over windows and heads: 12 MB in float32."""
 
 HIDDEN = -1e30
 """Added to the logit of a token that may not be seen; far below any logit, and finite so that nothing is NaN."""
 
 NUM_EXTRA = 4
-"""Columns after the turning half: x r, r at the start token, r at the end token, and what hides (keys) or 1 (values)."""
+"""Columns after the turning half: x r, r at the start, r at the end, and what hides (keys) or 1 (values)."""
 
 NUM_FEATURES = 5
 """What the rows of a token are weighted by: x r, r at the start token, r at the end token, 1, what hides."""
@@ -74,8 +74,7 @@ def streamed_attention(q: Tensor, grid: TokenGrid, *, norm: nn.LayerNorm, weight
     >>> streamed_attention(q, grid, norm=nn.LayerNorm(16), weight=weight, dropout=0.0).shape
     torch.Size([2, 1, 6, 4])
     """
-    (_, H, L, E), (B, T, C) = q.shape, grid.values.shape
-    R = E // 2
+    H, E, B, R = q.shape[1], q.shape[-1], len(grid.values), q.shape[-1] // 2
     own, along, type_rows, bias_row = _project(grid, norm, weight)
     with torch.autocast(q.device.type, enabled=False):
         frame_type = grid.types[:1]
@@ -164,6 +163,7 @@ class StreamedAttention(torch.autograd.Function):
         time_mask: Tensor | None,
         rate: float,
     ) -> tuple[Tensor, Tensor]:
+        """Return the sums over turning values and over times of r; see the class."""
         tokens = _Tokens(parts, rows, scale, scaled, edges, turns, unit_mask, time_mask)
         turned, per_unit = torch.zeros_like(queries), torch.zeros_like(fixed)
         highest = queries.new_full((*queries.shape[:3], 1), 2 * HIDDEN)
@@ -198,6 +198,7 @@ class StreamedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_turned: Tensor, grad_per_unit: Tensor) -> tuple[Tensor | None, ...]:
+        """Return a gradient for each input of `forward` that has one."""
         queries, fixed, *of_tokens, level, turned, per_unit = ctx.saved_tensors
         tokens = _Tokens(*of_tokens)
         delta = (grad_turned * turned).sum(-1, keepdim=True) + (grad_per_unit * per_unit).sum((0, -1)).unsqueeze(-1)
@@ -279,7 +280,9 @@ class _Tokens:
 
     def amplitudes(self, piece: _Piece) -> list[Tensor]:
         """Return r, and with parts per unit x r, as ``(b, 1, 1, t, C)``."""
-        return [a[piece.windows, None, None, piece.times] for a in (self.scale, self.scaled)[: len(self.grad_amplitudes)]]
+        return [
+            a[piece.windows, None, None, piece.times] for a in (self.scale, self.scaled)[: len(self.grad_amplitudes)]
+        ]
 
     def logits(self, piece: _Piece, queries: Tensor, fixed: Tensor) -> Tensor:
         """Return ``(b, H, L, t, C)``, hidden ones far below any other."""
@@ -312,7 +315,9 @@ class _Tokens:
         """Take up the gradient of r (and x r) from the half that does not turn: sums of weights times `fixed`."""
         (first, of_first), (second, of_second) = pairs
         for j, grad in enumerate(self.grad_amplitudes):
-            product = torch.mul(first, of_first[j, piece.windows].unsqueeze(-2), out=self.buffer("product", first.shape))
+            product = torch.mul(
+                first, of_first[j, piece.windows].unsqueeze(-2), out=self.buffer("product", first.shape)
+            )
             product.addcmul_(second, of_second[j, piece.windows].unsqueeze(-2))
             grad[piece.windows, piece.times] += product.sum((1, 2))
 
@@ -370,7 +375,7 @@ class _Tokens:
 
 
 def _mixer(rows: Tensor, last: int) -> Tensor:
-    """Return ``(H, 5, X)``: a token's turning half and extra columns from its features; `last` fills the last column."""
+    """Return ``(H, 5, X)``, what features are multiplied by; feature `last` fills the last extra column."""
     mixer = rows.new_zeros(len(rows), NUM_FEATURES, rows.shape[-1] + NUM_EXTRA)
     mixer[:, :4, : rows.shape[-1]] = rows
     for feature, column in ((0, 0), (1, 1), (2, 2), (last, 3)):

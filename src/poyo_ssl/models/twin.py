@@ -123,8 +123,11 @@ class TwinPretrainer(nn.Module):
         generator : Generator, optional
             Draws the mask; on the CPU.
         """
-        unmasked = self.model.encode(batch)  # (B, L, D)
-        masked, keep = self.masked_latents(batch, unmasked, generator)  # (B, L, D) and (B, L, 1) or (B, 1, D)
+        if self.objective.masked_pass_residuals:
+            unmasked = to_mask = self.model.encode(batch)  # (B, L, D)
+        else:
+            unmasked, to_mask = self.model.encode_twins(batch)  # (B, L, D) each
+        masked, keep = self.masked_latents(batch, to_mask, generator)  # (B, L, D) and (B, L, 1) or (B, 1, D)
         both = unmasked.with_values(torch.cat((masked, unmasked.values)))  # (2B, L, D): one call for both
         predicted, output = self.model.process(both).values.chunk(2)  # (B, L, D) each
         reconstruction = self._distance(predicted, self._target(batch, output), keep)
@@ -135,14 +138,12 @@ class TwinPretrainer(nn.Module):
         return TwinOutput(loss, reconstruction, gratings, accuracy, num_labelled, output.detach())
 
     def masked_latents(
-        self, batch: Batch, unmasked: Latents, generator: torch.Generator | None = None
+        self, batch: Batch, latents: Latents, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the masked pass' input ``(B, L, D)`` and what it keeps, ``(B, L, 1)`` or ``(B, 1, D)`` bool."""
-        objective, values = self.objective, unmasked.values
-        if not objective.masked_pass_residuals:
-            values = self.model.encode(batch, residuals=False).values
+        """Return `latents` with some hidden ``(B, L, D)`` and what is kept, ``(B, L, 1)`` or ``(B, 1, D)`` bool."""
+        objective, values = self.objective, latents.values
         keep = keep_mask(
-            unmasked.times,
+            latents.times,
             duration_s=batch.duration_s,
             kind=objective.masking,
             ratio=objective.mask_ratio,
