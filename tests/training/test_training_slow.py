@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from scipy import stats
 
@@ -102,7 +103,16 @@ def finish(process):
     assert process.returncode == 0, output[-3000:]
 
 
-def test_a_killed_run_resumes_to_the_same_weights(pair, finetune_config, tmp_path):
+@pytest.fixture
+def one_thread():
+    """Compute with one thread, as `SCRIPT` does: LayerNorm's gradient is summed per thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(pair, finetune_config, tmp_path, one_thread):
     optim = OptimConfig(epochs=12, batch_size=16)
     config = replace(finetune_config, optim=optim, keep="last")
     process = start(tmp_path, pair, "killed", config)
@@ -124,8 +134,6 @@ def test_a_killed_run_resumes_to_the_same_weights(pair, finetune_config, tmp_pat
 
 @pytest.mark.parametrize("task", ["gratings", "frames"])
 def test_two_processes_train_on_the_same_windows_and_agree(pair, finetune_config, tmp_path, task):
-    import torch
-
     optim = OptimConfig(epochs=2 if task == "gratings" else 1, batch_size=16, epoch_windows=60)
     config = replace(finetune_config, task=task, optim=optim, keep="last")
     finish(start(tmp_path, pair, "alone", config))

@@ -122,6 +122,8 @@ def finetune(
 def resume(folder: Path | str, *, progress: bool = True) -> Path:
     """Go on with a run that was stopped; the result equals that of an uninterrupted run.
 
+    Equal bit for bit with the same number of CPU threads: torch sums some gradients thread by thread.
+
     Parameters
     ----------
     folder : path
