@@ -29,6 +29,8 @@ SETTINGS: dict[Callable[..., Any], dict[str, tuple[type[Any], str | None]]] = {
 COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare observatory": commands.prepare_observatory,
     "prepare allen": commands.prepare_allen,
+    "prepare suite2p": commands.prepare_suite2p,
+    "prepare arrays": commands.prepare_arrays,
     "prepare events": commands.prepare_events,
     "select": commands.select,
     "split": commands.split,
@@ -40,7 +42,20 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "report": commands.report,
     "demo": commands.demo,
 }
-POSITIONAL = ("prepare observatory", "prepare allen", "prepare events", "report", "resume", "split")
+POSITIONAL = (*(name for name in COMMANDS if name.startswith("prepare ")), "report", "resume", "split")
+
+
+def settings_of(function: Callable[..., Any]) -> dict[str, tuple[type[Any], str | None]]:
+    """Return the settings classes whose fields become flags of a command."""
+    if function in (commands.prepare_arrays, commands.prepare_suite2p):
+        # Sources bring numpy and h5py, for which no other command's help should wait.
+        from poyo_ssl.sources.arrays import ArraysSource
+        from poyo_ssl.sources.companions import Companions
+        from poyo_ssl.sources.suite2p import Suite2pSource
+
+        source = ArraysSource if function is commands.prepare_arrays else Suite2pSource
+        return {"source": (source, None), "companions": (Companions, None)}
+    return SETTINGS.get(function, {})
 
 
 class Parser(ArgumentParser):
@@ -103,7 +118,7 @@ def build_parser(command: str) -> Parser:
     parser.add_argument(
         "--config", action="config", help="A YAML file with any of these settings, or the name of a preset."
     )
-    settings = SETTINGS.get(function, {})
+    settings = settings_of(function)
     skip: set[str | int] = set(settings)
     if function is commands.audit:
         parser.add_argument("runs", nargs="+", type=Path, help="Folders of 'poyo-ssl pretrain' or 'poyo-ssl finetune'.")
@@ -117,7 +132,8 @@ def build_parser(command: str) -> Parser:
         skip |= {"runs", "arms"}
     parser.add_function_arguments(function, as_positional=command in POSITIONAL, skip=skip)
     for kind, prefix in settings.values():
-        parser.add_class_arguments(kind, prefix, as_group=True)
+        # A class within a class that has a place of its own among the flags is not listed twice.
+        parser.add_class_arguments(kind, prefix, as_group=True, skip=set(settings) & set(get_type_hints(kind)))
     return parser
 
 
@@ -177,7 +193,7 @@ def run(arguments: Sequence[str]) -> None:
     values.pop("config", None)
     values.pop("__path__", None)
     function = COMMANDS[command]
-    for name, (kind, prefix) in SETTINGS.get(function, {}).items():
+    for name, (kind, prefix) in settings_of(function).items():
         if prefix is None:
             fields = get_type_hints(kind)
             values[name] = from_plain(kind, {key: values.pop(key) for key in list(values) if key in fields})

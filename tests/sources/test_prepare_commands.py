@@ -1,10 +1,21 @@
 """`poyo-ssl prepare` of a source: what is written, what a second run does, what is said of a bad file."""
 
+import json
+from dataclasses import asdict
+
+import numpy as np
 import pytest
+import yaml
 from allen_samples import write_session
+from suite2p_samples import write_plane
 
 from poyo_ssl.cli import main
-from poyo_ssl.data.recording import open_recordings
+from poyo_ssl.data.recording import Recording, open_recordings
+from poyo_ssl.sources.arrays import ArraysSource
+from poyo_ssl.sources.companions import Companions
+from poyo_ssl.sources.suite2p import Suite2pSource
+
+LIGHT = np.random.default_rng(0).normal(500, 20, (600, 5))
 
 
 @pytest.fixture
@@ -32,3 +43,69 @@ def test_a_bad_file_is_named_and_does_not_stop_the_others(allen_folder, tmp_path
     error = capsys.readouterr().err
     assert error.splitlines()[-1].startswith("poyo-ssl: 1 of 2 recordings could not be converted, 501574837 first")
     assert [recording.path.stem for recording in open_recordings(tmp_path / "data")] == ["501574836"]
+
+
+@pytest.fixture
+def laboratory(tmp_path):
+    """Return a folder with fluorescence in two files and everything else under names of its own."""
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    for name in ("monday_fluorescence", "tuesday_fluorescence"):
+        np.savez(folder / f"{name}.npz", traces=LIGHT, other=LIGHT[:9])
+    (folder / "shown.csv").write_text(
+        "start,stop,name,orientation\n3,5,drifting_gratings,90\n6,8,drifting_gratings,45\n"
+    )
+    (folder / "about.json").write_text(json.dumps({"subject_id": "m7", "cre_line": "Vip-IRES-Cre"}))
+    return folder
+
+
+def test_settings_of_arrays_are_flags_and_yaml(laboratory, tmp_path, capsys):
+    named = {"key": "traces", "dff_procedure": "percentile", "axes": "time_first", "rate_hz": 20.0}
+    files = {"stimuli": str(laboratory / "shown.csv"), "metadata": str(laboratory / "about.json")}
+    source = str(laboratory / "monday_fluorescence.npz")
+    flags = [f"--{key}={value}" for key, value in (named | files).items()]
+    assert main(["prepare", "arrays", source, str(tmp_path / "flags"), *flags, "--workers", "1"]) == 0
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(named | files | {"workers": 1}))
+    command = ["prepare", "arrays", "--config", str(tmp_path / "settings.yaml"), source, str(tmp_path / "yaml")]
+    assert main(command) == 0
+    first, second = (Recording.open(tmp_path / where / "monday_fluorescence.h5") for where in ("flags", "yaml"))
+    assert first.checksum() == second.checksum()
+    assert (first.metadata.subject_id, first.rate_hz) == ("m7", pytest.approx(20.0))
+    record = json.loads((tmp_path / "flags" / "conversion" / "monday_fluorescence.json").read_text())
+    companions = Companions(rate_hz=20.0, **files)
+    expected = ArraysSource(companions, key="traces", dff_procedure="percentile", axes="time_first")
+    assert record["settings"] == asdict(expected)
+    assert main(command) == 0
+    assert "0 written, 1 unchanged, 0 failed" in " ".join(capsys.readouterr().err.split())
+    assert main([*command, "--overwrite"]) == 0
+    assert "1 written" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--rate_hz", "20"], "monday_fluorescence.npz holds several arrays"),
+        (["--rate_hz", "20", "--key", "traces", "--kind", "dff", "--stimuli", "gone.csv"], "no gone.csv"),
+        (["--key", "traces"], "has no clock (allowed"),
+    ],
+)
+def test_one_bad_recording_is_one_line(laboratory, tmp_path, capsys, settings, message):
+    source = str(laboratory / "monday_fluorescence.npz")
+    assert main(["prepare", "arrays", source, str(tmp_path / "out"), "--workers", "1", *settings]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("poyo-ssl: ")]
+    assert len(lines) == 1
+    assert message.replace(" (allowed", "") in lines[0]
+    assert "Traceback" not in lines[0]
+    assert not list((tmp_path / "out").rglob("*.h5*"))
+
+
+def test_settings_of_suite2p_are_flags(tmp_path):
+    write_plane(tmp_path / "lab" / "mouse7" / "suite2p" / "plane0")
+    write_plane(tmp_path / "lab" / "mouse8" / "suite2p" / "plane0", seed=1)
+    settings = ["--cells", "all", "--neuropil_ratio", "0.5", "--rate_hz", "20", "--dff_procedure", "maximin"]
+    assert main(["prepare", "suite2p", str(tmp_path / "lab"), str(tmp_path / "out"), "--workers", "2", *settings]) == 0
+    source = Suite2pSource(Companions(rate_hz=20.0), cells="all", neuropil_ratio=0.5, dff_procedure="maximin")
+    for recording in open_recordings(tmp_path / "out"):
+        expected = source.read(tmp_path / "lab" / recording.recording_id / "suite2p")
+        np.testing.assert_array_equal(recording.dff, expected.dff)
+    assert {recording.recording_id for recording in open_recordings(tmp_path / "out")} == {"mouse7", "mouse8"}

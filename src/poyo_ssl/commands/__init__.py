@@ -4,7 +4,13 @@ Heavy libraries are imported inside the functions, so that ``poyo-ssl --help`` a
 """
 
 from poyo_ssl.commands.evaluation import demo, evaluate, report
-from poyo_ssl.commands.prepare import prepare_allen, prepare_events, prepare_observatory
+from poyo_ssl.commands.prepare import (
+    prepare_allen,
+    prepare_arrays,
+    prepare_events,
+    prepare_observatory,
+    prepare_suite2p,
+)
 from poyo_ssl.commands.protocol import audit, split
 from poyo_ssl.commands.training import finetune, pretrain, resume, select
 
@@ -14,8 +20,10 @@ __all__ = [
     "evaluate",
     "finetune",
     "prepare_allen",
+    "prepare_arrays",
     "prepare_events",
     "prepare_observatory",
+    "prepare_suite2p",
     "pretrain",
     "report",
     "resume",

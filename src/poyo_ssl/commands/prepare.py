@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from poyo_ssl.errors import RecordingError
 
 if TYPE_CHECKING:
     from poyo_ssl.sources import Source
+    from poyo_ssl.sources.arrays import ArraysSource
+    from poyo_ssl.sources.companions import Companions
+    from poyo_ssl.sources.suite2p import Suite2pSource
 
 
 def prepare_observatory(
@@ -114,21 +118,101 @@ def prepare_allen(
     _convert(source, input, output, workers=workers, ray=ray, overwrite=overwrite)
 
 
+def prepare_suite2p(
+    input: Path,
+    output: Path,
+    source: Suite2pSource,
+    companions: Companions,
+    workers: int | None = None,
+    ray: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Convert output of suite2p (before and after 1.0) to dF/F of F - r Fneu; nothing unsafe is unpickled.
+
+    Clock, stimuli, pixels and metadata are files beside the folder 'suite2p' (timestamps.npy, stimuli.csv, pixels,
+    recording.json), or the settings of these names. A folder that cannot be read is named at the end.
+
+    Parameters
+    ----------
+    input : path
+        One folder 'suite2p' (or one plane), or a folder that holds some at any depth.
+    output : path
+        Data folder to make, or to complete after an interruption.
+    source : Suite2pSource
+        What to take.
+    companions : Companions
+        What belongs to the traces.
+    workers : int, optional
+        Processes; all cores by default.
+    ray : str, optional
+        Address of a Ray cluster to run on, or 'local' (needs the extra 'ray').
+    overwrite : bool
+        Convert again what is there.
+    """
+    source = replace(source, companions=companions)
+    _convert(source, input, output, workers=workers, ray=ray, overwrite=overwrite)
+
+
+def prepare_arrays(
+    input: Path,
+    output: Path,
+    source: ArraysSource,
+    companions: Companions,
+    workers: int | None = None,
+    ray: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Convert arrays of dF/F, fluorescence or events (npy, npz, csv or mat) with a stimulus table.
+
+    Clock, stimuli, pixels and metadata are files in the recording's folder (timestamps.npy, stimuli.csv, pixels,
+    recording.json), or the settings of these names. A recording that cannot be read is named at the end.
+
+    Parameters
+    ----------
+    input : path
+        A file of arrays; a folder with dff.*, fluorescence.* (and neuropil.*) or events.*; or a folder of such
+        folders.
+    output : path
+        Data folder to make, or to complete after an interruption.
+    source : ArraysSource
+        How to read them.
+    companions : Companions
+        What belongs to the traces.
+    workers : int, optional
+        Processes; all cores by default.
+    ray : str, optional
+        Address of a Ray cluster to run on, or 'local' (needs the extra 'ray').
+    overwrite : bool
+        Convert again what is there.
+    """
+    source = replace(source, companions=companions)
+    _convert(source, input, output, workers=workers, ray=ray, overwrite=overwrite)
+
+
 def _convert(
     source: Source, input: Path, output: Path, *, workers: int | None, ray: str | None, overwrite: bool
 ) -> None:
     """Run a source with a progress bar; say every warning, and raise if a recording failed."""
     from poyo_ssl.sources.convert import Outcome, convert
 
-    with Progress(console=console) as progress:
-        task = progress.add_task(f"converting {source.name}", total=None)
+    progress = Progress(console=console)
+    task = progress.add_task(f"converting {source.name}", total=None)
 
-        def show(outcome: Outcome, total: int) -> None:
-            progress.update(task, total=total, advance=1)
-            for line in outcome.warnings:
-                progress.console.print(f"{outcome.recording_id}: {line}", markup=False)
+    def show(outcome: Outcome, total: int) -> None:
+        # Not before: an input that is not there is answered with one line.
+        progress.start()
+        progress.update(task, total=total, advance=1)
+        for line in outcome.warnings:
+            progress.console.print(f"{outcome.recording_id}: {line}", markup=False)
 
+    try:
         outcomes = convert(source, input, output, workers=workers, ray=ray, overwrite=overwrite, progress=show)
+    finally:
+        if progress.live.is_started:
+            progress.stop()
+    if len(outcomes) == 1 and outcomes[0].status == "failed":
+        problem, _, fix = outcomes[0].error.rpartition("; ")
+        raise RecordingError(problem, fix=fix)
     count = Counter(outcome.status for outcome in outcomes)
     console.print(f"{count['written']} written, {count['unchanged']} unchanged, {count['failed']} failed in {output}")
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]

@@ -50,7 +50,7 @@ class ArraysSource(Source):
     axes : {'auto', 'time_first', 'unit_first'}
         Order of the axes; 'auto' finds time by the timestamps, or else takes the longer axis.
     dff_procedure : str
-        For fluorescence: a baseline of `poyo_ssl.data.dff`.
+        For fluorescence: allen_median, allen_mode, maximin (suite2p's) or percentile; see `poyo_ssl.data.dff`.
     neuropil_ratio : float
         For fluorescence with neuropil beside it: F - ratio x neuropil.
     seed : int

@@ -37,13 +37,14 @@ class Companions:
     rate_hz : float, optional
         Imaging rate, where there are no timestamps.
     timestamps : path, optional
-        ``(T,)`` seconds of the imaging frames, as npy, npz, csv or mat.
+        Seconds of the imaging frames, one per frame, as npy, npz, csv or mat.
     stimuli : path, optional
         Table with start, stop (seconds), name and any other columns.
     pixels : path, optional
         Folder with the pixels of the stimuli by name, as npy, mp4, gif or a folder of pictures.
     metadata : path, optional
-        JSON file with fields of `RecordingMetadata`.
+        JSON file with any of subject_id, container_id, cre_line, reporter_line, indicator, sex, age_days, species,
+        session_type, targeted_structure, depth_um, recording_date, device_id, description, origin.
     """
 
     rate_hz: float | None = None

@@ -43,7 +43,7 @@ class Suite2pSource(Source):
     cells : {'iscell', 'all'}
         'iscell' keeps the ROIs that suite2p or its user called cells.
     dff_procedure : str
-        A baseline of `poyo_ssl.data.dff`.
+        allen_median, allen_mode, maximin (suite2p's) or percentile; see `poyo_ssl.data.dff`.
     neuropil_ratio : float, optional
         r of F - r Fneu; by default what suite2p used, or 0.7.
     """
