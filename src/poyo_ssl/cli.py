@@ -90,12 +90,16 @@ def preset_names() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
+BARE = ("--overwrite", "--list", "--download", "--published")
+"""Flags that may stand without ``true`` behind them."""
+
+
 def _resolve(arguments: Sequence[str]) -> list[str]:
-    """Put the packaged file in the place of a preset's name, and a value behind a bare ``--overwrite``."""
+    """Put the packaged file in the place of a preset's name, and a value behind a bare flag."""
     resolved = []
     for previous, word, following in zip(["", *arguments], arguments, [*arguments[1:], ""], strict=False):
-        if word == "--overwrite" and following not in ("true", "false"):
-            word = "--overwrite=true"
+        if word in BARE and following not in ("true", "false"):
+            word += "=true"
         name = word.removeprefix("--config=")
         is_value = previous == "--config" or word.startswith("--config=")
         if is_value and not Path(name).exists():
@@ -130,6 +134,14 @@ def build_parser(command: str) -> Parser:
             "--arms", nargs="+", type=str, help="Name of each run in the tables; the folder's by default."
         )
         skip |= {"runs", "arms"}
+    if function is commands.prepare_allen:
+        parser.add_argument("input", type=Path, help="A .nwb file, or a folder of them as AllenSDK lays it out.")
+        parser.add_argument(
+            "output", nargs="?", type=Path, help="Data folder to make, or to complete after an interruption."
+        )
+        for name, help in commands.ALLEN_FILTERS.items():
+            parser.add_argument(f"--{name}", nargs="+", type=str, help=help)
+        skip |= {"input", "output", *commands.ALLEN_FILTERS}
     parser.add_function_arguments(function, as_positional=command in POSITIONAL, skip=skip)
     for kind, prefix in settings.values():
         # A class within a class that has a place of its own among the flags is not listed twice.
@@ -213,7 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"poyo-ssl: {error.strerror or error}: {error.filename or ''}; check the path and the disk\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("poyo-ssl: stopped; a training goes on with 'poyo-ssl resume RUN'\n")
+        sys.stderr.write(
+            "poyo-ssl: stopped; a training goes on with 'poyo-ssl resume RUN', a preparation with its command\n"
+        )
         return 130
     return 0
 

@@ -3,9 +3,9 @@
 Heavy libraries are imported inside the functions, so that ``poyo-ssl --help`` answers at once.
 """
 
+from poyo_ssl.commands.allen import ALLEN_FILTERS, prepare_allen
 from poyo_ssl.commands.evaluation import demo, evaluate, report
 from poyo_ssl.commands.prepare import (
-    prepare_allen,
     prepare_arrays,
     prepare_events,
     prepare_observatory,
@@ -15,6 +15,7 @@ from poyo_ssl.commands.protocol import audit, split
 from poyo_ssl.commands.training import finetune, pretrain, resume, select
 
 __all__ = [
+    "ALLEN_FILTERS",
     "audit",
     "demo",
     "evaluate",

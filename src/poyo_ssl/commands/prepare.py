@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING
 from rich.progress import Progress
 
 from poyo_ssl.commands.console import console
-from poyo_ssl.errors import RecordingError
+from poyo_ssl.commands.conversion import convert_recordings
 
 if TYPE_CHECKING:
-    from poyo_ssl.sources import Source
     from poyo_ssl.sources.arrays import ArraysSource
     from poyo_ssl.sources.companions import Companions
     from poyo_ssl.sources.suite2p import Suite2pSource
@@ -84,40 +82,6 @@ def prepare_events(input: Path, output: Path, seed: int = 0, overwrite: bool = F
     console.print(f"wrote {path}")
 
 
-def prepare_allen(
-    input: Path,
-    output: Path,
-    max_trim_frames: int = 1,
-    workers: int | None = None,
-    ray: str | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Convert Allen Brain Observatory files (NWB 1, as AllenSDK downloads them); AllenSDK is not needed.
-
-    A file that cannot be read is named at the end and does not stop the others; the exit code is then 2. What was
-    converted before is left as it is.
-
-    Parameters
-    ----------
-    input : path
-        One .nwb file, or a folder of them.
-    output : path
-        Data folder to make, or to complete after an interruption.
-    max_trim_frames : int
-        dF/F and timestamps may differ by so many frames, which are trimmed with a warning.
-    workers : int, optional
-        Processes; all cores by default.
-    ray : str, optional
-        Address of a Ray cluster to run on, or 'local' (needs the extra 'ray').
-    overwrite : bool
-        Convert again what is there.
-    """
-    from poyo_ssl.sources.allen import AllenSource
-
-    source = AllenSource(max_trim_frames=max_trim_frames)
-    _convert(source, input, output, workers=workers, ray=ray, overwrite=overwrite)
-
-
 def prepare_suite2p(
     input: Path,
     output: Path,
@@ -150,7 +114,7 @@ def prepare_suite2p(
         Convert again what is there.
     """
     source = replace(source, companions=companions)
-    _convert(source, input, output, workers=workers, ray=ray, overwrite=overwrite)
+    convert_recordings(source, input, output, workers=workers, ray=ray, overwrite=overwrite)
 
 
 def prepare_arrays(
@@ -186,40 +150,4 @@ def prepare_arrays(
         Convert again what is there.
     """
     source = replace(source, companions=companions)
-    _convert(source, input, output, workers=workers, ray=ray, overwrite=overwrite)
-
-
-def _convert(
-    source: Source, input: Path, output: Path, *, workers: int | None, ray: str | None, overwrite: bool
-) -> None:
-    """Run a source with a progress bar; say every warning, and raise if a recording failed."""
-    from poyo_ssl.sources.convert import Outcome, convert
-
-    progress = Progress(console=console)
-    task = progress.add_task(f"converting {source.name}", total=None)
-
-    def show(outcome: Outcome, total: int) -> None:
-        # Not before: an input that is not there is answered with one line.
-        progress.start()
-        progress.update(task, total=total, advance=1)
-        for line in outcome.warnings:
-            progress.console.print(f"{outcome.recording_id}: {line}", markup=False)
-
-    try:
-        outcomes = convert(source, input, output, workers=workers, ray=ray, overwrite=overwrite, progress=show)
-    finally:
-        if progress.live.is_started:
-            progress.stop()
-    if len(outcomes) == 1 and outcomes[0].status == "failed":
-        problem, _, fix = outcomes[0].error.rpartition("; ")
-        raise RecordingError(problem, fix=fix)
-    count = Counter(outcome.status for outcome in outcomes)
-    console.print(f"{count['written']} written, {count['unchanged']} unchanged, {count['failed']} failed in {output}")
-    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
-    for outcome in failed:
-        console.print(f"{outcome.input}: {outcome.error}", markup=False)
-    if failed:
-        raise RecordingError(
-            f"{len(failed)} of {len(outcomes)} recordings could not be converted, {failed[0].recording_id} first",
-            fix="see the lines above; run it again to continue",
-        )
+    convert_recordings(source, input, output, workers=workers, ray=ray, overwrite=overwrite)

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -73,6 +73,7 @@ def convert(
     workers: int | None = 1,
     ray: str | None = None,
     overwrite: bool = False,
+    only: Collection[str] | None = None,
     progress: Callable[[Outcome, int], None] | None = None,
 ) -> list[Outcome]:
     """Write every recording that `source` finds in `input` to the data folder `output`.
@@ -91,6 +92,8 @@ def convert(
         Address of a Ray cluster, or ``local``; paths must mean the same on all its machines.
     overwrite : bool
         Convert again what is there, and replace recordings that come from elsewhere.
+    only : collection of str, optional
+        Ids of the recordings to convert; by default all.
     progress : callable, optional
         Called with every outcome and the total.
 
@@ -113,7 +116,9 @@ def convert(
         raise RecordingError(f"{output} is a file", fix="choose a folder")
     if not input.exists():
         raise RecordingError(f"nothing at {input}", fix="check the path")
-    paths = source.find(input)
+    paths = [path for path in source.find(input) if only is None or clean_name(source.recording_id(path)) in only]
+    if not paths:
+        raise RecordingError(f"none of the {len(only or ())} recordings asked for is in {input}", fix="check the path")
     outcomes: dict[int, Outcome] = {}
 
     def settle(position: int, outcome: Outcome) -> None:

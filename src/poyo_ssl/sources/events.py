@@ -27,7 +27,6 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from poyo_ssl.data.recording import METADATA_FIELDS, Recording, RecordingMetadat
 from poyo_ssl.data.series import SparseEvents
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations
 from poyo_ssl.errors import RecordingError, suggest
+from poyo_ssl.sources.allen.experiments import read_experiments
 from poyo_ssl.sources.gcamp import GCaMPConfig, fluorescence
 
 ORIGIN = "real events, simulated fluorescence"
@@ -386,38 +386,8 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
                 )
         # Whatever the file says of its events, the fluorescence is simulated.
         return defaults | values | {"origin": ORIGIN}
-    experiment = _allen_id(folder)
-    if experiment is not None and containers.is_file():
-        return defaults | _allen_metadata(json.loads(containers.read_text()), experiment)
+    experiment_id = _allen_id(folder)
+    if experiment_id is not None and containers.is_file():
+        known = [one for one in read_experiments(containers) if one.experiment_id == experiment_id]
+        return defaults | (known[0].metadata() if known else {})
     return defaults
-
-
-def _allen_metadata(containers: list[Mapping[str, Any]], experiment_id: int) -> dict[str, Any]:
-    """Find one experiment in the Allen Institute's list of experiment containers."""
-    for container in containers:
-        for experiment in container["ophys_experiments"]:
-            if experiment["id"] != experiment_id:
-                continue
-            donor = container["specimen"]["donor"]
-            lines = {line["transgenic_line_type_name"]: line["name"] for line in donor["transgenic_lines"]}
-            # A Cre line drives the reporter through a second driver (Camk2a-tTA): the Cre one counts.
-            drivers = [
-                line["name"]
-                for line in donor["transgenic_lines"]
-                if line["transgenic_line_type_name"] == "driver" and "Cre" in line["name"]
-            ]
-            reporter = lines.get("reporter", "")
-            return {
-                "subject_id": donor["external_donor_name"],
-                "container_id": str(container["id"]),
-                "cre_line": drivers[0] if drivers else "unknown",
-                "reporter_line": reporter,
-                "indicator": next((name for name in ("GCaMP6f", "GCaMP6s") if name in reporter), ""),
-                "sex": donor["sex"] or "",
-                "age_days": donor["age"]["days"],
-                "session_type": experiment["stimulus_name"] or "",
-                "targeted_structure": container["targeted_structure"]["acronym"],
-                "depth_um": int(container["imaging_depth"]),
-                "recording_date": experiment["date_of_acquisition"][:10],
-            }
-    return {}

@@ -52,6 +52,18 @@ def parse_reporter(genotype: str) -> str:
     return next((part for part in parts if re.match(r"Ai\d", part)), "")
 
 
+def parse_indicator(reporter: str) -> str:
+    """Return the indicator that a reporter line expresses; empty if its name does not say.
+
+    Examples
+    --------
+    >>> parse_indicator("Ai93(TITL-GCaMP6f)"), parse_indicator("Ai162(TIT2L-GC6s-ICL-tTA2)"), parse_indicator("Ai14")
+    ('GCaMP6f', 'GCaMP6s', '')
+    """
+    found = re.search(r"GC(?:aMP)?6([fs])", reporter)
+    return f"GCaMP6{found[1]}" if found else ""
+
+
 def parse_donor(specimen_name: str) -> str:
     """Return the six digits of the mouse in a specimen's name, which is free text; empty if there are none.
 
@@ -154,10 +166,9 @@ def _read_donor(file: h5py.File, warnings: list[str]) -> str:
 def _read_indicator(file: h5py.File, plane: str, reporter: str, warnings: list[str]) -> str:
     """Return the indicator; the reporter line knows better than the text, which has been GCaMP6f throughout."""
     text = read_text(file, f"{plane}/indicator")
-    found = re.search(r"GC(?:aMP)?6([fs])", reporter)
-    if not found:
+    indicator = parse_indicator(reporter)
+    if not indicator:
         return text
-    indicator = f"GCaMP6{found[1]}"
     if text and text != indicator:
         warnings.append(f"indicator '{text}' contradicts reporter {reporter}; taken as {indicator}")
     return indicator

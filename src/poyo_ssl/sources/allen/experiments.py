@@ -1,0 +1,283 @@
+"""Which experiments there are: the Allen's lists of metadata, the published study's choice, and its two arms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from poyo_ssl import protocol
+from poyo_ssl.errors import ConfigError, RecordingError, suggest
+from poyo_ssl.sources.allen.about import SESSION_TYPES, UNKNOWN_LINE, parse_cre_line, parse_indicator
+
+EXPERIMENTS_FILE, CONTAINERS_FILE = "ophys_experiments.json", "experiment_containers.json"
+MAX_LIST_BYTES = 1 << 28
+SESSION_PREFIX = "three_session_"
+AREAS = ("VISp", "VISl", "VISal", "VISpm", "VISam", "VISrl")
+PRETRAINING, FINETUNING = "pretraining", "fine-tuning"
+PUBLISHED_ARMS = {PRETRAINING: 134, FINETUNING: 299}
+"""Sessions of the published study in each arm (METHOD: section "Data")."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One imaging session in the Allen's lists.
+
+    Attributes
+    ----------
+    experiment_id : int
+        Names the file.
+    container_id, subject_id : str
+        Field of view and mouse.
+    session_type : str
+        ``three_session_A``, ``_B``, ``_C`` or ``_C2``; other texts are of another project.
+    cre_line, reporter_line : str
+        Driver with "Cre" in its name, or ``unknown``; reporter, or empty.
+    targeted_structure : str
+        Area.
+    depth_um : int
+        Imaging depth.
+    recording_date : str
+        ``YYYY-MM-DD``, or empty.
+    sex : str
+        As the list has it.
+    age_days : float, optional
+        On the day of recording.
+    failed : bool
+        Whether the container was not released.
+    """
+
+    experiment_id: int
+    container_id: str
+    subject_id: str
+    session_type: str
+    cre_line: str
+    reporter_line: str
+    targeted_structure: str
+    depth_um: int
+    recording_date: str = ""
+    sex: str = ""
+    age_days: float | None = None
+    failed: bool = False
+
+    @property
+    def indicator(self) -> str:
+        """Indicator that the reporter line expresses; empty if not known."""
+        return parse_indicator(self.reporter_line)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what a recording says of itself, as fields of `RecordingMetadata`."""
+        taken = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("experiment_id", "failed")}
+        return taken | {"indicator": self.indicator}
+
+
+@dataclass(frozen=True)
+class ExperimentFilter:
+    """Which experiments to take; what is not given lets all pass.
+
+    Attributes
+    ----------
+    cre_line, area, session_type : tuple of str
+        Any of these. Session types are A, B, C and C2.
+    min_depth_um, max_depth_um : int, optional
+        Imaging depths from and to, both included.
+
+    Raises
+    ------
+    ConfigError
+        If one of them is none of the Allen's, or the depths are in the wrong order.
+
+    Examples
+    --------
+    >>> ExperimentFilter(cre_line=("Sst-IRES-Kre",))
+    Traceback (most recent call last):
+    poyo_ssl.errors.ConfigError: Cre line 'Sst-IRES-Kre', did you mean 'Sst-IRES-Cre'? (allowed: Cux2-CreERT2, ...
+    """
+
+    cre_line: tuple[str, ...] = ()
+    area: tuple[str, ...] = ()
+    session_type: tuple[str, ...] = ()
+    min_depth_um: int | None = None
+    max_depth_um: int | None = None
+
+    def __post_init__(self) -> None:
+        known = tuple(name.removeprefix(SESSION_PREFIX) for name in SESSION_TYPES)
+        given = tuple(name.removeprefix(SESSION_PREFIX) for name in self.session_type)
+        for what, values, allowed in (
+            ("Cre line", self.cre_line, protocol.CRE_LINES),
+            ("area", self.area, AREAS),
+            ("session type", given, known),
+        ):
+            for value in values:
+                if value not in allowed:
+                    raise ConfigError(
+                        f"{what} '{value}'{suggest(value, allowed)}", allowed=", ".join(allowed), fix="correct it"
+                    )
+        if self.min_depth_um is not None and self.max_depth_um is not None and self.min_depth_um > self.max_depth_um:
+            raise ConfigError(
+                f"depths from {self.min_depth_um} to {self.max_depth_um} um", fix="give the lesser one as min_depth_um"
+            )
+
+    def __bool__(self) -> bool:
+        """Tell whether anything is asked for."""
+        return self != ExperimentFilter()
+
+    def passes(self, experiment: Experiment) -> bool:
+        """Tell whether an experiment is wanted."""
+        sessions = {SESSION_PREFIX + name.removeprefix(SESSION_PREFIX) for name in self.session_type}
+        return (
+            (not self.cre_line or experiment.cre_line in self.cre_line)
+            and (not self.area or experiment.targeted_structure in self.area)
+            and (not sessions or experiment.session_type in sessions)
+            and (self.min_depth_um is None or experiment.depth_um >= self.min_depth_um)
+            and (self.max_depth_um is None or experiment.depth_um <= self.max_depth_um)
+        )
+
+
+def find_list(folder: Path) -> Path | None:
+    """Return the list of experiments of a folder as AllenSDK lays it out, or None; a file is taken as it is."""
+    if folder.is_file():
+        return folder
+    return next((path for name in (EXPERIMENTS_FILE, CONTAINERS_FILE) if (path := folder / name).is_file()), None)
+
+
+def read_experiments(path: Path) -> list[Experiment]:
+    """Return every experiment of ``ophys_experiments.json`` or ``experiment_containers.json``, sorted by id.
+
+    Raises
+    ------
+    RecordingError
+        If it is no list of such records; file, record and field are named.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "ophys_experiments.json"
+    >>> _ = path.write_text('[{"id": 501574836}]')
+    >>> read_experiments(path)
+    Traceback (most recent call last):
+    poyo_ssl.errors.RecordingError: ...ophys_experiments.json: record 501574836 has no 'specimen'; ...
+    """
+    try:
+        if path.stat().st_size > MAX_LIST_BYTES:
+            raise ValueError(f"{path.stat().st_size / 1e9:.1f} GB")
+        records = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RecordingError(f"{path} is not JSON ({error})", fix="download it again") from None
+    if not isinstance(records, list):
+        raise RecordingError(f"{path} holds no list of records", fix=f"give {EXPERIMENTS_FILE} or {CONTAINERS_FILE}")
+    found = {one.experiment_id: one for one in (_read_record(record, path) for record in _flatten(records, path))}
+    return [found[key] for key in sorted(found)]
+
+
+def _flatten(records: list[Any], path: Path) -> Iterator[Any]:
+    """Give the records of experiments; those inside a container get what they share with it."""
+    for record in records:
+        if not (isinstance(record, Mapping) and "ophys_experiments" in record):
+            yield record
+            continue
+        shared = {key: record.get(key) for key in ("specimen", "targeted_structure", "imaging_depth", "failed")}
+        shared["experiment_container_id"] = record.get("id")
+        for inner in _field(record, "ophys_experiments", list, path, record):
+            yield shared | dict(inner) if isinstance(inner, Mapping) else inner
+
+
+def _read_record(record: Any, path: Path) -> Experiment:
+    donor = _field(_field(record, "specimen", Mapping, path, record), "donor", Mapping, path, record)
+    lines = _field(donor, "transgenic_lines", list, path, record)
+    drivers = [name for name in _names(lines, "driver") if "Cre" in name]
+    container = record.get("experiment_container")
+    date, birth = (str(text or "")[:10] for text in (record.get("date_of_acquisition"), donor.get("date_of_birth")))
+    area = _field(record, "targeted_structure", Mapping, path, record)
+    return Experiment(
+        experiment_id=_field(record, "id", int, path, record),
+        container_id=str(_field(record, "experiment_container_id", int, path, record)),
+        subject_id=str(_field(donor, "external_donor_name", str, path, record)),
+        session_type=str(record.get("stimulus_name") or ""),
+        # A second driver (Camk2a-tTA) only passes the first one on.
+        cre_line=drivers[0] if drivers else UNKNOWN_LINE,
+        reporter_line=next(iter(_names(lines, "reporter")), ""),
+        targeted_structure=_field(area, "acronym", str, path, record),
+        depth_um=_field(record, "imaging_depth", int, path, record),
+        recording_date=date,
+        sex=str(donor.get("sex") or ""),
+        age_days=_age_days(date, birth, donor),
+        failed=bool(container.get("failed") if isinstance(container, Mapping) else record.get("failed")),
+    )
+
+
+def _field(holder: Any, name: str, kind: type, path: Path, record: Any) -> Any:
+    """Return a field of a record, of the type that it must have."""
+    value = holder.get(name) if isinstance(holder, Mapping) else None
+    if value is None or not isinstance(value, kind) or isinstance(value, bool):
+        identity = record.get("id", "without id") if isinstance(record, Mapping) else repr(record)[:40]
+        found = "no" if value is None else f"'{str(value)[:40]}' as"
+        raise RecordingError(f"{path}: record {identity} has {found} '{name}'", fix="download the list again")
+    return value
+
+
+def _names(lines: list[Any], kind: str) -> list[str]:
+    named = [line for line in lines if isinstance(line, Mapping) and line.get("transgenic_line_type_name") == kind]
+    return [str(line.get("name") or "") for line in named]
+
+
+def _age_days(date: str, birth: str, donor: Mapping[str, Any]) -> float | None:
+    """Return the age on the day of recording, or else what the list says of the animal at large."""
+    try:
+        return float((datetime.fromisoformat(date) - datetime.fromisoformat(birth)).days)
+    except ValueError:
+        age = donor.get("age")
+        days = age.get("days") if isinstance(age, Mapping) else None
+        return float(days) if isinstance(days, (int, float)) else None
+
+
+def select_experiments(
+    experiments: Iterable[Experiment], wanted: ExperimentFilter, ids: Iterable[int] | None = None
+) -> list[Experiment]:
+    """Return the released experiments of the Visual Coding sessions that pass a filter and, if given, are among `ids`.
+
+    Examples
+    --------
+    >>> made = [Experiment(number, "7", "m", "three_session_A", "Sst-IRES-Cre", "", "VISp", 275) for number in (1, 2)]
+    >>> [one.experiment_id for one in select_experiments(made, ExperimentFilter(area=("VISp",)), ids=[2, 3])]
+    [2]
+    """
+    among = None if ids is None else set(ids)
+    return [
+        one
+        for one in experiments
+        if one.session_type in SESSION_TYPES
+        and not one.failed
+        and wanted.passes(one)
+        and (among is None or one.experiment_id in among)
+    ]
+
+
+def published_experiments() -> tuple[int, ...]:
+    """Return the ids of the 433 experiments of the published study.
+
+    Examples
+    --------
+    >>> len(published_experiments()), 501574836 in published_experiments()
+    (433, True)
+    """
+    text = (files("poyo_ssl") / "sources" / "allen" / "published_experiments.csv").read_text("utf-8")
+    return tuple(int(line) for line in text.split()[1:])
+
+
+def published_arm(cre_line: str) -> str:
+    """Return the arm of the published study that a recording of a Cre line belongs to; empty for an unknown line.
+
+    Examples
+    --------
+    >>> published_arm("Vip-IRES-Cre"), published_arm("Cux2-CreERT2"), published_arm("unknown")
+    ('pretraining', 'fine-tuning', '')
+    """
+    line = parse_cre_line(cre_line)
+    if line == UNKNOWN_LINE:
+        return ""
+    return PRETRAINING if line in protocol.PUBLISHED_PREDICTABLE_LINES else FINETUNING
