@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 
+from poyo_ssl.cli import main
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.series import SparseEvents
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.sources import EventsConfig, GCaMPConfig, prepare_events
-from poyo_ssl.sources.events import simulate_dff
+from poyo_ssl.sources.events import EventsSource, simulate_dff
 
 EPOCHS = """stimulus,start_frame,end_frame,repeats,frames_per_repeat_imaging,movie_frames
 drifting_gratings,10,200,,,
@@ -23,7 +24,7 @@ GRATINGS = """start_frame,end_frame,orientation,temporal_frequency,blank_sweep,l
 
 
 def write_folder(folder, *, epochs=EPOCHS, gratings=GRATINGS, **arrays):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     events = {"cell": [0, 2, 1], "frame": [5, 20, 550], "shape": [3, 700], "fps": 30.0, "masked_frames": [[640, 700]]}
     events = {key: value for key, value in (events | arrays).items() if value is not None}
     np.savez(folder / "events.npz", **events)
@@ -102,6 +103,15 @@ def test_noise_has_its_level_and_comes_from_the_seed():
         ({"epochs": "stimulus,start_frame\na,10\n"}, "no column 'end_frame'"),
         ({"epochs": "stimulus,start_frame,end_frame\nnatural_movie_one,10,50\n"}, "row 0 .natural_movie_one."),
         ({"epochs": ""}, "is not a table"),
+        ({"epochs": EPOCHS.replace("10,200", "10.5,200")}, "row 0 covers frames 10.5 to 200"),
+        ({"epochs": EPOCHS.replace("spontaneous", "../x")}, r"row 2 has the stimulus '\.\./x'"),
+        ({"epochs": EPOCHS.replace("2,51,50", "2,51,many")}, r"row 1 .natural_movie_one. has .* nan"),
+        ({"epochs": EPOCHS.replace("2,51,50", "2,51,50000000")}, r"row 1 .natural_movie_one."),
+        ({"shape": [10**9, 10**9]}, r"claims 1000000000 x 1000000000 values"),
+        ({"cell_specimen_id": [1.5, 2, 3]}, "cell_specimen_id is not whole"),
+        ({"cell": np.array(["a", "b", "c"])}, "holds values of type"),
+        ({"gratings": GRATINGS.replace("45,2", "left,2")}, "row 0 has orientation nan"),
+        ({"gratings": GRATINGS.replace("0,1\n80", "maybe,7\n80")}, "label_known is not 0 or 1"),
         ({"gratings": None}, r"no file .*drifting_gratings\.csv"),
         ({"gratings": GRATINGS.replace("45", "44")}, "row 0 has orientation 44"),
     ],
@@ -151,3 +161,21 @@ def test_allen_metadata_beside_the_folder_is_found(tmp_path):
     assert recording.metadata.cre_line == "Cux2-CreERT2"
     assert (recording.metadata.subject_id, recording.metadata.container_id) == ("222420", "7")
     assert recording.metadata.indicator == "GCaMP6f"
+
+
+def test_many_folders_are_continued_and_one_bad_one_is_named(tmp_path, capsys):
+    for number in range(12):
+        write_folder(tmp_path / "lab" / f"mouse{number:02d}")
+    (tmp_path / "lab" / "mouse05" / "epochs.csv").unlink()
+    command = ["prepare", "events", str(tmp_path / "lab"), str(tmp_path / "data"), "--workers", "2"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "1 of 12 recordings could not be converted, mouse05 first" in said.splitlines()[-1]
+    assert "11 written, 0 unchanged, 1 failed" in " ".join(said.split())
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").glob("*.h5")}
+    write_folder(tmp_path / "lab" / "mouse05")
+    assert main(command) == 0
+    assert "1 written, 11 unchanged, 0 failed" in " ".join(capsys.readouterr().err.split())
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    with pytest.raises(RecordingError, match=r"no events\.npz in"):
+        EventsSource().find(tmp_path)

@@ -61,25 +61,38 @@ def prepare_observatory(
     console.print(f"{len(paths)} recordings in {output}")
 
 
-def prepare_events(input: Path, output: Path, seed: int = 0, overwrite: bool = False) -> None:
-    """Turn a folder of event files into a recording with simulated dF/F (GCaMP6f).
+def prepare_events(
+    input: Path,
+    output: Path,
+    seed: int = 0,
+    workers: int | None = None,
+    ray: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Turn folders of event files into recordings with simulated dF/F (GCaMP6f).
+
+    A folder that cannot be read is named at the end and does not stop the others; the exit code is then 2. What was
+    converted before is left as it is.
 
     Parameters
     ----------
     input : path
-        Folder with events.npz, epochs.csv and drifting_gratings.csv.
+        Folder with events.npz, epochs.csv and drifting_gratings.csv, or a folder of such folders.
     output : path
-        Data folder to write the recording to.
+        Data folder to make, or to complete after an interruption.
     seed : int
         Seed of the noise.
+    workers : int, optional
+        Processes; all cores by default.
+    ray : str, optional
+        Address of a Ray cluster to run on, or 'local' (needs the extra 'ray').
     overwrite : bool
-        Replace a recording that is there.
+        Convert again what is there.
     """
-    from poyo_ssl.sources.events import EventsConfig
-    from poyo_ssl.sources.events import prepare_events as prepare
+    from poyo_ssl.sources.events import EventsSource
 
-    path = prepare(input, output, config=EventsConfig(), seed=seed, overwrite=overwrite)
-    console.print(f"wrote {path}")
+    source = EventsSource(seed=seed)
+    convert_recordings(source, input, output, workers=workers, ray=ray, overwrite=overwrite)
 
 
 def prepare_suite2p(

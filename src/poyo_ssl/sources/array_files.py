@@ -130,6 +130,23 @@ def _pick(path: Path, key: str | None, names: list[str]) -> str:
     return key if key is not None else names[0]
 
 
+def list_npz(path: Path) -> list[str]:
+    """Return the names of the arrays in a npz file, sorted.
+
+    Raises
+    ------
+    RecordingError
+        If it is missing or damaged.
+    """
+    if not path.is_file():
+        raise RecordingError(f"no file {path}", fix="check the path")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sorted(name.removesuffix(".npy") for name in archive.namelist())
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise RecordingError(f"{path} is not a complete npz file ({_one_line(error)})", fix=FIX_FILE) from None
+
+
 def _load_npz(path: Path, key: str | None) -> NDArray:
     try:
         with zipfile.ZipFile(path) as archive:

@@ -24,28 +24,32 @@ The traces are made by `poyo_ssl.sources.gcamp`; the file says ``real events, si
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from poyo_ssl import protocol
-from poyo_ssl.data.recording import METADATA_FIELDS, Recording, RecordingMetadata
+from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.series import SparseEvents
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations
 from poyo_ssl.errors import RecordingError, suggest
-from poyo_ssl.sources.allen.experiments import read_experiments
+from poyo_ssl.sources.allen.experiments import CONTAINERS_FILE, read_experiments
+from poyo_ssl.sources.array_files import list_npz, load_array
+from poyo_ssl.sources.companions import read_metadata_file
 from poyo_ssl.sources.gcamp import GCaMPConfig, fluorescence
+from poyo_ssl.sources.source import Source, check_size, clean_name
 
 ORIGIN = "real events, simulated fluorescence"
 GRATINGS = "drifting_gratings"
 UNITS_PER_BLOCK = 32
+MAX_FRAMES_PER_IMAGE = 100
+"""So many movie frames within one imaging frame are a mistake."""
+REQUIRED, OPTIONAL = ("cell", "frame", "shape", "fps"), ("value", "cell_specimen_id", "masked_frames")
+EVENTS_FILE, EPOCHS_FILE, METADATA_FILE = "events.npz", "epochs.csv", "recording.json"
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,74 @@ class EventsConfig:
     indicator: GCaMPConfig = field(default_factory=GCaMPConfig)
 
 
+@dataclass(frozen=True)
+class EventsSource(Source):
+    """Folders of event files.
+
+    Attributes
+    ----------
+    config : EventsConfig
+        Forward model.
+    seed : int
+        Of the noise; every unit has its own stream, so a unit's trace does not depend on the others.
+    """
+
+    name: ClassVar[str] = "events"
+
+    config: EventsConfig = field(default_factory=EventsConfig)
+    seed: int = 0
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Tell whether `path` is a folder with events and epochs."""
+        return (path / EVENTS_FILE).is_file() and (path / EPOCHS_FILE).is_file()
+
+    def find(self, input: Path) -> list[Path]:
+        """Return the folder, or the folders in it that hold event files."""
+        if (input / EVENTS_FILE).is_file():
+            return [input]
+        found = sorted(item.parent for item in input.glob(f"*/{EVENTS_FILE}"))
+        if not found:
+            raise RecordingError(
+                f"no {EVENTS_FILE} in {input} or its folders", fix="give a folder of event files, or of such folders"
+            )
+        return found
+
+    def recording_id(self, path: Path) -> str:
+        """Return the folder's name, or the experiment id of ``allen_<id>``."""
+        return clean_name(path.name.removeprefix("allen_") if _allen_id(path) else path.absolute().name)
+
+    def files(self, path: Path) -> list[Path]:
+        """Return what is read of a folder, and the Allen's list if its metadata come from there."""
+        own = [path / name for name in (EVENTS_FILE, EPOCHS_FILE, f"{GRATINGS}.csv", METADATA_FILE)]
+        listed = [_containers(path)] if _allen_id(path) and not (path / METADATA_FILE).is_file() else []
+        return [item for item in own + listed if item.is_file()]
+
+    def read(self, path: Path) -> Recording:
+        """Return the recording of a folder, with simulated dF/F."""
+        contents = _read_events(path / EVENTS_FILE)
+        num_units, num_frames = contents["shape"]
+        timestamps = np.arange(num_frames) / contents["fps"]
+        epochs = _read_epochs(path / EPOCHS_FILE, num_frames)
+        events: SparseEvents = contents["events"]
+        return Recording(
+            self.recording_id(path),
+            simulate_dff(
+                events, num_frames, num_units, contents["fps"], indicator=self.config.indicator, seed=self.seed
+            ),
+            timestamps,
+            RecordingMetadata(**_read_metadata(path)),
+            cell_specimen_ids=contents["cell_specimen_id"],
+            stimuli=_make_stimuli(path, epochs, timestamps),
+            epochs={
+                str(name): rows[["start_frame", "end_frame"]].to_numpy(float) / contents["fps"]
+                for name, rows in epochs.groupby("stimulus")
+            },
+            masked_domain=contents["masked_frames"] / contents["fps"],
+            events=events,
+        )
+
+
 def prepare_events(
     input: Path | str,
     output: Path | str,
@@ -71,6 +143,8 @@ def prepare_events(
 ) -> Path:
     r"""Write one recording, ``<output>/<recording id>.h5``, from a folder of event files.
 
+    For many folders, continued at will, give `EventsSource` to `poyo_ssl.sources.convert.convert`.
+
     Parameters
     ----------
     input : path
@@ -80,7 +154,7 @@ def prepare_events(
     config : EventsConfig
         Forward model.
     seed : int
-        Of the noise; every unit has its own stream, so a unit's trace does not depend on the others.
+        Of the noise.
     overwrite : bool
         Replace a recording of this name.
 
@@ -106,31 +180,11 @@ def prepare_events(
     >>> recording.dff.shape, recording.metadata.origin
     ((300, 2), 'real events, simulated fluorescence')
     """
-    input, output = Path(input), Path(output)
-    recording_id = input.name.removeprefix("allen_") if _allen_id(input) else input.name
-    path = output / f"{recording_id}.h5"
+    source = EventsSource(config, seed)
+    path = Path(output) / f"{source.recording_id(Path(input))}.h5"
     if path.exists() and not overwrite:
         raise RecordingError(f"{path} exists", fix="choose another output or pass --overwrite")
-    contents = _read_events(input / "events.npz")
-    num_units, num_frames = contents["shape"]
-    timestamps = np.arange(num_frames) / contents["fps"]
-    epochs = _read_epochs(input / "epochs.csv", num_frames)
-    events: SparseEvents = contents["events"]
-    recording = Recording(
-        recording_id,
-        simulate_dff(events, num_frames, num_units, contents["fps"], indicator=config.indicator, seed=seed),
-        timestamps,
-        RecordingMetadata(**_read_metadata(input)),
-        cell_specimen_ids=contents["cell_specimen_id"],
-        stimuli=_make_stimuli(input, epochs, timestamps),
-        epochs={
-            str(name): rows[["start_frame", "end_frame"]].to_numpy(float) / contents["fps"]
-            for name, rows in epochs.groupby("stimulus")
-        },
-        masked_domain=contents["masked_frames"] / contents["fps"],
-        events=events,
-    )
-    return recording.save(path, overwrite=overwrite)
+    return source.read(Path(input)).save(path, overwrite=overwrite)
 
 
 def simulate_dff(
@@ -185,34 +239,42 @@ def _need(path: Path) -> Path:
 
 def _read_events(path: Path) -> dict[str, Any]:
     """Return `events`, `shape` (cells, frames), `fps`, `cell_specimen_id` and `masked_frames`, all checked."""
-    try:
-        # Opened here, so that it is closed also where the archive is damaged.
-        with _need(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = dict(file.items())
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RecordingError(f"{path} is not a complete npz file ({error})", fix="copy or write it again") from None
-    for key in ("cell", "frame", "shape", "fps"):
-        if key not in arrays:
-            raise RecordingError(f"{path} has no '{key}'", allowed=", ".join(sorted(arrays)), fix="add it to the file")
-    shape, fps = arrays["shape"], float(arrays["fps"])
-    if shape.shape != (2,) or shape.min() < 1:
+    names = list_npz(path)
+    for key in REQUIRED:
+        if key not in names:
+            raise RecordingError(f"{path} has no '{key}'", allowed=", ".join(names), fix="add it to the file")
+    arrays = {key: load_array(path, key) for key in (*REQUIRED, *OPTIONAL) if key in names}
+    shape = arrays["shape"]
+    if shape.shape != (2,) or not (np.isfinite(shape).all() and shape.min() >= 1 and (shape % 1 == 0).all()):
         raise RecordingError(f"{path}: shape is {shape.tolist()}", allowed="(cells, frames)", fix="correct it")
-    if not (np.isfinite(fps) and fps > 0):
-        raise RecordingError(f"{path}: fps is {fps}", allowed="above 0 Hz", fix="correct it")
+    if arrays["fps"].size != 1 or not 0 < float(arrays["fps"].reshape(-1)[0]) < np.inf:
+        raise RecordingError(f"{path}: fps is {arrays['fps'].tolist()}", allowed="above 0 Hz", fix="correct it")
+    fps = float(arrays["fps"].reshape(-1)[0])
     num_units, num_frames = int(shape[0]), int(shape[1])
-    cell, frame = arrays["cell"].astype(np.int64), arrays["frame"].astype(np.int64)
-    value = arrays.get("value", np.ones(len(cell))).astype(np.float32)
-    specimens = arrays.get("cell_specimen_id", np.full(num_units, -1)).astype(np.int64)
-    lengths = {"frame": (frame, len(cell)), "value": (value, len(cell)), "cell_specimen_id": (specimens, num_units)}
-    for key, (values, length) in lengths.items():
-        if values.shape != (length,):
-            raise RecordingError(f"{path}: '{key}' has shape {values.shape}", allowed=f"({length},)", fix="correct it")
-    for key, values, limit in (("cell", cell, num_units), ("frame", frame, num_frames)):
-        bad = np.flatnonzero((values < 0) | (values >= limit))
+    check_size((num_frames, num_units), np.dtype(np.float32), f"{path}: shape")
+    for key, limit in (("cell", num_units), ("frame", num_frames)):
+        values = arrays[key]
+        if values.ndim != 1:
+            raise RecordingError(f"{path}: '{key}' has shape {values.shape}", allowed="(events,)", fix="correct it")
+        # NaN compares false.
+        bad = np.flatnonzero(~((values >= 0) & (values < limit) & (values % 1 == 0)))
         if len(bad):
             raise RecordingError(
                 f"{path}: event {bad[0]} has {key} {values[bad[0]]}", allowed=f"0 to {limit - 1}", fix="correct it"
             )
+    cell, frame = arrays["cell"].astype(np.int64), arrays["frame"].astype(np.int64)
+    value = np.asarray(arrays.get("value", np.ones(len(cell))), np.float32)
+    specimens = arrays.get("cell_specimen_id", np.full(num_units, -1))
+    if not (np.isfinite(specimens).all() and (specimens % 1 == 0).all()):
+        raise RecordingError(f"{path}: cell_specimen_id is not whole everywhere", fix="correct it; -1 is unknown")
+    lengths: dict[str, tuple[NDArray, int]] = {
+        "frame": (frame, len(cell)),
+        "value": (value, len(cell)),
+        "cell_specimen_id": (specimens, num_units),
+    }
+    for key, (given, length) in lengths.items():
+        if given.shape != (length,):
+            raise RecordingError(f"{path}: '{key}' has shape {given.shape}", allowed=f"({length},)", fix="correct it")
     if not (np.isfinite(value).all() and (value >= 0).all()):
         raise RecordingError(f"{path}: an event size is negative or not finite", allowed="0 or more", fix="correct it")
     masked = _check_masked(path, arrays.get("masked_frames", np.zeros((0, 2))), frame, num_frames)
@@ -222,12 +284,14 @@ def _read_events(path: Path) -> dict[str, Any]:
         "events": SparseEvents(frame[order], cell[order], value[order]),
         "shape": (num_units, num_frames),
         "fps": fps,
-        "cell_specimen_id": specimens,
+        "cell_specimen_id": specimens.astype(np.int64),
         "masked_frames": masked,
     }
 
 
 def _check_masked(path: Path, masked: NDArray, frame: NDArray[np.int64], num_frames: int) -> NDArray[np.int64]:
+    if not np.isfinite(masked).all():
+        raise RecordingError(f"{path}: masked_frames is not finite", allowed="(K, 2) spans", fix="correct it")
     masked = np.asarray(masked, np.int64)
     if masked.ndim != 2 or masked.shape[1] != 2 or (masked[:, 0] >= masked[:, 1]).any() or (masked < 0).any():
         raise RecordingError(f"{path}: masked_frames is {masked.tolist()}", allowed="(K, 2) spans", fix="correct it")
@@ -247,8 +311,10 @@ def _read_table(path: Path, columns: tuple[str, ...], num_frames: int) -> pd.Dat
     """Read a table whose rows span frames in the order of time."""
     try:
         table = pd.read_csv(_need(path))
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise RecordingError(f"{path} is not a table ({error})", fix="write it as comma-separated values") from None
+    except (ValueError, OverflowError) as error:
+        raise RecordingError(
+            f"{path} is not a table ({' '.join(str(error).split())[:200]})", fix="write it as comma-separated values"
+        ) from None
     for column in (*columns, "start_frame", "end_frame"):
         if column not in table:
             raise RecordingError(
@@ -256,29 +322,38 @@ def _read_table(path: Path, columns: tuple[str, ...], num_frames: int) -> pd.Dat
             )
     start, end = (pd.to_numeric(table[name], errors="coerce").to_numpy(float) for name in ("start_frame", "end_frame"))
     order = np.r_[True, start[1:] >= end[:-1]]
-    bad = np.flatnonzero(~((start >= 0) & (start < end) & (end <= num_frames) & order))
+    whole = (start % 1 == 0) & (end % 1 == 0)
+    bad = np.flatnonzero(~((start >= 0) & (start < end) & (end <= num_frames) & order & whole))
     if len(bad):
         row = int(bad[0])
         raise RecordingError(
             f"{path}: row {row} covers frames {start[row]:g} to {end[row]:g}"
             + (f" and begins before row {row - 1} ends" if not order[row] else ""),
-            allowed=f"rows in the order of time, without overlap, inside 0 to {num_frames}",
+            allowed=f"whole frames in the order of time, without overlap, inside 0 to {num_frames}",
             fix="sort or correct the table",
         )
-    return table
+    return table.assign(start_frame=start.astype(np.int64), end_frame=end.astype(np.int64))
 
 
 def _read_epochs(path: Path, num_frames: int) -> pd.DataFrame:
     epochs = _read_table(path, ("stimulus",), num_frames)
+    needed = ["repeats", "frames_per_repeat_imaging", "movie_frames"]
+    for name in needed:
+        epochs[name] = pd.to_numeric(epochs[name], errors="coerce") if name in epochs else np.nan
     for row, epoch in epochs.iterrows():
-        if not str(epoch.stimulus).startswith(MOVIE_PREFIX):
-            continue
-        needed = ["repeats", "frames_per_repeat_imaging", "movie_frames"]
-        values = [float(epoch.get(name, np.nan)) for name in needed]
-        span = epoch.end_frame - epoch.start_frame
-        if not (np.isfinite(values).all() and min(values) > 0 and abs(values[0] * values[1] - span) <= 1.0):
+        name = str(epoch.stimulus)
+        if clean_name(name) != name or pd.isna(epoch.stimulus):
             raise RecordingError(
-                f"{path}: row {row} ({epoch.stimulus}) has {needed} of {values} for {span} imaging frames",
+                f"{path}: row {row} has the stimulus '{name}'", allowed="letters, digits and _", fix="rename it"
+            )
+        if not name.startswith(MOVIE_PREFIX):
+            continue
+        repeats, length, movie_frames = values = [float(epoch[key]) for key in needed]
+        span = epoch.end_frame - epoch.start_frame
+        fits = np.isfinite(values).all() and min(values) > 0 and abs(repeats * length - span) <= 1.0
+        if not (fits and repeats % 1 == movie_frames % 1 == 0 and movie_frames <= MAX_FRAMES_PER_IMAGE * length):
+            raise RecordingError(
+                f"{path}: row {row} ({name}) has {needed} of {values} for {span} imaging frames",
                 allowed="positive numbers with repeats x frames_per_repeat_imaging within 1 of the block's length",
                 fix="correct the row",
             )
@@ -341,8 +416,15 @@ def movie_presentations(name: str, blocks: pd.DataFrame, timestamps: NDArray[np.
 def _read_gratings(path: Path, timestamps: NDArray[np.float64]) -> Presentations:
     wanted = ("orientation", "temporal_frequency", "blank_sweep")
     table = _read_table(path, wanted, len(timestamps))
-    known = table.get("label_known", pd.Series(1, index=table.index)).to_numpy(bool)
-    blank = known & (table.blank_sweep == 1).to_numpy(bool)
+    flags = {"label_known": np.ones(len(table)), "blank_sweep": np.zeros(len(table))}
+    for name in flags:
+        if name in table:
+            # A sweep of unknown label may leave out whether it was blank.
+            flags[name] = np.nan_to_num(pd.to_numeric(table[name], errors="coerce").to_numpy(float))
+        if not np.isin(flags[name], (0, 1)).all():
+            raise RecordingError(f"{path}: {name} is not 0 or 1 everywhere", fix="correct the table")
+    known = flags["label_known"] == 1
+    blank = known & (flags["blank_sweep"] == 1)
     shown = known & ~blank
     columns: dict[str, NDArray] = {"blank_sweep": blank, "label_known": known}
     choices = {
@@ -350,7 +432,7 @@ def _read_gratings(path: Path, timestamps: NDArray[np.float64]) -> Presentations
         "temporal_frequency": protocol.GRATING_TEMPORAL_FREQUENCIES_HZ,
     }
     for name, allowed in choices.items():
-        values = np.where(shown, table[name].to_numpy(float), np.nan)
+        values = np.where(shown, pd.to_numeric(table[name], errors="coerce").to_numpy(float), np.nan)
         bad = np.flatnonzero(shown & ~np.isin(values, allowed))
         if len(bad):
             raise RecordingError(
@@ -369,23 +451,16 @@ def _allen_id(folder: Path) -> int | None:
     return int(digits) if folder.name.startswith("allen_") and digits.isdecimal() else None
 
 
+def _containers(folder: Path) -> Path:
+    return folder.parent / "allen_metadata" / CONTAINERS_FILE
+
+
 def _read_metadata(folder: Path) -> dict[str, Any]:
     defaults = {"subject_id": folder.name, "origin": ORIGIN, "description": f"event files of {folder.name}"}
-    given, containers = folder / "recording.json", folder.parent / "allen_metadata" / "experiment_containers.json"
+    given, containers = folder / METADATA_FILE, _containers(folder)
     if given.is_file():
-        try:
-            values = json.loads(given.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RecordingError(f"{given} is not JSON ({error})", fix="correct it") from None
-        for key in values:
-            if key not in METADATA_FIELDS:
-                raise RecordingError(
-                    f"{given} has an unknown field '{key}'{suggest(key, METADATA_FIELDS)}",
-                    allowed=", ".join(METADATA_FIELDS),
-                    fix="rename or remove it",
-                )
         # Whatever the file says of its events, the fluorescence is simulated.
-        return defaults | values | {"origin": ORIGIN}
+        return defaults | read_metadata_file(given) | {"origin": ORIGIN}
     experiment_id = _allen_id(folder)
     if experiment_id is not None and containers.is_file():
         known = [one for one in read_experiments(containers) if one.experiment_id == experiment_id]
