@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import median_abs_deviation
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
@@ -28,8 +29,16 @@ from poyo_ssl.evaluation.baselines import (
 )
 from poyo_ssl.evaluation.features import FeatureScaler, bin_features
 from poyo_ssl.evaluation.frame_images import BlurredMean, MeanFrame, PixelMedian
-from poyo_ssl.evaluation.frame_number import decide, smooth_means
+from poyo_ssl.evaluation.frame_number import candidate_transforms, decide, smooth_means
+from poyo_ssl.evaluation.whitened import CosineLDAFrameNumber, WhitenedKNNFrameNumber, Whitening
 
+DECODERS = [
+    KNNFrameNumber,
+    NaiveBayesFrameNumber,
+    ShrunkLDAFrameNumber,
+    WhitenedKNNFrameNumber,
+    CosineLDAFrameNumber,
+]
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -81,7 +90,7 @@ def test_scaler_leaves_constants_at_zero() -> None:
     np.testing.assert_allclose(scaled.std(axis=0), [1, 0, 1])
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", range(5))
 def test_frame_number_baselines_decode_smooth_responses(index: int) -> None:
     *fitted, x_test, y_test = make_parts()
     baseline = frame_number_baselines(num_frames=60, tolerance=3)[index].fit(*fitted)
@@ -89,7 +98,7 @@ def test_frame_number_baselines_decode_smooth_responses(index: int) -> None:
     assert baseline.chosen
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", range(5))
 def test_shuffled_frame_numbers_are_at_chance(index: int) -> None:
     x, y, x_valid, y_valid, x_test, y_test = make_parts()
     shuffled = np.random.default_rng(2).permutation(y)
@@ -97,7 +106,7 @@ def test_shuffled_frame_numbers_are_at_chance(index: int) -> None:
     assert (np.abs(baseline.predict(x_test) - y_test) <= 3).mean() < 0.35  # chance 0.11
 
 
-@pytest.mark.parametrize("decoder", [KNNFrameNumber, NaiveBayesFrameNumber, ShrunkLDAFrameNumber])
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_unseen_frames_are_never_decoded(decoder: type[KNNFrameNumber]) -> None:
     x, y, *rest, x_test, _ = make_parts()
     keep = (y < 20) | (y >= 30)
@@ -105,7 +114,7 @@ def test_unseen_frames_are_never_decoded(decoder: type[KNNFrameNumber]) -> None:
     assert not ((predicted >= 20) & (predicted < 30)).any()
 
 
-@pytest.mark.parametrize("decoder", [KNNFrameNumber, NaiveBayesFrameNumber, ShrunkLDAFrameNumber])
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_posteriors_are_distributions(decoder: type[KNNFrameNumber]) -> None:
     *fitted, x_test, _ = make_parts()
     mass = decoder(num_frames=60, tolerance=3).fit(*fitted).posterior(x_test)
@@ -135,6 +144,69 @@ def test_discriminants_equal_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> No
     found = ShrunkLDAFrameNumber(num_frames=8, tolerance=0).fit(x, y, x_valid, y_valid)
     expected = LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(8, 1 / 8)).fit(x, y)
     np.testing.assert_array_equal(found.predict(x_test), expected.predict(x_test))
+
+
+def test_whitened_residuals_have_unit_covariance() -> None:
+    rng = np.random.default_rng(0)
+    residual = rng.normal(size=(4000, 5)) @ rng.normal(size=(5, 5))
+    whitening = Whitening.fit(residual, centre=np.ones(5), shrinkage=0.0, variance_floor=0.0)
+    white = whitening(residual + 1)
+    np.testing.assert_allclose(white.T @ white / len(white), np.eye(5), atol=1e-6)
+    diagonal = Whitening.fit(residual, centre=np.ones(5), shrinkage=1.0, variance_floor=0.0)(residual + 1)
+    np.testing.assert_allclose(diagonal, residual / np.sqrt((residual**2).mean(axis=0)), rtol=1e-6)
+
+
+def test_cosines_equal_a_metric_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cosines under the inverse of the noise covariance, written out, and scikit-learn's nearest neighbour by them."""
+    x, y, *_, x_test, _ = make_parts()
+    for name, value in (("smoothing_frames", (4.0,)), ("temperatures", (0.04,))):
+        monkeypatch.setattr(CosineLDAFrameNumber, name, value)
+    monkeypatch.setattr(WhitenedKNNFrameNumber, "neighbours", (1,))
+    monkeypatch.setattr("poyo_ssl.evaluation.whitened.SHRINKAGES", (0.4,))
+    monkeypatch.setattr("poyo_ssl.evaluation.whitened.candidate_transforms", lambda _: {"none": np.asarray})
+    residual = x - smooth_means(x, y, 60, 8.0)[y]
+    covariance = residual.T @ residual / len(x)
+    diagonal = np.diag(np.diag(covariance) + 0.05 * np.diag(covariance).mean())
+    inverse = np.linalg.inv(0.6 * (covariance - np.diag(np.diag(covariance))) + diagonal)
+
+    def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        lengths = [np.sqrt(np.einsum("nf,fg,ng->n", v, inverse, v)) for v in (a, b)]
+        return np.asarray(a @ inverse @ b.T / np.outer(*lengths))
+
+    centred, test = x - x.mean(axis=0), x_test - x.mean(axis=0)
+    length = np.sqrt(np.einsum("nf,fg,ng->n", centred, inverse, centred))
+    means = smooth_means(centred / length[:, None], y, 60, 4.0)
+    expected = np.exp(cosines(test, means) / 0.04)
+    found = CosineLDAFrameNumber(num_frames=60, tolerance=0).fit(x, y, x, y).posterior(x_test)
+    np.testing.assert_allclose(found, expected / expected.sum(axis=1, keepdims=True), rtol=1e-6, atol=1e-12)
+    nearest = WhitenedKNNFrameNumber(num_frames=60, tolerance=0).fit(x, y, x, y).predict(x_test)
+    np.testing.assert_array_equal(nearest, y[cosines(test, centred).argmax(axis=1)])
+
+
+def test_cosine_is_blind_to_a_gain_that_misleads_discriminants() -> None:
+    """Test windows of the same pattern at a quarter of the gain: only the direction still tells the frame."""
+    rng = np.random.default_rng(4)
+    tuning = rng.normal(size=(20, 40)) * np.linspace(0.4, 2.0, 20)[:, None]
+    tuning -= tuning.mean(axis=0)
+    y = np.tile(np.arange(20), 8)
+    x = tuning[y] + 0.2 * rng.normal(size=(len(y), 40))
+    quiet = 0.25 * tuning + 0.02 * rng.normal(size=(20, 40))
+    correct = {
+        decoder.name: (decoder(num_frames=20, tolerance=0).fit(x, y, x, y).predict(quiet) == np.arange(20)).mean()
+        for decoder in (ShrunkLDAFrameNumber, CosineLDAFrameNumber)
+    }
+    assert correct["cosine_lda"] == 1.0
+    assert correct["shrunk_lda"] < 0.9
+
+
+def test_compressed_features_equal_the_formula() -> None:
+    x = np.random.default_rng(0).standard_t(2, size=(500, 3))
+    robust = (x - np.median(x, axis=0)) / median_abs_deviation(x, axis=0, scale="normal")
+    expected = np.arcsinh(robust)
+    expected = (expected - expected.mean(axis=0)) / expected.std(axis=0)
+    transforms = candidate_transforms(x)
+    np.testing.assert_allclose(transforms["asinh"](x), expected)
+    assert "asinh" not in candidate_transforms(np.abs(x))
 
 
 def test_smooth_means_equals_direct_sum() -> None:

@@ -41,6 +41,7 @@ def test_movie_frame_numbers_from_real_events() -> None:
     assert within["knn"] > 0.70
     assert within["naive_bayes"] > 0.74
     assert within["shrunk_lda"] > 0.80
+    assert within["cosine_lda"] > 0.80
 
 
 def test_gratings_of_73_cells() -> None:

@@ -62,7 +62,7 @@ def test_frame_numbers_are_decoded_from_activity_alone(seeing):
     found = scores_of("frame_number", movie_parts(seeing), lambda p, t: np.abs(p - t) <= 3, **settings)
     baselines = {name: score for name, (kind, score) in found.items() if kind == "baseline"}
     controls = {name: score for name, (kind, score) in found.items() if kind == "control"}
-    assert set(baselines) == {"knn", "naive_bayes", "shrunk_lda"}
+    assert set(baselines) == {"knn", "naive_bayes", "shrunk_lda", "whitened_knn", "cosine_lda"}
     assert min(baselines.values()) > 0.8
     assert set(controls) == {"time in session", "shuffled neurons", "shifted activity"}
     assert max(controls.values()) < 0.4

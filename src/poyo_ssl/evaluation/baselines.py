@@ -39,11 +39,13 @@ from poyo_ssl.evaluation.frame_number import (
     ShrunkLDAFrameNumber,
     within_tolerance,
 )
+from poyo_ssl.evaluation.whitened import CosineLDAFrameNumber, WhitenedKNNFrameNumber
 
 __all__ = [
     "Baseline",
     "BlurredMean",
     "ClassBaseline",
+    "CosineLDAFrameNumber",
     "FrameLookup",
     "FrameNumberBaseline",
     "KNNFrameNumber",
@@ -53,6 +55,7 @@ __all__ = [
     "PixelMedian",
     "RidgeFrames",
     "ShrunkLDAFrameNumber",
+    "WhitenedKNNFrameNumber",
     "bin_features",
     "frame_baselines",
     "frame_number_baselines",
@@ -209,17 +212,21 @@ def frame_number_baselines(*, num_frames: int, tolerance: int) -> tuple[Baseline
     Returns
     -------
     tuple of Baseline
-        knn, naive_bayes, shrunk_lda.
+        knn, naive_bayes, shrunk_lda, whitened_knn, cosine_lda.
 
     Examples
     --------
     >>> [b.name for b in frame_number_baselines(num_frames=900, tolerance=30)]
-    ['knn', 'naive_bayes', 'shrunk_lda']
+    ['knn', 'naive_bayes', 'shrunk_lda', 'whitened_knn', 'cosine_lda']
     """
-    return tuple(
-        decoder(num_frames=num_frames, tolerance=tolerance)
-        for decoder in (KNNFrameNumber, NaiveBayesFrameNumber, ShrunkLDAFrameNumber)
+    decoders: tuple[type[FrameNumberBaseline], ...] = (
+        KNNFrameNumber,
+        NaiveBayesFrameNumber,
+        ShrunkLDAFrameNumber,
+        WhitenedKNNFrameNumber,
+        CosineLDAFrameNumber,
     )
+    return tuple(decoder(num_frames=num_frames, tolerance=tolerance) for decoder in decoders)
 
 
 def frame_baselines(frames: Array, *, tolerance: int) -> tuple[Baseline, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import median_abs_deviation
 
 from poyo_ssl.errors import ConfigError, SplitError
 
@@ -79,6 +80,22 @@ class FeatureScaler:
         # The deviation of a constant is rounding noise, not exactly 0.
         constant = scale <= 1e-12 * np.maximum(1.0, np.abs(mean))
         return cls(mean, np.where(constant, np.inf, scale))
+
+    @classmethod
+    def fit_robust(cls, x_train: Array) -> FeatureScaler:
+        """Take median and scaled median absolute deviation, or the standard deviation where the latter is 0.
+
+        Examples
+        --------
+        >>> scaler = FeatureScaler.fit_robust(np.array([[-1.0], [0.0], [1.0], [2.0], [900.0]]))
+        >>> scaler(np.array([[1 + 1.4826]])).round(4)
+        array([[1.]])
+        """
+        plain = cls.fit(x_train)
+        middle = np.median(x_train, axis=0).astype(np.float64)
+        deviation = median_abs_deviation(x_train, axis=0, scale="normal")
+        useless = np.isinf(plain.scale) | (deviation <= 1e-12 * np.maximum(1.0, np.abs(middle)))
+        return cls(middle, np.where(useless, plain.scale, deviation))
 
     def __call__(self, x: Array) -> FloatArray:
         """Return z-scored ``(N, F)`` features."""

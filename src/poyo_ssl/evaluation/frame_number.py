@@ -93,6 +93,11 @@ class FrameNumberBaseline(ABC):
                 self.chosen = {**settings, "half_width": half_width}
         return better
 
+    def _softmax(self, scores: FloatArray, temperature: float) -> FloatArray:
+        scaled = np.where(self._seen, scores, -np.inf) / temperature
+        mass = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return np.asarray(mass / mass.sum(axis=1, keepdims=True))
+
 
 def decide(mass: FloatArray, half_width: int, seen: npt.NDArray[np.bool_]) -> IntArray:
     """Choose the seen frame with the most mass within +- `half_width` frames of it.
@@ -124,14 +129,35 @@ def decide(mass: FloatArray, half_width: int, seen: npt.NDArray[np.bool_]) -> In
     return np.argmax(np.where(seen, gain, -np.inf), axis=1)
 
 
-def _transforms(x_train: Array) -> dict[str, Callable[[Array], FloatArray]]:
-    """Candidate transforms of the features; those of counts only where no training feature is negative."""
+def candidate_transforms(x_train: Array) -> dict[str, Callable[[Array], FloatArray]]:
+    """Return the transforms of the features that validation chooses among.
+
+    Parameters
+    ----------
+    x_train : ndarray
+        ``(N, F)`` training features, the only ones that statistics come from.
+
+    Returns
+    -------
+    dict
+        'zscore', and where no training feature is negative (counts) 'sqrt', else 'none' and 'asinh' (robust z-score,
+        inverse hyperbolic sine, z-score: large transients no longer drown the rest).
+
+    Examples
+    --------
+    >>> list(candidate_transforms(np.array([[0.0], [2.0]])))
+    ['zscore', 'sqrt']
+    >>> candidate_transforms(np.array([[-1.0], [0.0], [1.0]]))["asinh"](np.array([[0.0]]))
+    array([[0.]])
+    """
     transforms: dict[str, Callable[[Array], FloatArray]] = {"zscore": FeatureScaler.fit(x_train)}
     if x_train.min() >= 0:
         # The square root evens out the variance of counts.
-        transforms["sqrt"] = lambda x: np.sqrt(np.maximum(x, 0), dtype=np.float64)
-    else:
-        transforms["none"] = lambda x: np.asarray(x, dtype=np.float64)
+        return transforms | {"sqrt": lambda x: np.sqrt(np.maximum(x, 0), dtype=np.float64)}
+    robust = FeatureScaler.fit_robust(x_train)
+    compressed = FeatureScaler.fit(np.arcsinh(robust(x_train)))
+    transforms["none"] = lambda x: np.asarray(x, dtype=np.float64)
+    transforms["asinh"] = lambda x: compressed(np.arcsinh(robust(x)))
     return transforms
 
 
@@ -155,10 +181,10 @@ class KNNFrameNumber(FrameNumberBaseline):
         """Store the training windows and choose transform, distance, k and half width."""
         self._start(x_train, y_train, x_valid, y_valid)
         self._y = np.asarray(y_train, dtype=np.int64)
-        for name, transform in _transforms(x_train).items():
+        for name, transform in candidate_transforms(x_train).items():
             for metric in self.metrics:
                 stored = _embed(transform(x_train), metric)
-                nearest = _nearest(_embed(transform(x_valid), metric), stored, max(self.neighbours))
+                nearest = nearest_rows(_embed(transform(x_valid), metric), stored, max(self.neighbours))
                 for k in self.neighbours:
                     settings = {"transform": name, "metric": metric, "neighbours": k}
                     if self._try_rules(self._votes(nearest[:, :k]), y_valid, settings):
@@ -168,14 +194,37 @@ class KNNFrameNumber(FrameNumberBaseline):
     def posterior(self, x: Array) -> FloatArray:
         """``(N, num_frames)`` share of the votes."""
         embedded = _embed(self._transform(x), self.chosen["metric"])
-        return self._votes(_nearest(embedded, self._stored, self.chosen["neighbours"]))
+        return self._votes(nearest_rows(embedded, self._stored, self.chosen["neighbours"]))
 
     def _votes(self, nearest: IntArray) -> FloatArray:
-        weight = 1.0 / np.arange(1, nearest.shape[1] + 1)
-        mass = np.zeros((len(nearest), self.num_frames))
-        votes = np.broadcast_to(weight / weight.sum(), nearest.shape)
-        np.add.at(mass, (np.arange(len(nearest))[:, None], self._y[nearest]), votes)
-        return mass
+        return rank_votes(self._y[nearest], self.num_frames)
+
+
+def rank_votes(numbers: IntArray, num_frames: int) -> FloatArray:
+    """Let neighbours vote with 1/rank.
+
+    Parameters
+    ----------
+    numbers : ndarray
+        ``(N, k)`` frame numbers of the neighbours, nearest first.
+    num_frames : int
+        Number of frames L.
+
+    Returns
+    -------
+    ndarray
+        ``(N, L)``, rows sum to 1.
+
+    Examples
+    --------
+    >>> rank_votes(np.array([[2, 0]]), 3).round(2)
+    array([[0.33, 0.  , 0.67]])
+    """
+    weight = 1.0 / np.arange(1, numbers.shape[1] + 1)
+    mass = np.zeros((len(numbers), num_frames))
+    votes = np.broadcast_to(weight / weight.sum(), numbers.shape)
+    np.add.at(mass, (np.arange(len(numbers))[:, None], numbers), votes)
+    return mass
 
 
 def _embed(x: FloatArray, metric: str) -> FloatArray:
@@ -188,8 +237,14 @@ def _embed(x: FloatArray, metric: str) -> FloatArray:
     return x / np.where(length > 0, length, 1.0)
 
 
-def _nearest(x: FloatArray, stored: FloatArray, k: int) -> IntArray:
-    """Rows of the k nearest stored vectors, ``(N, k)``, nearest first."""
+def nearest_rows(x: FloatArray, stored: FloatArray, k: int) -> IntArray:
+    """Rows of the k nearest stored vectors by euclidean distance, ``(N, k)``, nearest first.
+
+    Examples
+    --------
+    >>> nearest_rows(np.array([[0.9]]), np.array([[0.0], [1.0], [5.0]]), 2)
+    array([[1, 0]])
+    """
     distance = (stored**2).sum(axis=1) - 2 * (x @ stored.T)  # squared, less a term that the row shares
     k = min(k, len(stored))
     rows = np.argpartition(distance, k - 1, axis=1)[:, :k]
@@ -217,7 +272,7 @@ class LinearFrameNumber(FrameNumberBaseline):
         """Take smoothed mean responses and choose the hyper-parameters."""
         self._start(x_train, y_train, x_valid, y_valid)
         y = np.asarray(y_train, dtype=np.int64)
-        for name, transform in _transforms(x_train).items():
+        for name, transform in candidate_transforms(x_train).items():
             x, held_out = transform(x_train), transform(x_valid)
             for smoothing in self.smoothing_frames:
                 means = smooth_means(x, y, self.num_frames, smoothing)
@@ -237,11 +292,6 @@ class LinearFrameNumber(FrameNumberBaseline):
     def posterior(self, x: Array) -> FloatArray:
         """``(N, num_frames)`` posterior at the chosen temperature."""
         return self._softmax(self._transform(x) @ self._weights.T + self._bias, self.chosen["temperature"])
-
-    def _softmax(self, scores: FloatArray, temperature: float) -> FloatArray:
-        scaled = np.where(self._seen, scores, -np.inf) / temperature
-        mass = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return np.asarray(mass / mass.sum(axis=1, keepdims=True))
 
 
 def smooth_means(x: FloatArray, y: IntArray, num_frames: int, smoothing_frames: float) -> FloatArray:
