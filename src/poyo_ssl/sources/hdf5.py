@@ -53,6 +53,44 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         raise RecordingError(f"{path} is damaged ({error})", fix="download or copy it again") from None
 
 
+def refuse_links_outside(file: h5py.File) -> None:
+    """Refuse a file with a link to another one, before a library that would follow it is let in.
+
+    Raises
+    ------
+    RecordingError
+        If there is one; it is named.
+    """
+
+    def look(name: str, link: Any) -> str | None:
+        return name if isinstance(link, h5py.ExternalLink) else None
+
+    found = file.visititems_links(look)
+    if found is not None:
+        target = file.get(found, getlink=True).filename
+        raise RecordingError(
+            f"{file.filename}: '{found}' is a link to another file, '{target}'",
+            fix="export the file with its data, or delete the link from a copy",
+        )
+
+
+def require_inside(dataset: Any, path: Path, what: str) -> h5py.Dataset:
+    """Return `dataset` if it is one whose values are in the file itself.
+
+    Raises
+    ------
+    RecordingError
+        If it is something else, or its values are kept in another file.
+    """
+    if not isinstance(dataset, h5py.Dataset):
+        raise RecordingError(
+            f"{path}: {what} is a {type(dataset).__name__}", allowed="an array in the file", fix="write the file again"
+        )
+    if dataset.is_virtual or dataset.external:
+        raise RecordingError(f"{path}: {what} is kept in another file", fix="give a file that holds its own data")
+    return dataset
+
+
 def get(parent: h5py.Group, name: str) -> Any:
     """Return a group or dataset by its path below `parent`, or None if it is not there.
 

@@ -130,7 +130,7 @@ def read_stimuli(file: h5py.File, clock: Clock, session_type: str, warnings: lis
         else:
             found.tables[name] = table
     if noises:
-        found.tables[NOISE] = _merge(noises)
+        found.tables[NOISE] = merge_noises(noises)
     return found
 
 
@@ -287,7 +287,7 @@ def _read_gratings(name: str, group: h5py.Group, order: NDArray[np.int64], warni
     for key, known in GRATINGS[name].items():
         identity = _identify(group, key, read[key], np.asarray(known), blank, order)
         columns |= {key: np.where(blank, np.nan, read[key]), f"{key}_id": identity}
-    return {**columns, "repeat": _count_occurrences(columns, blank), "blank_sweep": blank}
+    return {**columns, "repeat": count_conditions(columns, blank), "blank_sweep": blank}
 
 
 def _identify(
@@ -307,7 +307,7 @@ def _identify(
     return np.where(blank, -1, nearest).astype(np.int64)
 
 
-def _count_occurrences(columns: dict[str, NDArray], blank: NDArray[np.bool_]) -> NDArray[np.int64]:
+def count_conditions(columns: dict[str, NDArray], blank: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return how often the condition of each row was shown before; -1 for blanks."""
     conditions = np.stack([values for key, values in columns.items() if key.endswith("_id")], axis=1)
     _, label = np.unique(conditions, axis=0, return_inverse=True)
@@ -347,7 +347,7 @@ def find_blocks(name: str, spans: NDArray[np.int64], session_type: str, warnings
     return np.stack([spans[first, 0], reach[last]], axis=1)
 
 
-def _merge(noises: list[Presentations]) -> Presentations:
+def merge_noises(noises: list[Presentations]) -> Presentations:
     """Join the sparse noises of session C2 into one table, in the order of time."""
     order = np.argsort(np.concatenate([table.start_frame for table in noises]), kind="stable")
 
