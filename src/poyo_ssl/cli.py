@@ -9,6 +9,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -26,9 +27,16 @@ SETTINGS: dict[Callable[..., Any], dict[str, tuple[type[Any], str | None]]] = {
     commands.pretrain: {"config": (PretrainConfig, None)},
     commands.finetune: {"config": (FinetuneConfig, None)},
 }
+# Commands with the settings of a source and of what lies beside its files.
+SOURCES: dict[Callable[..., Any], tuple[str, str]] = {
+    commands.prepare_nwb: ("nwb", "NwbSource"),
+    commands.prepare_suite2p: ("suite2p", "Suite2pSource"),
+    commands.prepare_arrays: ("arrays", "ArraysSource"),
+}
 COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare observatory": commands.prepare_observatory,
     "prepare allen": commands.prepare_allen,
+    "prepare nwb": commands.prepare_nwb,
     "prepare suite2p": commands.prepare_suite2p,
     "prepare arrays": commands.prepare_arrays,
     "prepare events": commands.prepare_events,
@@ -47,15 +55,14 @@ POSITIONAL = (*(name for name in COMMANDS if name.startswith("prepare ")), "repo
 
 def settings_of(function: Callable[..., Any]) -> dict[str, tuple[type[Any], str | None]]:
     """Return the settings classes whose fields become flags of a command."""
-    if function in (commands.prepare_arrays, commands.prepare_suite2p):
-        # Sources bring numpy and h5py, for which no other command's help should wait.
-        from poyo_ssl.sources.arrays import ArraysSource
-        from poyo_ssl.sources.companions import Companions
-        from poyo_ssl.sources.suite2p import Suite2pSource
+    if function not in SOURCES:
+        return SETTINGS.get(function, {})
+    # Sources bring numpy and h5py, for which no other command's help should wait.
+    module, name = SOURCES[function]
+    from poyo_ssl.sources.companions import Companions
 
-        source = ArraysSource if function is commands.prepare_arrays else Suite2pSource
-        return {"source": (source, None), "companions": (Companions, None)}
-    return SETTINGS.get(function, {})
+    source = getattr(import_module(f"poyo_ssl.sources.{module}"), name)
+    return {"source": (source, None), "companions": (Companions, None)}
 
 
 class Parser(ArgumentParser):

@@ -6,6 +6,7 @@ import pytest
 from tests.sources.allen_samples import draw_templates, make_session, write_session
 from tests.sources.nwb_samples import write_dandi, write_laboratory
 
+from poyo_ssl.cli import main
 from poyo_ssl.data.dff import compute_dff
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.stimuli import load_movie
@@ -222,3 +223,15 @@ def test_without_pynwb_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynwb", None)
     with pytest.raises(ConfigError, match=r"need pynwb, which is not installed; pip install 'poyo-ssl.nwb.'"):
         NwbSource().read(path)
+
+
+def test_the_command(tmp_path, capsys):
+    _, _, path = write_laboratory(tmp_path / "in", series=("plane0_dff", "plane1_dff"))
+    command = ["prepare", "nwb", str(tmp_path / "in"), str(tmp_path / "data"), "--workers", "1"]
+    assert main(command) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"poyo-ssl: {path} has several series of dff (allowed: ophys/DfOverF/plane0_dff, ")
+    assert not (tmp_path / "data").exists() or not list((tmp_path / "data").glob("*.h5"))
+    flags = ["--series", "plane1_dff", "--tables", "[trials]", "--cells", "all"]
+    assert main([*command, *flags]) == 0
+    assert len(Recording.open(tmp_path / "data" / "mouse7.h5").stimulus("drifting_gratings")) == 16

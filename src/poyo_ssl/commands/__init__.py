@@ -4,6 +4,7 @@ Heavy libraries are imported inside the functions, so that ``poyo-ssl --help`` a
 """
 
 from poyo_ssl.commands.allen import ALLEN_FILTERS, prepare_allen
+from poyo_ssl.commands.archives import prepare_nwb
 from poyo_ssl.commands.evaluation import demo, evaluate, report
 from poyo_ssl.commands.prepare import (
     prepare_arrays,
@@ -23,6 +24,7 @@ __all__ = [
     "prepare_allen",
     "prepare_arrays",
     "prepare_events",
+    "prepare_nwb",
     "prepare_observatory",
     "prepare_suite2p",
     "pretrain",

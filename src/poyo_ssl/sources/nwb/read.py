@@ -46,7 +46,7 @@ class NwbSource(Source):
     kind : {'auto', 'dff', 'fluorescence'}
         What the traces are; 'auto' goes by names.
     tables : list of str, optional
-        Tables of intervals to take as stimuli; by default all but epochs and invalid_times.
+        Tables of intervals to take as stimuli, for example [trials]; by default all but epochs and invalid_times.
     cells : {'iscell', 'all'}
         'iscell' leaves out ROIs that a column of the ROI table (iscell, accepted, valid_roi) does not call cells.
     dff_procedure : str
