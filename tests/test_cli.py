@@ -67,6 +67,7 @@ def test_every_setting_is_documented(help_of):
         (["prepare", "arrays", "nowhere", "x", "--rate_hz", "0"], "rate_hz of 0.0"),
         (["prepare", "suite2p", "nowhere", "x", "--rate_hz", "9", "--timestamps", "t.npy"], "a rate and timestamps"),
         (["prepare", "suite2p", ".", "x", "--cells", "all"], "no suite2p output in ."),
+        (["doctor", "nowhere"], "nothing at nowhere"),
         (["evaluate", "nowhere", "--out", "y"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
         (["resume", "nowhere"], "nowhere"),

@@ -40,6 +40,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare suite2p": commands.prepare_suite2p,
     "prepare arrays": commands.prepare_arrays,
     "prepare events": commands.prepare_events,
+    "doctor": commands.doctor,
     "select": commands.select,
     "split": commands.split,
     "pretrain": commands.pretrain,
@@ -50,7 +51,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "report": commands.report,
     "demo": commands.demo,
 }
-POSITIONAL = (*(name for name in COMMANDS if name.startswith("prepare ")), "report", "resume", "split")
+POSITIONAL = (*(name for name in COMMANDS if name.startswith("prepare ")), "doctor", "report", "resume", "split")
 
 
 def settings_of(function: Callable[..., Any]) -> dict[str, tuple[type[Any], str | None]]:

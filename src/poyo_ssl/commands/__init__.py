@@ -5,6 +5,7 @@ Heavy libraries are imported inside the functions, so that ``poyo-ssl --help`` a
 
 from poyo_ssl.commands.allen import ALLEN_FILTERS, prepare_allen
 from poyo_ssl.commands.archives import prepare_nwb
+from poyo_ssl.commands.doctor import doctor
 from poyo_ssl.commands.evaluation import demo, evaluate, report
 from poyo_ssl.commands.prepare import (
     prepare_arrays,
@@ -19,6 +20,7 @@ __all__ = [
     "ALLEN_FILTERS",
     "audit",
     "demo",
+    "doctor",
     "evaluate",
     "finetune",
     "prepare_allen",

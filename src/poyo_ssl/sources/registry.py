@@ -1,0 +1,94 @@
+"""Every source there is, and which of them a path is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from poyo_ssl.errors import RecordingError
+from poyo_ssl.sources.allen import AllenSource
+from poyo_ssl.sources.arrays import ArraysSource
+from poyo_ssl.sources.events import EventsSource
+from poyo_ssl.sources.hdf5 import get_dataset, open_hdf5
+from poyo_ssl.sources.source import Source
+from poyo_ssl.sources.suite2p import Suite2pSource
+
+SOURCES: tuple[type[Source], ...] = (
+    AllenSource,
+    Suite2pSource,
+    # Before arrays, which would take their events for an array too.
+    EventsSource,
+    ArraysSource,
+)
+"""In the order in which a path is offered to them; a new source is one more line."""
+
+HDF5_SUFFIXES = (".nwb", ".h5", ".hdf5")
+
+
+def is_prepared(path: Path) -> bool:
+    """Tell whether a file was written by ``poyo-ssl prepare``: dF/F in the brainsets layout, with the imaging clock."""
+    if path.suffix != ".h5" or not path.is_file():
+        return False
+    try:
+        with open_hdf5(path) as file:
+            wanted = ("calcium_traces/df_over_f", "imaging_clock/timestamps")
+            return all(get_dataset(file, name) is not None for name in wanted)
+    except RecordingError:
+        return False
+
+
+def recognise(path: Path) -> tuple[type[Source] | None, list[Path]]:
+    """Find out what a path holds.
+
+    Parameters
+    ----------
+    path : path
+        A recording (file or folder) of any source, a prepared one, or a folder of some.
+
+    Returns
+    -------
+    tuple of source class and list of Path
+        The source, or None for prepared recordings; and one path per recording.
+
+    Raises
+    ------
+    RecordingError
+        If there is nothing, or nothing that any source knows.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> np.save(folder / "dff.npy", np.zeros((900, 4)))
+    >>> source, paths = recognise(folder)
+    >>> source.name, len(paths)
+    ('arrays', 1)
+    """
+    if not path.exists():
+        raise RecordingError(f"nothing at {path}", fix="check the path")
+    # Where one file is known, the others of the folder are examined too: a damaged one must not go unseen.
+    files = [path] if path.is_file() else sorted(path.glob("*.h5"))
+    if any(is_prepared(item) for item in files):
+        return None, files
+    for kind in SOURCES:
+        if kind.recognises(path):
+            return kind, [path]
+    if path.is_dir():
+        for kind in SOURCES:
+            try:
+                paths = kind().find(path)
+            except RecordingError:
+                continue
+            if any(kind.recognises(item) for item in paths):
+                return kind, paths
+    elif path.suffix.lower() in HDF5_SUFFIXES:
+        # A file that cannot be opened at all is answered with the reason.
+        with open_hdf5(path) as file:
+            held = ", ".join(sorted(file)[:12]) or "nothing"
+        raise RecordingError(
+            f"{path} is HDF5 (holds {held}), but of no kind that is known", allowed=_known(), fix="check the file"
+        )
+    raise RecordingError(f"{path} holds no recording of any kind that is known", allowed=_known(), fix="check the path")
+
+
+def _known() -> str:
+    return ", ".join(["prepared recordings", *(kind.name for kind in SOURCES)])
