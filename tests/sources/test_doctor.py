@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from allen_samples import write_session
+from nwb_samples import write_laboratory
 from suite2p_samples import write_plane
 
 from poyo_ssl.cli import main
@@ -57,7 +58,10 @@ def test_every_source_is_recognised_and_summed_up(tmp_path, ask):
     write_plane(tmp_path / "mouse7" / "suite2p" / "plane0", iscell=(1,))
     write_events(tmp_path / "events")
     write_arrays(tmp_path / "arrays")
+    (tmp_path / "nwb").mkdir()
+    write_laboratory(tmp_path / "nwb")
     expected = {
+        "nwb": "units",
         "allen": "Cre line Cux2-CreERT2, Ai93(TITL-GCaMP6f), GCaMP6f place VISp, 275 um, three_session_A",
         "mouse7": "imaging 0.9 min, 800 frames at 15.5 Hz, from 0 s units 6",
         "events": "origin real events, simulated fluorescence",
@@ -75,7 +79,7 @@ def test_every_source_is_recognised_and_summed_up(tmp_path, ask):
     assert "natural_movie_one │ 120 │ │ 12 frames, 10 repeats │ 0.1 │ 12 x 4 x 8" in said
     assert "drifting_gratings │ 90 │ 10 │ 8 orientations, 5 temporal frequencies" in said
     assert "11 with a cell specimen id" in said
-    assert {kind.name for kind in SOURCES} >= {"allen", "suite2p", "events", "arrays"}
+    assert {kind.name for kind in SOURCES} >= {"allen", "nwb", "suite2p", "events", "arrays"}
 
 
 def test_what_the_source_says_is_said(tmp_path, ask):
@@ -226,5 +230,5 @@ def test_paths_that_hold_nothing(tmp_path, ask):
         assert code == 2
         assert message in said
         assert said.startswith("poyo-ssl: ")
-    with pytest.raises(RecordingError, match="prepared recordings, allen, suite2p"):
+    with pytest.raises(RecordingError, match="prepared recordings, allen, nwb, suite2p"):
         recognise(tmp_path / "notes.txt")

@@ -9,11 +9,13 @@ from poyo_ssl.sources.allen import AllenSource
 from poyo_ssl.sources.arrays import ArraysSource
 from poyo_ssl.sources.events import EventsSource
 from poyo_ssl.sources.hdf5 import get_dataset, open_hdf5
+from poyo_ssl.sources.nwb import NwbSource
 from poyo_ssl.sources.source import Source
 from poyo_ssl.sources.suite2p import Suite2pSource
 
 SOURCES: tuple[type[Source], ...] = (
     AllenSource,
+    NwbSource,
     Suite2pSource,
     # Before arrays, which would take their events for an array too.
     EventsSource,
