@@ -54,6 +54,10 @@ class StatisticsError(PoyoError):
     """A claim that the scores at hand cannot carry."""
 
 
+class StreamError(PoyoError):
+    """A frame, message or connection that the online decoder cannot use."""
+
+
 class ResourceError(PoyoError):
     """Too little memory or disk foreseen for what was asked."""
 

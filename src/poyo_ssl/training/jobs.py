@@ -344,6 +344,7 @@ def _write_inputs(
             class_values=data.class_values,
             normalisation=normalisation,
             units=columns,
+            recordings=data.recordings,
         )
 
 

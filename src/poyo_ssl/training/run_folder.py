@@ -6,6 +6,7 @@
     run.json                   command, inputs with checksums, versions, git commit, state
     splits.json                parts of every recording in seconds
     vocabulary.json            rows of the embeddings, class values
+    recordings.json            imaging rate and names of the units used, of every recording
     normalisation.safetensors  centre and scale of every unit
     model.safetensors          weights
     checkpoints/last.ckpt      state of the training, for resuming
@@ -18,7 +19,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,14 @@ def write_inputs(
     class_values: NDArray[np.float64] | None,
     normalisation: Mapping[str, Normalisation],
     units: Mapping[str, NDArray],
+    recordings: Sequence[Recording],
 ) -> None:
-    """Write splits, vocabulary and normalisation."""
+    """Write splits, vocabulary, normalisation and what the online decoder must know of the recordings."""
+    facts = {
+        r.recording_id: {"rate_hz": r.rate_hz, "unit_ids": [str(u) for u in r.unit_ids[units[r.recording_id]]]}
+        for r in recordings
+    }
+    write_beside(folder / "recordings.json", json.dumps(facts))
     parts = {name: {"parts": plain(dict(s.parts)), "unused": dict(s.unused)} for name, s in splits.items()}
     write_beside(folder / "splits.json", json.dumps(parts))
     words = {"units": vocabulary.units, "sessions": vocabulary.sessions, "class_values": class_values}
