@@ -86,9 +86,16 @@ def test_equals_the_plain_model_for_every_switch(make_run, recording, monkeypatc
         np.testing.assert_allclose(output, offline(run, recording, stop), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("lag_s", [0.0, 0.2])
-@pytest.mark.parametrize("normalise", [True, False])
-@pytest.mark.parametrize("output", ["gratings", "frame_number", "position", "frames"])
+@pytest.mark.parametrize(
+    ("output", "normalise", "lag_s"),
+    [
+        ("gratings", True, 0.2),
+        ("gratings", False, 0.0),
+        ("frame_number", True, 0.2),
+        ("position", False, 0.0),
+        ("frames", True, 0.2),
+    ],
+)
 def test_equals_predict_for_every_task(make_run, recording, output, normalise, lag_s):
     run = make_run(output, normalise=normalise, dtype=torch.float32, window={"lag_s": lag_s})
     decoder = Decoder(run, recording)
@@ -150,7 +157,7 @@ def plain_attention(run, values, present, times, duration_s):
         """Rotate pairs of ``(N, ..., E)`` by their times, with sines and cosines written out."""
         pairs = config.dim_head // 4
         period = config.rotary_t_min_s * (config.rotary_t_max_s / config.rotary_t_min_s) ** (
-            torch.arange(pairs) / pairs
+            torch.arange(pairs, dtype=torch.float64) / pairs
         )
         angle = (2 * math.pi * time.unsqueeze(-1) / period.double()).reshape(len(time), *[1] * (x.ndim - 2), pairs)
         out = x.clone()
@@ -286,17 +293,17 @@ def test_sharp_attention_stays_exact(make_run, recording, monkeypatch, factor):
 
 def test_memory_is_constant(make_run, recording):
     decoder = Decoder(make_run(dtype=torch.float32, depth=1, num_latents_per_step=1), recording)
-    for i in range(100):
+    for i in range(60):
         decoder.step(recording.dff[i % 60])
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for i in range(1000):
+        for i in range(300):
             decoder.step(recording.dff[i % 60])
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert grown < 20_000  # less than one pointer and a bit per frame
+    assert grown < 6_000  # less than one small object per frame
 
 
 @pytest.mark.parametrize(

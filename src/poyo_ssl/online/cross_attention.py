@@ -1,7 +1,7 @@
 """The encoder's cross-attention on a window that slides by one imaging frame.
 
-With the notation of `poyo_ssl.models.grid_tokens`, a token's key is ``(A_c + T + x p - m h) r + s``, rotated by its time,
-so a latent's logit for it is ::
+With the notation of `poyo_ssl.models.grid_tokens`, a token's key is ``(A_c + T + x p - m h) r + s``, rotated by its
+time, so a latent's logit for it is ::
 
     r_tc a_ltc + x_tc r_tc (q_lt . p) - m_tc r_tc (q_lt . h) + r_tc (q_lt . T) + q_lt . s        a_ltc = q_lt . A_c
 
@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poyo_ssl.models.encoder import latent_times
+from poyo_ssl.models.attention import GridCrossAttention
+from poyo_ssl.models.encoder import GridTokens, latent_times
 from poyo_ssl.models.poyo_ssl import PoyoSSL
 
 SAFE_RANGE = 2.0**60
@@ -79,6 +80,7 @@ class SlidingCrossAttention:
         self.to_out = attention.to_out
         num_steps = len(self.times_of_latents) // len(model.latents)
         self.latents = model.latents.detach().repeat(num_steps, 1)  # (L, D)
+        self.per_unit = tokens.value is None
         units, along = self._read_tokens(tokens, unit_index)
         self._project(attention, units, along, tokens.types)
         self._prepare_statistics(units, along, tokens.types, attention.norm_context.eps)
@@ -91,16 +93,15 @@ class SlidingCrossAttention:
         self.edges_of: Tensor | None = None
         self.table: Tensor | None = None
 
-    def _read_tokens(self, tokens: torch.nn.Module, unit_index: Tensor) -> tuple[Tensor, Tensor]:
+    def _read_tokens(self, tokens: GridTokens, unit_index: Tensor) -> tuple[Tensor, Tensor]:
         """Return unit ``(C, D)`` and value embeddings, ``(1, D)`` or ``(C, D)``."""
         units = tokens.units(unit_index)
-        self.per_unit = tokens.value is None
-        if self.per_unit:
+        if tokens.value is None:
             own, along = units.chunk(2, dim=-1)
             return own, along
         return units, tokens.value.unsqueeze(0)
 
-    def _project(self, attention: torch.nn.Module, units: Tensor, along: Tensor, types: Tensor) -> None:
+    def _project(self, attention: GridCrossAttention, units: Tensor, along: Tensor, types: Tensor) -> None:
         """Split what the projection makes of neurons, value, types and LayerNorm into heads, moving and still."""
         norm, weight, D = attention.norm_context, attention.to_kv.weight, units.shape[-1]
         gain_unit, gain_value = norm.weight.split(D)

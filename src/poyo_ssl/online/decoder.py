@@ -113,12 +113,13 @@ class Decoder:
 
     Examples
     --------
-    >>> import tempfile, numpy as np, poyo_ssl as ps
+    >>> import tempfile, poyo_ssl as ps
+    >>> from poyo_ssl.config import OptimConfig
     >>> folder = tempfile.mkdtemp()
     >>> _ = ps.generate_observatory(f"{folder}/data", size="tiny")
     >>> config = ps.FinetuneConfig(
     ...     model=ps.ModelConfig(dim=8, dim_head=8, depth=1),
-    ...     window=ps.WindowConfig(window_s=0.5, units="all"), optim=ps.OptimConfig(epochs=1))
+    ...     window=ps.WindowConfig(window_s=0.5, units="all"), optim=OptimConfig(epochs=1))
     >>> recording = ps.open_recordings(f"{folder}/data")[0]
     >>> decoder = Decoder(ps.finetune([recording], f"{folder}/run", config=config, progress=False))
     >>> answers = [decoder.step(frame) for frame in recording.read_dff(0, 15)]

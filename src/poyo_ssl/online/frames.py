@@ -1,7 +1,7 @@
 """The frame decoder for one latent vector at a time, with everything folded that is linear.
 
-The same numbers as `poyo_ssl.models.unet.FrameDecoder` in evaluation: BatchNorm goes into the convolution before it, and
-the last fusion and the last convolution, between which there is no activation, become one. Images lie with channels
+The same numbers as `poyo_ssl.models.unet.FrameDecoder` in evaluation: BatchNorm goes into the convolution before it,
+and the last fusion and the last convolution, between which there is no activation, become one. Images lie with channels
 last, so that a fusion is one matrix product without joining its two inputs.
 """
 
@@ -14,25 +14,27 @@ from torch import Tensor, nn
 from poyo_ssl.models.unet import NEGATIVE_SLOPE, FrameDecoder, UpBlock
 
 
-class FoldedBlock(nn.Module):
-    """An `UpBlock` in evaluation; `project` and `fuse` are None without skips."""
+class FoldedBlock:
+    """An `UpBlock` in evaluation; `skip` is None without skips."""
 
-    def __init__(self, block: UpBlock) -> None:
-        super().__init__()
+    def __init__(self, block: nn.Module) -> None:
+        assert isinstance(block, UpBlock)
         convolution, norm = block.grow[1], block.grow[2]
         assert isinstance(convolution, nn.Conv2d)
+        assert convolution.bias is not None
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_mean is not None
         assert norm.running_var is not None
         gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         weight = convolution.weight * gain.view(-1, 1, 1, 1)
-        assert convolution.bias is not None
         self.bias = (convolution.bias - norm.running_mean) * gain + norm.bias
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.skip: tuple[Tensor, Tensor] | None = None
-        if block.project is not None and block.fuse is not None:
-            linear, shape = block.project[0], block.project[1].unflattened_size  # type: ignore[index]
-            self.skip = _channels_last(linear, shape)
+        if block.fuse is not None:
+            assert isinstance(block.project, nn.Sequential)
+            assert isinstance(block.fuse, nn.Conv2d)
+            assert block.fuse.bias is not None
+            self.skip = _channels_last(block.project)
             fuse = block.fuse.weight.flatten(1)  # (out, out + skip)
             self.of_image, self.of_skip = fuse[:, : len(weight)].mT.contiguous(), fuse[:, len(weight) :].mT.contiguous()
             self.fuse_bias = block.fuse.bias
@@ -48,7 +50,7 @@ class FoldedBlock(nn.Module):
         weight, bias = self.skip
         return torch.addmv(bias, weight, latent).view(-1, self.of_skip.shape[0])
 
-    def forward(self, x: Tensor, latent: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, latent: Tensor) -> Tensor:
         """Return ``(1, out, 2h, 2w)`` from ``(1, in, h, w)``, both with channels last, and ``(D,)``."""
         x = self.grow(x)
         if self.skip is None:
@@ -77,12 +79,10 @@ class FoldedFrameDecoder(nn.Module):
     @torch.no_grad()
     def __init__(self, decoder: FrameDecoder) -> None:
         super().__init__()
-        linear, unflatten = decoder.start[0], decoder.start[1]
-        self.grid = unflatten.unflattened_size  # type: ignore[union-attr]
-        self.start_weight, self.start_bias = _channels_last(linear, self.grid)  # type: ignore[arg-type]
-        self.blocks = nn.ModuleList(FoldedBlock(block) for block in decoder.blocks)  # type: ignore[arg-type]
-        last, grey = self.blocks[-1], decoder.to_grey
-        assert isinstance(last, FoldedBlock)
+        self.grid = _grid(decoder.start)
+        self.start_weight, self.start_bias = _channels_last(decoder.start)
+        *self.blocks, self.last = [FoldedBlock(block) for block in decoder.blocks]
+        last, grey = self.last, decoder.to_grey
         assert grey.bias is not None
         taps = grey.weight[0].flatten(1).mT  # (9, channels)
         # A map for each of the nine taps; the fusion's bias belongs to it, for it ends where the image ends.
@@ -98,10 +98,9 @@ class FoldedFrameDecoder(nn.Module):
         channels, height, width = self.grid
         x = torch.addmv(self.start_bias, self.start_weight, vector).view(1, height, width, channels)
         x = x.permute(0, 3, 1, 2)
-        *blocks, last = self.blocks
-        for block in blocks:
+        for block in self.blocks:
             x = block(x, vector)
-        assert isinstance(last, FoldedBlock)
+        last = self.last
         x = last.grow(x)
         maps = torch.addmm(self.tap_bias, self.image_taps, _flat(x).mT)  # (9, H W)
         if self.skip_taps is not None:
@@ -120,7 +119,17 @@ def _flat(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-def _channels_last(linear: nn.Linear, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a linear layer whose output is ``(h, w, channels)`` instead of ``(channels, h, w)``."""
+def _grid(projection: nn.Sequential) -> tuple[int, int, int]:
+    """Return the shape ``(channels, h, w)`` that a projection of the latent is given."""
+    unflatten = projection[1]
+    assert isinstance(unflatten, nn.Unflatten)
+    channels, height, width = unflatten.unflattened_size
+    return int(channels), int(height), int(width)
+
+
+def _channels_last(projection: nn.Sequential) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a projection whose output is ``(h, w, channels)`` instead of ``(channels, h, w)``."""
+    linear, shape = projection[0], _grid(projection)
+    assert isinstance(linear, nn.Linear)
     weight = linear.weight.unflatten(0, shape).permute(1, 2, 0, 3).flatten(0, 2).contiguous()
     return weight, linear.bias.unflatten(0, shape).permute(1, 2, 0).flatten().contiguous()

@@ -1,8 +1,8 @@
 """The processor's blocks for one window at a time, features first.
 
 The same numbers as `poyo_ssl.models.poyo_ssl.PoyoSSL.process` in evaluation. With latents as columns ``(D, L)`` every
-product is a matrix product of contiguous memory, LayerNorm's gain and bias go into the weights after it, and the pairs that
-rotate lie as real parts, imaginary parts and the rest, so that rotation is real arithmetic on whole slices.
+product is a matrix product of contiguous memory, LayerNorm's gain and bias go into the weights after it, and the pairs
+that rotate lie as real parts, imaginary parts and the rest, so that rotation is real arithmetic on whole slices.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poyo_ssl.models.poyo_ssl import PoyoSSL
+from poyo_ssl.models.poyo_ssl import PoyoSSL, ProcessorBlock
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class ColumnProcessor:
         self.blocks = [self._read(block) for block in model.processor]
 
     def _read(self, block: nn.Module) -> BlockWeights:
+        assert isinstance(block, ProcessorBlock)
         attention, feed_forward = block.self_attention, block.feed_forward
         qkv, qkv_bias = _fold(attention.norm, attention.to_qkv)
         # (3HE, ...) with the features of each head in our order, queries scaled.
