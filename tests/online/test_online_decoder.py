@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from untrained import make_recording, make_run
 
 from poyo_ssl.data.batch import Batch
 from poyo_ssl.errors import CheckpointError, ConfigError, RecordingError, StreamError
@@ -17,6 +18,12 @@ from poyo_ssl.online import Decoder
 from poyo_ssl.online.frames import FoldedFrameDecoder
 from poyo_ssl.training.predict import predict
 from poyo_ssl.training.restore import TrainedRun
+
+
+@pytest.fixture
+def recording():
+    return make_recording()
+
 
 SWITCHES = [
     {},
@@ -76,7 +83,7 @@ def raw_outputs(decoder, monkeypatch):
 
 @pytest.mark.parametrize("switches", SWITCHES)
 @pytest.mark.parametrize("bin_frames", [1, 3])
-def test_equals_the_plain_model_for_every_switch(make_run, recording, monkeypatch, switches, bin_frames):
+def test_equals_the_plain_model_for_every_switch(recording, monkeypatch, switches, bin_frames):
     run = make_run(window={"bin_frames": bin_frames}, **switches)
     decoder = Decoder(run, recording)
     seen = raw_outputs(decoder, monkeypatch)
@@ -96,7 +103,7 @@ def test_equals_the_plain_model_for_every_switch(make_run, recording, monkeypatc
         ("frames", True, 0.2),
     ],
 )
-def test_equals_predict_for_every_task(make_run, recording, output, normalise, lag_s):
+def test_equals_predict_for_every_task(recording, output, normalise, lag_s):
     run = make_run(output, normalise=normalise, dtype=torch.float32, window={"lag_s": lag_s})
     decoder = Decoder(run, recording)
     known = predict(run, recording)
@@ -115,7 +122,7 @@ def test_equals_predict_for_every_task(make_run, recording, output, normalise, l
         assert [answer.class_value for answer in answers] == known["class"].tolist()
 
 
-def test_without_times_the_clock_is_regular(make_run, recording, monkeypatch):
+def test_without_times_the_clock_is_regular(recording, monkeypatch):
     run = make_run()
     regular = replace(recording, timestamps=np.arange(60) / 30.08)
     decoder = Decoder(run, regular)
@@ -179,7 +186,7 @@ def plain_attention(run, values, present, times, duration_s):
 @pytest.mark.parametrize("switches", SWITCHES[:5])
 @given(seed=st.integers(0, 10**6), share=st.sampled_from([0.05, 0.5, 0.9]))
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_missing_takes_no_part(make_run, recording, switches, seed, share):
+def test_what_is_missing_takes_no_part(recording, switches, seed, share):
     run, rng = make_run(**switches), np.random.default_rng(seed)
     decoder = Decoder(run, recording, min_coverage=0.0)
     dff = recording.dff[:18].copy()
@@ -213,7 +220,7 @@ def test_what_is_missing_takes_no_part(make_run, recording, switches, seed, shar
     assert decoder.counts.missing == (~finite[np.arange(18) != 7]).sum()
 
 
-def test_a_neuron_that_is_never_there_is_one_the_model_does_not_see(make_run, recording):
+def test_a_neuron_that_is_never_there_is_one_the_model_does_not_see(recording):
     run = make_run()
     decoder = Decoder(run, recording)
     dff = recording.dff[:12].copy()
@@ -239,7 +246,7 @@ def test_a_neuron_that_is_never_there_is_one_the_model_does_not_see(make_run, re
     np.testing.assert_allclose(answer.output, expected, rtol=1e-9)
 
 
-def test_a_gap_in_time_is_dropped_frames(make_run, recording):
+def test_a_gap_in_time_is_dropped_frames(recording):
     run, period = make_run(), 1 / recording.rate_hz
     by_time, by_hand = Decoder(run, recording), Decoder(run, recording)
     for i in range(30):
@@ -256,7 +263,7 @@ def test_a_gap_in_time_is_dropped_frames(make_run, recording):
     assert by_time.counts.dropped == 3
 
 
-def test_after_a_long_gap_the_window_fills_again(make_run, recording):
+def test_after_a_long_gap_the_window_fills_again(recording):
     decoder = Decoder(make_run(), recording, min_coverage=0.5)
     for frame in recording.dff[:15]:
         decoder.step(frame)
@@ -269,7 +276,7 @@ def test_after_a_long_gap_the_window_fills_again(make_run, recording):
     assert decoder.counts.frames == 1
 
 
-def test_nothing_there_is_sparse_whatever_the_limit(make_run, recording):
+def test_nothing_there_is_sparse_whatever_the_limit(recording):
     decoder = Decoder(make_run(), recording, min_coverage=0.0)
     answers = [decoder.step(np.full(7, np.nan)) for _ in range(14)]
     assert answers[-1].status == "sparse"
@@ -278,7 +285,7 @@ def test_nothing_there_is_sparse_whatever_the_limit(make_run, recording):
 
 
 @pytest.mark.parametrize("factor", [40.0, 2000.0])
-def test_sharp_attention_stays_exact(make_run, recording, monkeypatch, factor):
+def test_sharp_attention_stays_exact(recording, monkeypatch, factor):
     """Logits far beyond the range of float64's exponent: the softmax moves its origin."""
     run = make_run()
     with torch.no_grad():
@@ -291,7 +298,7 @@ def test_sharp_attention_stays_exact(make_run, recording, monkeypatch, factor):
         np.testing.assert_allclose(output, offline(run, recording, stop), rtol=1e-6, atol=1e-8)
 
 
-def test_memory_is_constant(make_run, recording):
+def test_memory_is_constant(recording):
     decoder = Decoder(make_run(dtype=torch.float32, depth=1, num_latents_per_step=1), recording)
     for i in range(60):
         decoder.step(recording.dff[i % 60])
@@ -316,7 +323,7 @@ def test_memory_is_constant(make_run, recording):
         (np.zeros(7), math.nan, "a finite time"),
     ],
 )
-def test_bad_frames_are_named_and_leave_the_decoder_as_it_was(make_run, recording, frame, time, message):
+def test_bad_frames_are_named_and_leave_the_decoder_as_it_was(recording, frame, time, message):
     decoder = Decoder(make_run(), recording)
     decoder.step(recording.dff[0], 1.0)
     with pytest.raises(StreamError, match=message):
@@ -327,7 +334,7 @@ def test_bad_frames_are_named_and_leave_the_decoder_as_it_was(make_run, recordin
         decoder.skip(0)
 
 
-def test_bad_settings_are_named(make_run, recording, tmp_path):
+def test_bad_settings_are_named(recording, tmp_path):
     run = make_run()
     with pytest.raises(CheckpointError, match=r"no recordings\.json.*give the Recording itself"):
         Decoder(replace(run, folder=tmp_path), "one")
@@ -341,7 +348,7 @@ def test_bad_settings_are_named(make_run, recording, tmp_path):
         Decoder(run, recording, min_coverage=2.0)
 
 
-def test_the_users_model_is_left_alone(make_run, recording):
+def test_the_users_model_is_left_alone(recording):
     run = make_run("frames")
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     decoder = Decoder(run, recording)
