@@ -37,6 +37,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prepare observatory": commands.prepare_observatory,
     "prepare allen": commands.prepare_allen,
     "prepare nwb": commands.prepare_nwb,
+    "prepare brainsets": commands.prepare_brainsets,
     "prepare suite2p": commands.prepare_suite2p,
     "prepare arrays": commands.prepare_arrays,
     "prepare events": commands.prepare_events,
