@@ -1,6 +1,6 @@
 """Coverage, false positives and power of the statistics on simulated score tables.
 
-    python benchmarks/statistics_coverage.py [--tables 2000] [--worlds between within skewed] [--parts tables seeds]
+    python benchmarks/statistics_coverage.py [--tables 2000] [--parts between within skewed margins trainings ...]
 
 Every table has 3, 5, 10 or 30 animals with one to three recordings each, two repeats of six blocks per recording, and
 noise that is correlated from block to block. Four arms have the same true mean; what tells them apart is scatter of the
@@ -10,133 +10,85 @@ world's kind:
 - `within`: animals are alike, all scatter lies in the blocks (1.0);
 - `skewed`: animals differ with the skewness of a gamma distribution of shape 4 (1.0), else as `between`.
 
-The part `seeds` simulates margins, animals that are all decoded by the same trainings (crossed), and trainings alone.
-Figures are shares of `--tables`; the standard error of a share of 0.95 or 0.05 of 2,000 tables is 0.005. The
-published table is in docs/statistics.md.
+Then margins ("no worse", "equivalent"), animals that are all decoded by the same five trainings (crossed), trainings
+alone, and the power of both. Figures are shares of `--tables`; the standard error of a share of 0.95 or 0.05 of 2,000 tables is
+0.005. The published table is in docs/statistics.md. On one core all parts take about an hour.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from poyo_ssl.evaluation import compare_arms, estimate_difference, estimate_mean
-from poyo_ssl.evaluation.estimate import Estimate, t_bounds
-from poyo_ssl.evaluation.simulated_scores import SCATTER, World, simulate_arms, simulate_trainings
-from poyo_ssl.evaluation.statistics import estimate_over_seeds
+from poyo_ssl.evaluation.calibration import check_margins, check_tables, check_trainings, seed_power
+from poyo_ssl.evaluation.simulated_scores import SCATTER
 
 ANIMALS = (3, 5, 10, 30)
-NUM_ARMS = 4
-MARGIN = 0.5
-"""In the unit of the scatter between animals."""
-EFFECTS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+SEED_EFFECTS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+SEED_SCATTERS = (0.0, 0.5, 1.0)
+CROSSED_EFFECTS = (0.5, 1.0, 1.5)
+PARTS = (*SCATTER, "margins", "trainings", "seed_power", "crossed_power")
 
 
-def check_tables(world: World, num_animals: int, num_tables: int) -> dict[str, float]:
-    """Share of tables where intervals cover and where something is claimed that is not so."""
-    rng = np.random.default_rng(0)
-    counts = dict.fromkeys(
-        ("mean covered", "difference covered", "effect size covered", "false positive", "of three, Holm"), 0
-    )
-    pairs = [("arm0", f"arm{i}") for i in range(1, NUM_ARMS)]
-    for _ in range(num_tables):
-        tables = simulate_arms(rng, num_animals, world, num_arms=NUM_ARMS)
-        mean = estimate_mean(tables["arm1"], "accuracy", rng=rng).interval()
-        found = compare_arms(tables, pairs, "accuracy", rng=rng)
-        first = found[0].interval
-        counts["mean covered"] += mean.low <= 0 <= mean.high
-        counts["difference covered"] += first.low <= 0 <= first.high
-        counts["effect size covered"] += found[0].effect.low <= 0 <= found[0].effect.high
-        counts["false positive"] += found[0].p < 0.05
-        counts["of three, Holm"] += any(c.verdict in ("better", "worse") for c in found)
-    return {name: count / num_tables for name, count in counts.items()}
-
-
-def check_margins(num_animals: int, num_tables: int) -> dict[str, float]:
-    """Share of false "no worse" and "equivalent" where the true difference is just the margin."""
-    rng = np.random.default_rng(1)
-    counts = dict.fromkeys(("no worse, at the margin", "equivalent, at the margin"), 0)
-    for _ in range(num_tables):
-        tables = simulate_arms(rng, num_animals, "between", num_arms=2)
-        shifted = tables | {"arm0": tables["arm0"].assign(value=tables["arm0"]["value"] - MARGIN)}
-        [found] = compare_arms(shifted, [("arm0", "arm1")], "accuracy", rng=rng, margin=MARGIN)
-        counts["no worse, at the margin"] += found.p_no_worse < 0.05
-        counts["equivalent, at the margin"] += found.p_equivalent < 0.05
-    return {name: count / num_tables for name, count in counts.items()}
-
-
-def check_crossed(num_animals: int, num_seeds: int, num_tables: int, *, seed_scatter: float) -> dict[str, float]:
-    """Share of false positives where animals and trainings both scatter, with and without the trainings' error."""
-    rng = np.random.default_rng(2)
-    ours = alone = 0
-    for _ in range(num_tables):
-        a, b = simulate_trainings(rng, num_animals, num_seeds, seed_scatter=seed_scatter)
-        found = estimate_difference(a, b, "accuracy", rng=rng)
-        ours += found.p_two_sided() < 0.05
-        alone += Estimate.of(found.units).p_two_sided() < 0.05
-    return {"false positives": ours / num_tables, "animals alone": alone / num_tables}
-
-
-def check_power(num_seeds: int, num_tables: int) -> dict[str, float]:
-    """Share of tables in which trainings alone show a true effect, by its size in standard deviations over seeds."""
-    rng = np.random.default_rng(3)
-    found = {}
-    for effect in EFFECTS:
-        low, high = t_bounds(effect + rng.normal(size=(num_tables, num_seeds)))
-        found[f"{effect:g}"] = float(((low > 0) | (high < 0)).mean())
-    return found
-
-
-def check_seed_tables(num_tables: int) -> dict[str, float]:
-    """Coverage and false positives of five trainings alone, through score tables."""
-    rng = np.random.default_rng(4)
-    covered = wrong = 0
-    for _ in range(num_tables):
-        a, b = simulate_trainings(rng, 1, 5, seed_scatter=1.0)
-        found = estimate_over_seeds(a, b, "accuracy")
-        interval = found.interval()
-        covered += interval.low <= 0 <= interval.high
-        wrong += found.p_two_sided() < 0.05
-    return {"covered": covered / num_tables, "false positives": wrong / num_tables}
+def rows_of(part: str, tables: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one published table."""
+    if part in SCATTER:
+        for animals in ANIMALS:
+            rng = np.random.default_rng([animals, PARTS.index(part)])
+            yield {"world": part, "animals": animals, **check_tables(part, animals, tables, rng)}
+    elif part == "margins":
+        for animals in ANIMALS:
+            yield {"animals": animals, **check_margins(animals, tables, np.random.default_rng([animals, 3]))}
+    elif part == "trainings":
+        for animals in (1, 5, 10, 30):
+            for scatter in (1.0,) if animals == 1 else SEED_SCATTERS:
+                rng = np.random.default_rng([animals, int(10 * scatter)])
+                found = check_trainings(animals, tables, rng, seed_scatter=scatter)
+                if animals == 1:
+                    found["animals alone"] = float("nan")
+                yield {"animals": animals, "seeds": 5, "scatter over seeds": scatter, **found}
+    elif part == "crossed_power":
+        for animals in ANIMALS[1:]:
+            shares = {}
+            for effect in CROSSED_EFFECTS:
+                rng = np.random.default_rng([animals, int(10 * effect)])
+                found = check_trainings(animals, tables, rng, seed_scatter=0.5, effect=effect)
+                shares[f"difference {effect:g}"] = found["significant"]
+            yield {"animals": animals, "seeds": 5, "scatter over seeds": 0.5, **shares}
+    else:
+        for seeds in (3, 5, 10):
+            rng = np.random.default_rng(seeds)
+            shares = {f"{effect:g} sd": seed_power(seeds, effect, max(tables, 20_000), rng) for effect in SEED_EFFECTS}
+            yield {"replicates": f"{seeds} seeds, paired", **shares}
 
 
 def main() -> None:
     """Print the tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", type=int, default=2000)
-    parser.add_argument("--worlds", nargs="+", choices=SCATTER, default=list(SCATTER))
-    parser.add_argument("--parts", nargs="+", choices=("tables", "seeds"), default=["tables", "seeds"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
-    count = arguments.tables
-    if "tables" in arguments.parts:
+    for part in arguments.parts:
         rows = []
-        for world in arguments.worlds:
-            for animals in ANIMALS:
-                rows.append({"world": world, "animals": animals, **check_tables(world, animals, count)})
-                print("#", rows[-1], file=sys.stderr, flush=True)
-        _print(rows)
-    if "seeds" in arguments.parts:
-        _print([{"animals": animals, **check_margins(animals, count)} for animals in ANIMALS])
-        crossed = [(animals, scatter) for animals in (5, 10, 30) for scatter in (0.0, 0.5, 1.0)]
-        _print(
-            [
-                {"animals": n, "seeds": 5, "scatter over seeds": s, **check_crossed(n, 5, count, seed_scatter=s)}
-                for n, s in crossed
-            ]
-        )
-        _print([{"seeds": 5, "replicate": "seeds alone", **check_seed_tables(count)}])
-        _print([{"seeds": seeds, **check_power(seeds, max(count, 20_000))} for seeds in (3, 5, 10)])
+        for row in rows_of(part, arguments.tables):
+            rows.append(row)
+            print("#", row, file=sys.stderr, flush=True)
+        print_table(rows)
 
 
-def _print(rows: list[dict]) -> None:
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print rows as a Markdown table; NaN as '-'."""
     table = pd.DataFrame(rows)
     print("| " + " | ".join(table.columns) + " |")
     print("|" + "---|" * len(table.columns))
     for row in table.itertuples(index=False):
-        print("| " + " | ".join(f"{x:.3f}" if isinstance(x, float) else str(x) for x in row) + " |")
+        cells = ("-" if x != x else f"{x:.3f}" if isinstance(x, float) else str(x) for x in row)
+        print("| " + " | ".join(cells) + " |")
     print(flush=True)
 
 

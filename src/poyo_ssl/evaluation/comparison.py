@@ -75,9 +75,11 @@ def _noncentrality(t: float, degrees: int, probability: float) -> float:
     """Which noncentrality puts this probability below `t`."""
 
     def excess(centre: float) -> float:
-        return float(stats.nct.cdf(t, degrees, centre)) - probability
+        below = float(special.nctdtr(degrees, centre, t))
+        # Where it is 0 or 1 to all digits, SciPy may answer NaN.
+        return (float(centre < t) if np.isnan(below) else below) - probability
 
-    reach = 5.0 + abs(t)
+    reach = 8.0 + 3.0 * abs(t)
     return float(optimize.brentq(excess, t - reach, t + reach, xtol=1e-6))
 
 
