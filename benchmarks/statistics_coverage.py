@@ -11,8 +11,8 @@ world's kind:
 - `skewed`: animals differ with the skewness of a gamma distribution of shape 4 (1.0), else as `between`.
 
 Then margins ("no worse", "equivalent"), animals that are all decoded by the same five trainings (crossed), trainings
-alone, and the power of both. Figures are shares of `--tables`; the standard error of a share of 0.95 or 0.05 of 2,000 tables is
-0.005. The published table is in docs/statistics.md. On one core all parts take about an hour.
+alone, and the power of both. Figures are shares of `--tables`; the standard error of a share of 0.95 or 0.05 of 2,000
+tables is 0.005. The published table is in docs/statistics.md. On one core all parts take about an hour.
 """
 
 from __future__ import annotations

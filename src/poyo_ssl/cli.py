@@ -48,11 +48,15 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "finetune": commands.finetune,
     "resume": commands.resume,
     "evaluate": commands.evaluate,
+    "leaderboard": commands.leaderboard,
     "audit": commands.audit,
     "report": commands.report,
     "demo": commands.demo,
 }
-POSITIONAL = (*(name for name in COMMANDS if name.startswith("prepare ")), "doctor", "report", "resume", "split")
+POSITIONAL = (
+    *(name for name in COMMANDS if name.startswith("prepare ")),
+    *("doctor", "leaderboard", "report", "resume", "split"),
+)
 
 
 def settings_of(function: Callable[..., Any]) -> dict[str, tuple[type[Any], str | None]]:

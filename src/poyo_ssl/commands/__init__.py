@@ -6,7 +6,7 @@ Heavy libraries are imported inside the functions, so that ``poyo-ssl --help`` a
 from poyo_ssl.commands.allen import ALLEN_FILTERS, prepare_allen
 from poyo_ssl.commands.archives import prepare_brainsets, prepare_nwb
 from poyo_ssl.commands.doctor import doctor
-from poyo_ssl.commands.evaluation import demo, evaluate, report
+from poyo_ssl.commands.evaluation import demo, evaluate, leaderboard, report
 from poyo_ssl.commands.prepare import (
     prepare_arrays,
     prepare_events,
@@ -23,6 +23,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "finetune",
+    "leaderboard",
     "prepare_allen",
     "prepare_arrays",
     "prepare_brainsets",

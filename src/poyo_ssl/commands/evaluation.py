@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from rich.markup import escape
 from rich.table import Table
 
 from poyo_ssl.commands.console import console
@@ -121,6 +122,55 @@ def print_comparisons(rows: list[dict]) -> None:
 
 def _interval(row: dict) -> str:
     return "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+
+
+def leaderboard(
+    folder: Path,
+    out: Path | None = None,
+    task: Literal["gratings", "frame_number", "frames"] | None = None,
+    split: str | None = None,
+    seed: int = 0,
+    margin: float = 0.02,
+) -> None:
+    """Rank all predictions files of a folder, with intervals and the gain over the best simple baseline.
+
+    Writes leaderboard.html, leaderboard.csv and leaderboard.md: one table per task and split.
+
+    Parameters
+    ----------
+    folder : path
+        Predictions files (*.h5) of one data set, of any decoders, in and below it.
+    out : path, optional
+        Folder for the leaderboard; that of the predictions by default. An earlier leaderboard is replaced.
+    task : {'gratings', 'frame_number', 'frames'}, optional
+        Only this task.
+    split : str, optional
+        Only this split.
+    seed : int
+        Seed of the bootstrap over ten or more animals.
+    margin : float
+        Largest difference between scores of 0 to 1 that counts as none, for 'equivalent' and 'no worse'.
+    """
+    from poyo_ssl.evaluation.leaderboard import find_predictions, make_leaderboards
+    from poyo_ssl.report.leaderboard import SEVERAL, cells, header, write_leaderboard
+
+    paths, others = find_predictions(folder)
+    if others:
+        console.print(f"left out {len(others)} HDF5 files that hold no predictions, first {others[0]}", markup=False)
+    with console.status(f"scoring {len(paths)} predictions files"):
+        boards = make_leaderboards(paths, task=task, split=split, seed=seed, margin=margin)
+    if len(boards) > 1:
+        console.print(SEVERAL.format(len(boards)))
+    for board in boards:
+        # On a terminal the headline is enough; the files have the other metrics.
+        shown = Table(*header(board)[:9], title=f"{board.task} on {board.split}")
+        for entry in board.entries:
+            shown.add_row(*(escape(text) for text in cells(board, entry)[:9]))
+        console.print(shown)
+        for note in board.notes:
+            console.print(note, markup=False)
+    for path in write_leaderboard(boards, out or folder):
+        console.print(f"wrote {path}", markup=False)
 
 
 def report(results: Path, out: Path | None = None) -> None:

@@ -105,3 +105,14 @@ def format_number(value: float) -> str:
     size = abs(value)
     digits = 1 if size >= 100 else 2 if size >= 10 else 3
     return f"{value:z.{digits}f}"
+
+
+def format_p(p: float) -> str:
+    """Write a p value; '-' for NaN.
+
+    Examples
+    --------
+    >>> format_p(0.0312), format_p(0.00004), format_p(float("nan"))
+    ('0.031', '< 0.001', '-')
+    """
+    return "< 0.001" if p < 0.001 else format_number(p)

@@ -134,37 +134,39 @@ def estimate_over_seeds(table_a: pd.DataFrame, table_b: pd.DataFrame, metric: st
 
 def pair_rows(table_a: pd.DataFrame, table_b: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Match the rows of two arms; `value` of the result is their difference. See `estimate_difference`."""
-    rows = [_rows(table, metric) for table in (table_a, table_b)]
-    shared = set.intersection(*(_seeds(table) for table in rows))
+    first, second = (_rows(table, metric) for table in (table_a, table_b))
+    shared = _seeds(first) & _seeds(second)
     # Without a seed in common (a baseline has none) the pairs are of means over each arm's own seeds.
-    rows = [own[own["seed"].isin(shared)] if shared else _average_seeds(own) for own in rows]
-    keys = [c for c in PAIRING_COLUMNS if c in rows[0] and c in rows[1]]
-    for arm, own in zip(("first", "second"), rows, strict=True):
-        repeated = own.duplicated(keys)
-        if repeated.any():
-            raise ConfigError(
-                f"{metric} of {_describe(own[repeated].iloc[0], keys)} occurs twice in the {arm} arm",
-                fix="keep one row each, or add a column that tells them apart on both sides, such as seed",
-            )
-    if rows[0][keys].reset_index(drop=True).equals(rows[1][keys].reset_index(drop=True)):
-        # Arms of one evaluation have their rows in one order, and most of the time would go into the search.
-        names = ["value", "num_targets"]
-        sides = [own[names].add_suffix(f"_{arm}").reset_index(drop=True) for arm, own in zip("ab", rows, strict=True)]
-        pairs = pd.concat([rows[0][keys].reset_index(drop=True), *sides], axis=1)
-    else:
-        pairs = _find_partners(rows, keys, metric)
-    uneven = pairs["num_targets_a"] != pairs["num_targets_b"]
-    if uneven.any():
-        row = pairs[uneven].iloc[0]
+    first, second = (own[own["seed"].isin(shared)] if shared else _average_seeds(own) for own in (first, second))
+    keys = [c for c in PAIRING_COLUMNS if c in first and c in second]
+    _check_once(first, keys, metric, "first")
+    # Arms of one evaluation have their rows in the same order; to search for partners takes most of the time.
+    if len(first) != len(second) or any((first[key].to_numpy() != second[key].to_numpy()).any() for key in keys):
+        _check_once(second, keys, metric, "second")
+        second = _in_order_of(first, second, keys, metric)
+    counts = [own["num_targets"].to_numpy() for own in (first, second)]
+    uneven = np.flatnonzero(counts[0] != counts[1])
+    if len(uneven):
         raise ConfigError(
-            f"{metric} of {_describe(row, keys)} has {row['num_targets_a']} and {row['num_targets_b']} targets",
+            f"{metric} of {_describe(first.iloc[uneven[0]], keys)} has {counts[0][uneven[0]]} and "
+            f"{counts[1][uneven[0]]} targets",
             fix="score both arms on the same targets",
         )
-    return pairs[keys].assign(value=pairs["value_a"] - pairs["value_b"], num_targets=pairs["num_targets_a"])
+    return first[[*keys, "num_targets"]].assign(value=first["value"].to_numpy() - second["value"].to_numpy())
 
 
-def _find_partners(rows: Sequence[pd.DataFrame], keys: list[str], metric: str) -> pd.DataFrame:
-    pairs = rows[0].merge(rows[1], on=keys, how="outer", suffixes=("_a", "_b"), indicator=True)
+def _check_once(rows: pd.DataFrame, keys: list[str], metric: str, arm: str) -> None:
+    repeated = rows.duplicated(keys)
+    if repeated.any():
+        raise ConfigError(
+            f"{metric} of {_describe(rows[repeated].iloc[0], keys)} occurs twice in the {arm} arm",
+            fix="keep one row each, or add a column that tells them apart on both sides, such as seed",
+        )
+
+
+def _in_order_of(first: pd.DataFrame, second: pd.DataFrame, keys: list[str], metric: str) -> pd.DataFrame:
+    """Rows of `second`, each in the place of its partner in `first`."""
+    pairs = first[keys].merge(second, on=keys, how="outer", indicator=True)
     alone = pairs["_merge"] != "both"
     if alone.any():
         row = pairs[alone].iloc[0]
@@ -173,7 +175,7 @@ def _find_partners(rows: Sequence[pd.DataFrame], keys: list[str], metric: str) -
             f"{metric} of {_describe(row, keys)} is missing from the {missing} arm",
             fix="score both arms on the same targets",
         )
-    return pairs
+    return first[keys].merge(second, on=keys, how="left")
 
 
 def _describe(row: pd.Series, keys: Sequence[str]) -> str:
@@ -307,12 +309,12 @@ def _resample(animals: Sequence[Sequence[Block]], rng: np.random.Generator, num_
     places = np.split(np.argsort(chosen, kind="stable"), np.cumsum(np.bincount(chosen, minlength=len(animals)))[:-1])
     drawn = np.empty(len(chosen))
     for animal, place in zip(animals, places, strict=True):
-        recording = rng.integers(len(animal), size=(len(place), len(animal)), dtype=np.uint16)
+        recording = rng.integers(len(animal), size=(len(animal), len(place)), dtype=np.uint16)
         means = np.empty(recording.shape)
         for position, (values, weights) in enumerate(animal):
             here = recording == position
-            # Small integers are drawn many times faster than wide ones.
-            block = rng.integers(len(values), size=(int(here.sum()), len(values)), dtype=np.uint16).astype(np.intp)
-            means[here] = (values * weights)[block].sum(axis=1) / weights[block].sum(axis=1)
-        drawn[place] = means.mean(axis=1)
+            # Small integers are drawn several times faster than wide ones, and sums along the first axis are faster.
+            block = rng.integers(len(values), size=(len(values), int(here.sum())), dtype=np.uint16).astype(np.intp)
+            means[here] = (values * weights)[block].sum(axis=0) / weights[block].sum(axis=0)
+        drawn[place] = means.mean(axis=0)
     return drawn.reshape(num_resamples, len(animals))

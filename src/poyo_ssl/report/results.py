@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from poyo_ssl.errors import PoyoError
-from poyo_ssl.evaluation.metric_names import Metric, describe_metric, format_number
+from poyo_ssl.evaluation.metric_names import Metric, describe_metric, format_number, format_p
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.selection.table import SETTINGS_FILE, TABLE_FILE, Selection
 
@@ -45,17 +45,6 @@ SPLITS = {
 
 COMPARISON_TEXTS = ("unit", "kind", "verdict", "best_baseline")
 COMPARISON_NUMBERS = ("effect_size", "effect_low", "effect_high", "p_holm", "margin", "p_no_worse", "p_equivalent")
-
-
-def format_p(p: float) -> str:
-    """Write a p value; '-' for NaN.
-
-    Examples
-    --------
-    >>> format_p(0.0312), format_p(0.00004), format_p(float("nan"))
-    ('0.031', '< 0.001', '-')
-    """
-    return "< 0.001" if p < 0.001 else format_number(p)
 
 
 @dataclass(frozen=True)
