@@ -70,6 +70,7 @@ def test_every_setting_is_documented(help_of):
         (["doctor", "nowhere"], "nothing at nowhere"),
         (["evaluate", "nowhere", "--out", "y"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
+        (["leaderboard", "nowhere"], "no folder nowhere"),
         (["resume", "nowhere"], "nowhere"),
     ],
 )

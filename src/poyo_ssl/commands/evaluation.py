@@ -132,7 +132,7 @@ def leaderboard(
     seed: int = 0,
     margin: float = 0.02,
 ) -> None:
-    """Rank all predictions files of a folder, with intervals and the gain over the best simple baseline.
+    """Rank all predictions files of a folder, with the gain over the best simple baseline.
 
     Writes leaderboard.html, leaderboard.csv and leaderboard.md: one table per task and split.
 

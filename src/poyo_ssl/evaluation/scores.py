@@ -89,8 +89,10 @@ def score_table(
             per_target, whole = _class_scores(predictions, part, tolerance_s=tolerance_s), {}
         place = (recording, subject, stimulus, repeat)
         time = predictions.time[part]
+        # Trials have no repeat to count from; from the recording's start, blocks are the same in every fold.
+        start = time[0] if repeat >= 0 else 0.0
         # A rounding error of the first frame's time must not push the last frame of a block into the next.
-        block = np.floor((time - time[0]) / block_s + 1e-6).astype(np.int64)
+        block = np.floor((time - start) / block_s + 1e-6).astype(np.int64)
         for index in np.unique(block):
             own = block == index
             for name, values in per_target.items():
@@ -98,6 +100,43 @@ def score_table(
         for name, value in whole.items():
             rows.append((*place, WHOLE_REPEAT, predictions.seed, name, value, len(part)))
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+
+
+def merge_folds(table: pd.DataFrame) -> pd.DataFrame:
+    """Put together the rows of blocks that several folds share: each fold has some of a block's targets.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Score tables of all folds, one below the other.
+
+    Raises
+    ------
+    ConfigError
+        If folds cut a repeat of which a metric is no mean over targets, such as a median.
+
+    Examples
+    --------
+    >>> row = dict.fromkeys(TABLE_COLUMNS, 0) | {"metric": "accuracy", "value": 1.0, "num_targets": 3}
+    >>> merge_folds(pd.DataFrame([row, row | {"value": 0.0, "num_targets": 1}]))[["value", "num_targets"]]
+       value  num_targets
+    0   0.75            4
+    """
+    keys = [name for name in TABLE_COLUMNS if name not in ("value", "num_targets")]
+    shared = table.duplicated(keys, keep=False)
+    if not shared.any():
+        return table
+    cut = table[shared & (table["block"] == WHOLE_REPEAT)]
+    if not cut.empty:
+        first = cut.iloc[0]
+        raise ConfigError(
+            f"{first['metric']} of recording {first['recording_id']}, repeat {first['repeat']}, comes from several "
+            "folds and is no mean over targets",
+            fix="keep each repeat in one fold",
+        )
+    weighted = table.assign(value=table["value"] * table["num_targets"])
+    merged = weighted.groupby(keys, sort=False)[["value", "num_targets"]].sum().reset_index()
+    return merged.assign(value=merged["value"] / merged["num_targets"])[list(TABLE_COLUMNS)]
 
 
 def _class_scores(predictions: Predictions, part: IntArray, *, tolerance_s: float) -> PerTarget:

@@ -23,7 +23,7 @@ from poyo_ssl.evaluation.estimate import Estimate
 from poyo_ssl.evaluation.metric_names import describe_metric, headline_metric
 from poyo_ssl.evaluation.predictions import ArmKind, Predictions, PredictionsError
 from poyo_ssl.evaluation.predictions_checks import check_same_targets, target_keys
-from poyo_ssl.evaluation.scores import score_table
+from poyo_ssl.evaluation.scores import merge_folds, score_table
 from poyo_ssl.evaluation.statistics import estimate_mean
 from poyo_ssl.folders import check_new, new_folder, plain, versions, write_beside
 
@@ -94,8 +94,8 @@ class Arm:
 
     @property
     def table(self) -> pd.DataFrame:
-        """Score tables of all files, one below the other."""
-        return pd.concat([file.table for file in self.files], ignore_index=True)
+        """Score tables of all files, one below the other; blocks that folds share are put together."""
+        return merge_folds(pd.concat([file.table for file in self.files], ignore_index=True))
 
     def validation_score(self, metric: str) -> float:
         """Mean validation score in a metric over the files; NaN unless all of them have it."""
