@@ -9,10 +9,8 @@ warm-up step. Memory is the process's peak resident size in a step above what it
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from measuring import run_once
 from poyo_ssl.config import MODEL_SIZES, FinetuneConfig, ModelConfig, ObjectiveConfig, OptimConfig, ReadoutConfig
 from poyo_ssl.data.batch import Batch
 from poyo_ssl.models.poyo_ssl import PoyoSSL, count_parameters
@@ -92,32 +91,6 @@ def make_step(case: Case, device: torch.device) -> Callable[[], None]:
         optimizer.step()
 
     return step
-
-
-def resident_mib(key: str) -> float:
-    """Return VmRSS or VmHWM of this process in MiB (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
-def run_once(step: Callable[[], None], device: torch.device) -> tuple[float, float]:
-    """Return seconds and peak MiB of one step."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated() / 2**20
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from the present size
-        before = resident_mib("VmRSS")
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter() - start, torch.cuda.max_memory_allocated() / 2**20 - before
-    return time.perf_counter() - start, resident_mib("VmHWM") - before
 
 
 def main() -> None:
