@@ -30,8 +30,8 @@ from poyo_ssl.models.dropout import draw_keep_mask
 from poyo_ssl.models.grid_tokens import token_statistics
 from poyo_ssl.models.token_grid import TokenGrid
 
-SCORES_PER_PIECE = 3 << 20
-"""Logits that exist at a time, over windows and heads: 12 MB in float32."""
+SCORES_PER_PIECE = 1 << 20
+"""Logits that exist at a time, over windows and heads: 4 MB in float32. Of 0.5 to 24 MB the fastest (docs/log.md)."""
 
 HIDDEN = -1e30
 """Added to the logit of a token that may not be seen; far below any logit, and finite so that nothing is NaN."""
@@ -204,6 +204,8 @@ class StreamedAttention(torch.autograd.Function):
         delta = (grad_turned * turned).sum(-1, keepdim=True) + (grad_per_unit * per_unit).sum((0, -1)).unsqueeze(-1)
         above = (grad_turned / (1 - ctx.rate)).contiguous()
         above_units = (grad_per_unit / (1 - ctx.rate)).contiguous()
+        # Logits are in base 2: their gradient carries ln 2, put on the small factors.
+        base, base_units, delta = (x * math.log(2) for x in (above, above_units, delta))
         grad_queries, grad_fixed = torch.zeros_like(queries), torch.zeros_like(fixed)
         for number, piece in enumerate(tokens.pieces(queries.shape[2])):
             b = piece.windows
@@ -212,10 +214,9 @@ class StreamedAttention(torch.autograd.Function):
             kept = chances
             if ctx.rate:
                 kept = tokens.buffer("kept", chances.shape).copy_(ctx.keeps[number]).mul_(chances)
-            pull = tokens.value_products(piece, above, above_units)  # (b, H, L, t, C)
+            pull = tokens.value_products(piece, base, base_units)  # (b, H, L, t, C)
             tokens.backward_values(piece, kept, above)
-            # The gradient of a softmax, and ln 2 for the base.
-            pull.mul_(kept).addcmul_(chances, delta[b].unsqueeze(-1), value=-1).mul_(math.log(2))
+            pull.mul_(kept).addcmul_(chances, delta[b].unsqueeze(-1), value=-1)  # the gradient of a softmax
             grad_queries[b] += tokens.sum_keys(piece, pull)
             tokens.backward_keys(piece, pull, queries)
             tokens.backward_amplitudes(piece, (kept, above_units), (pull, fixed))
@@ -292,7 +293,7 @@ class _Tokens:
         return scores
 
     def value_products(self, piece: _Piece, above: Tensor, above_units: Tensor) -> Tensor:
-        """Return the gradient of every kept probability, ``(b, H, L, t, C)``."""
+        """Return the gradient of every kept probability, ``(b, H, L, t, C)``, times what `above` is scaled by."""
         return self._products(piece, self._tokens(piece, 1), above, above_units, "pull")
 
     def sum_values(self, piece: _Piece, weights: Tensor) -> Tensor:
