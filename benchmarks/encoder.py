@@ -18,7 +18,8 @@ Rivals, each with the weights, window, objective and optimiser of ours:
 Ours and the rival take turns, one step each, after one warm-up step; seconds are medians. Peak memory is that of the
 first full step of a fresh process above what it held before. `ratio` is theirs over ours, `bound` the ratio of the
 operations in matrix products, and `floor` the least time our step could take here: its products at the speed of a
-large one, its softmax's powers of two, and the optimiser's memory traffic, one after the other.
+large one, its softmax's powers of two, and the optimiser's memory traffic, one after the other. On a machine that
+computes for others, too, `--clock cpu --threads 1` counts processor seconds instead of those that pass.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop, mm_flop
 
-from measuring import Machine, measure_machine, run_once
+from measuring import CLOCKS, Machine, measure_machine, run_once
 from poyo_ssl.config import MODEL_SIZES, ModelConfig, ObjectiveConfig, OptimConfig, ReadoutConfig
 from poyo_ssl.data.batch import Batch
 from poyo_ssl.models.encoder import latent_times
@@ -90,6 +91,7 @@ class Cell:
     device: str
     precision: str
     threads: int
+    clock: str
     peer: str | None
 
     @property
@@ -266,21 +268,23 @@ def _peak(cell: Cell, who: str) -> float:
 @contextmanager
 def contenders(cell: Cell) -> Iterator[tuple[Contest, Callable[[], float], Callable[[], float], dict[str, float]]]:
     """Give both sides' timed steps and peak memory; the other process, if there is one, ends afterwards."""
-    device = torch.device(cell.device)
+
+    def seconds(step: Callable[[], None]) -> Callable[[], float]:
+        return lambda: run_once(step, torch.device(cell.device), cell.clock)[0]
+
     contest = Contest(cell)
-    ours = contest.make_step(cell, "ours")
+    ours = seconds(contest.make_step(cell, "ours"))
     memory = {"ours": peak_in_child(cell, "ours")}
-    if cell.rival == "torch_brain":
-        peer = Peer(cell)
-        try:
-            memory["theirs"] = peer.run()[1]
-            yield contest, lambda: run_once(ours, device)[0], lambda: peer.run()[0], memory
-        finally:
-            peer.close()
-    else:
+    if cell.rival != "torch_brain":
         memory["theirs"] = peak_in_child(cell, "theirs")
-        theirs = contest.make_step(cell, "theirs")
-        yield contest, lambda: run_once(ours, device)[0], lambda: run_once(theirs, device)[0], memory
+        yield contest, ours, seconds(contest.make_step(cell, "theirs")), memory
+        return
+    peer = Peer(cell)
+    try:
+        memory["theirs"] = peer.run()[1]
+        yield contest, ours, lambda: peer.run()[0], memory
+    finally:
+        peer.close()
 
 
 def compare(cell: Cell, machine: Machine, repeats: int) -> dict[str, Any]:
@@ -343,7 +347,7 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
             dropout = 0.0 if rival.endswith("_fused") else ModelConfig().attention_dropout
         yield Cell(
             rival, size, batch, neurons, frames, dropout,
-            options.device, options.precision, options.threads, options.peer,
+            options.device, options.precision, options.threads, options.clock, options.peer,
         )  # fmt: skip
 
 
@@ -390,6 +394,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer", help="python of an environment with torch_brain 0.1.2, see peers/")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: processor seconds, for a busy machine")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--memory-gib", type=float, default=24.0, help="cells whose rival needs more are left out")
@@ -412,10 +417,11 @@ def main() -> None:
             print(cell, profile(cell), sep="\n")
         return
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    machine = measure_machine(torch.device(options.device), dtype)
+    machine = measure_machine(torch.device(options.device), dtype, options.clock)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options.threads} threads")
     print(f"product {machine.gflops:.0f} GFLOP/s, copy {machine.copied_gb:.1f} GB/s, 2^x {machine.gexp2:.2f} G/s")
-    print(f"{options.device}, {options.precision}, medians of {options.repeats}\n\n{HEAD}\n|{'---|' * 14}", flush=True)
+    print(f"{options.device}, {options.precision}, medians of {options.repeats}, {options.clock} clock\n")
+    print(f"{HEAD}\n|{'---|' * 14}", flush=True)
     rows = []
     for cell in cells(options):
         needed = memory_needed_gib(cell)

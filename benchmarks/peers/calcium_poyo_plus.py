@@ -5,9 +5,9 @@ Runs in an environment of its own, with ``benchmarks`` on the path:
     python -m venv peer && peer/bin/pip install -r benchmarks/peers/requirements.txt
 
 It reads one line of JSON, the case: `model` (arguments of CalciumPOYOPlus), `batch`, `neurons`, `frames`, `rate_hz`,
-`latent_steps`, `threads`, `device` and `precision`. Then it answers every line ``step`` with a line of JSON: seconds
-and peak MiB of one supervised step (forward, backward, AdamW) on drifting gratings. A step on one window of ten tokens
-has gone before. No token is padding and no mask is given, which spares the model work.
+`latent_steps`, `threads`, `clock`, `device` and `precision`. Then it answers every line ``step`` with a line of JSON:
+seconds and peak MiB of one supervised step (forward, backward, AdamW) on drifting gratings. A step on one window of ten
+tokens has gone before. No token is padding and no mask is given, which spares the model work.
 """
 
 from __future__ import annotations
@@ -58,7 +58,6 @@ def make_steps(case: dict[str, Any], device: torch.device) -> tuple[Callable[[],
     torch.manual_seed(0)
     model = CalciumPOYOPlus(
         sequence_length=float(case["frames"] / case["rate_hz"]),
-        readout_specs={TASK: MODALITY_REGISTRY[TASK]},
         **case["model"],
     )
     model.unit_emb.initialize_vocab([f"unit_{i}" for i in range(case["neurons"])])
@@ -89,7 +88,7 @@ def main() -> None:
     warm_up, step = make_steps(case, device)
     warm_up()
     for _ in sys.stdin:
-        print(json.dumps(run_once(step, device)), flush=True)
+        print(json.dumps(run_once(step, device, case["clock"])), flush=True)
 
 
 if __name__ == "__main__":

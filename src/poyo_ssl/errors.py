@@ -38,6 +38,10 @@ class RecordingError(PoyoError):
     """A recording file that is missing, damaged, inconsistent or lacks what was asked of it."""
 
 
+class BatchError(PoyoError):
+    """A tensor of a batch whose shape or type does not go with the others."""
+
+
 class SelectionError(PoyoError):
     """A selection of neurons that cannot be made or that keeps nothing."""
 

@@ -31,7 +31,7 @@ class Latents:
     values : Tensor
         ``(B, L, D)``.
     times : Tensor
-        ``(L,)`` float64, seconds from the start of the window.
+        ``(L,)`` float64 on the CPU, seconds from the start of the window.
     turns : Tensor
         ``(1, L, E / 2)`` complex rotation of `times`.
     """
@@ -72,6 +72,17 @@ def latent_times(config: ModelConfig, duration_s: float) -> Tensor:
     num_steps = max(1, int(span_s / config.latent_step_s + 1e-6))
     steps = (torch.arange(num_steps, dtype=torch.float64) + 0.5) * config.latent_step_s
     return steps.repeat_interleave(config.num_latents_per_step)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the CPU to `device`; a GPU is not waited for.
+
+    Examples
+    --------
+    >>> send(torch.ones(2), torch.device("cpu")).tolist()
+    [1.0, 1.0]
+    """
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class GridTokens(nn.Module):
@@ -120,7 +131,10 @@ class GridTokens(nn.Module):
         dtype = self.types.dtype
         dff = batch.dff.to(dtype).masked_fill(~batch.unit_mask.unsqueeze(1), 0.0)  # (B, F, C)
         values = nn.functional.pad(dff, (0, 0, int(self.start), int(self.end)))  # (B, T, C)
-        kinds = [self.START] * self.start + [self.FRAME] * dff.shape[1] + [self.END] * self.end
+        # Filled in place: a list would be copied to a GPU while the program waits.
+        kinds = torch.full((values.shape[1],), self.FRAME, device=dff.device)
+        kinds[: int(self.start)] = self.START
+        kinds[len(kinds) - int(self.end) :] = self.END
         times = self.token_times(batch.frame_times, duration_s=batch.duration_s)  # (B, T)
         units = self.units(batch.unit_index)  # (B, C, D or 2D)
         if self.value is None:
@@ -130,11 +144,11 @@ class GridTokens(nn.Module):
         return TokenGrid(
             units=units,
             types=self.types,
-            kinds=torch.tensor(kinds, device=dff.device),
+            kinds=kinds,
             values=values,
             value_embedding=value_embedding,
             turns=rotary(times, dtype),
-            unit_mask=None if bool(batch.unit_mask.all()) else batch.unit_mask,
+            unit_mask=batch.unit_mask if batch.padded else None,
             time_mask=self._time_mask(times, times_of_latents) if self.causal else None,
         )
 

@@ -27,7 +27,7 @@ def keep_mask(
     Parameters
     ----------
     times : Tensor
-        ``(L,)`` seconds from the start of the window, ascending.
+        ``(L,)`` seconds from the start of the window, ascending; on the CPU.
     duration_s : float
         Length of the window; 'causal' hides the last `ratio` of this time, whatever the number of latents there.
     kind : {'causal', 'random', 'block', 'feature'}
@@ -44,7 +44,7 @@ def keep_mask(
     Returns
     -------
     Tensor
-        Bool on the device of `times`: ``(B, L, 1)``, or ``(B, 1, D)`` for 'feature'.
+        Bool on the CPU: ``(B, L, 1)``, or ``(B, 1, D)`` for 'feature'.
 
     Raises
     ------
@@ -58,13 +58,13 @@ def keep_mask(
     [True, True, False, False]
     """
     if kind == "feature":
-        return _random(batch_size, dim, ratio, generator).unsqueeze(1).to(times.device)  # (B, 1, D)
+        return _random(batch_size, dim, ratio, generator).unsqueeze(1)  # (B, 1, D)
     if kind == "causal":
         keep = (times < (1 - ratio) * duration_s).expand(batch_size, -1)
     elif kind == "random":
         keep = _random(batch_size, len(times), ratio, generator)
     else:
-        keep = _block(times.cpu(), batch_size, ratio, generator)
+        keep = _block(times, batch_size, ratio, generator)
     if keep.all() or not keep.any():
         raise ConfigError(
             f"{kind} masking of {ratio} of a window of {duration_s:.3f} s hides {'none' if keep.all() else 'all'} "
@@ -72,7 +72,7 @@ def keep_mask(
             allowed="a window and a share that hide some latents and keep some",
             fix="use longer windows, a shorter --model.latent_step_s or another --objective.mask_ratio",
         )
-    return keep.unsqueeze(-1).to(times.device)  # (B, L, 1)
+    return keep.unsqueeze(-1)  # (B, L, 1)
 
 
 def _random(batch_size: int, count: int, ratio: float, generator: torch.Generator | None) -> Tensor:

@@ -25,7 +25,7 @@ from poyo_ssl.models.attention import (
 )
 from poyo_ssl.models.dropout import Dropout
 from poyo_ssl.models.embeddings import GrowingEmbedding, normal_parameter
-from poyo_ssl.models.encoder import EncoderBlock, GridTokens, Latents, latent_times
+from poyo_ssl.models.encoder import EncoderBlock, GridTokens, Latents, latent_times, send
 from poyo_ssl.models.token_grid import TokenGrid
 from poyo_ssl.models.unet import FrameDecoder
 
@@ -179,11 +179,12 @@ class PoyoSSL(nn.Module):
         return learned.with_values(with_residuals), learned.with_values(without)
 
     def _encoder_inputs(self, batch: Batch) -> tuple[Latents, TokenGrid]:
-        times = latent_times(self.config, batch.duration_s).to(batch.dff.device)  # (L,)
-        turns = self.rotary(times, self.latents.dtype)  # (1, L, E/2)
+        times = latent_times(self.config, batch.duration_s)  # (L,), on the CPU
+        on_device = send(times, batch.dff.device)
+        turns = self.rotary(on_device, self.latents.dtype)  # (1, L, E/2)
         num_steps = len(times) // len(self.latents)
         learned = self.latents.repeat(num_steps, 1).unsqueeze(0)  # (1, L, D)
-        return Latents(learned, times, turns), self.tokens(batch, times, self.rotary)  # T + 2 times x C neurons
+        return Latents(learned, times, turns), self.tokens(batch, on_device, self.rotary)  # T + 2 times x C neurons
 
     def process(self, latents: Latents) -> Latents:
         """Let the latents attend to one another, `depth` times; shapes stay."""

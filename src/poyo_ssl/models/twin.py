@@ -18,7 +18,7 @@ from poyo_ssl.config import ObjectiveConfig
 from poyo_ssl.data.batch import Batch
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.models.embeddings import normal_parameter
-from poyo_ssl.models.encoder import Latents
+from poyo_ssl.models.encoder import Latents, send
 from poyo_ssl.models.masking import keep_mask
 from poyo_ssl.models.poyo_ssl import PoyoSSL
 
@@ -44,8 +44,8 @@ class TwinOutput:
         Scalar cross-entropy over the labelled windows, 0 when there are none.
     accuracy : Tensor
         Share of labelled windows whose direction is right, 0 when there are none.
-    num_labelled : int
-        Windows with a label; weigh `gratings` and `accuracy` by it when averaging.
+    num_labelled : Tensor
+        Scalar number of windows with a label; weigh `gratings` and `accuracy` by it when averaging.
     latents : Tensor
         ``(B, L, D)`` output of the unmasked pass, without gradient, for `latent_diagnostics`.
     """
@@ -54,7 +54,7 @@ class TwinOutput:
     reconstruction: Tensor
     gratings: Tensor
     accuracy: Tensor
-    num_labelled: int
+    num_labelled: Tensor
     latents: Tensor
 
 
@@ -88,7 +88,7 @@ class TwinPretrainer(nn.Module):
     ...     session_index=torch.tensor([1, 1]), target_time=torch.full((2,), 0.5), duration_s=1.0,
     ...     target=torch.tensor([3, -1]))
     >>> output = TwinPretrainer(model, ObjectiveConfig())(batch, torch.Generator().manual_seed(0))
-    >>> output.num_labelled, output.latents.shape
+    >>> output.num_labelled.item(), output.latents.shape
     (1, torch.Size([2, 128, 32]))
     """
 
@@ -151,6 +151,7 @@ class TwinPretrainer(nn.Module):
             dim=values.shape[-1],
             generator=generator,
         )
+        keep = send(keep, values.device)
         hidden = torch.zeros_like(self.mask_token) if objective.masking == "feature" else self.mask_token
         return torch.where(keep, values, hidden.to(values.dtype)), keep
 
@@ -171,7 +172,7 @@ class TwinPretrainer(nn.Module):
         hidden = ~keep.squeeze(-1)  # (B, L)
         return (error * hidden).sum() / hidden.sum()
 
-    def _gratings(self, batch: Batch, latents: Latents) -> tuple[Tensor, Tensor, int]:
+    def _gratings(self, batch: Batch, latents: Latents) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.model.readout(
             self.gratings_task, latents, session_index=batch.session_index, target_time=batch.target_time
         )  # (B, K)
@@ -179,11 +180,12 @@ class TwinPretrainer(nn.Module):
         if target is None:
             target = torch.full((len(batch),), NO_LABEL, device=logits.device)
         labelled = target != NO_LABEL
-        num_labelled = int(labelled.sum())
-        # The sum over no window is 0 with a graph, so that no parameter is left without a gradient.
-        loss = F.cross_entropy(logits[labelled], target[labelled], reduction="sum") / max(1, num_labelled)
+        num_labelled = labelled.sum()
+        # Nothing here asks a GPU for a number. Without any label the sum is 0 and still has a graph, so that no
+        # parameter is left without a gradient.
+        loss = F.cross_entropy(logits, target, ignore_index=NO_LABEL, reduction="sum") / num_labelled.clamp(min=1)
         right = (logits.detach().argmax(dim=-1) == target) & labelled
-        return loss, right.sum() / max(1, num_labelled), num_labelled
+        return loss, right.sum() / num_labelled.clamp(min=1), num_labelled
 
     @torch.no_grad()
     def update_ema(self) -> None:
