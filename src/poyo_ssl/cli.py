@@ -52,10 +52,11 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "audit": commands.audit,
     "report": commands.report,
     "demo": commands.demo,
+    "serve": commands.serve,
 }
 POSITIONAL = (
     *(name for name in COMMANDS if name.startswith("prepare ")),
-    *("doctor", "leaderboard", "report", "resume", "split"),
+    *("doctor", "leaderboard", "report", "resume", "serve", "split"),
 )
 
 

@@ -7,6 +7,7 @@ from poyo_ssl.commands.allen import ALLEN_FILTERS, prepare_allen
 from poyo_ssl.commands.archives import prepare_brainsets, prepare_nwb
 from poyo_ssl.commands.doctor import doctor
 from poyo_ssl.commands.evaluation import demo, evaluate, leaderboard, report
+from poyo_ssl.commands.online import serve
 from poyo_ssl.commands.prepare import (
     prepare_arrays,
     prepare_events,
@@ -35,5 +36,6 @@ __all__ = [
     "report",
     "resume",
     "select",
+    "serve",
     "split",
 ]

@@ -146,6 +146,10 @@ class SlidingCrossAttention:
         self.over_time, self.over_time_values = zeros(H, L, C, dtype=self.dtype), zeros(H, L, C, dtype=self.dtype)
         self.edge_over_time = zeros(H, L, C, dtype=self.dtype)
 
+    def forget(self) -> None:
+        """Choose the origin of the logits anew, so that no rounding depends on windows of before."""
+        self.reference = None
+
     @torch.no_grad()
     def put(self, place: int, values: Tensor, present: Tensor) -> None:
         """Work out the tokens of one time.

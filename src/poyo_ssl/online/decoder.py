@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from poyo_ssl.config import ReadoutConfig
 from poyo_ssl.data.batch import Batch
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.errors import CheckpointError, ConfigError, RecordingError, StreamError, suggest
@@ -176,6 +177,26 @@ class Decoder:
         with torch.no_grad():
             self.latents = self.model.encode(empty)  # their times; the values are put in later
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of `Prediction.output`: ``(K,)``, ``()`` or ``(H, W)``."""
+        config = self.run.model.readouts[self.run.task].config
+        assert isinstance(config, ReadoutConfig)
+        if config.kind == "frames":
+            return config.height, config.width
+        return (config.num_classes,) if config.kind == "classes" else ()
+
+    @property
+    def time(self) -> float:
+        """Seconds of the newest frame, dropped ones included; NaN before the first."""
+        seen = self.window.num_seen
+        return float(self.window.times[(seen - 1) % self.num_frames]) if seen else math.nan
+
+    @property
+    def coverage(self) -> float:
+        """Share of the window's (frame, neuron) values that are there."""
+        return float(self.window.present.sum()) / (self.num_frames * len(self.unit_ids))
+
     def reset(self) -> None:
         """Forget every frame, as before the first one; the counts start again."""
         shape = (self.num_frames, len(self.unit_ids))
@@ -188,6 +209,7 @@ class Decoder:
             order=places,
         )
         self.counts = Counts()
+        self.attention.forget()
 
     def skip(self, num_frames: int = 1) -> None:
         """Say that the next imaging frames were dropped.
@@ -228,7 +250,7 @@ class Decoder:
         self.counts.frames += 1
         self.counts.missing += int(np.isnan(finite).sum())
         self._push(finite, time)
-        coverage = float(self.window.present.sum()) / (self.num_frames * len(self.unit_ids))
+        coverage = self.coverage
         if self.window.num_seen < self.num_frames:
             return Prediction(time, "filling", coverage)
         if coverage < self.min_coverage or coverage == 0:
@@ -249,14 +271,13 @@ class Decoder:
         return values
 
     def _next_time(self) -> float:
-        seen = self.window.num_seen
-        return 0.0 if seen == 0 else float(self.window.times[(seen - 1) % self.num_frames]) + 1 / self.rate_hz
+        return self.time + 1 / self.rate_hz if self.window.num_seen else 0.0
 
     def _fill_gap(self, time: float) -> float:
         if not math.isfinite(time):
             raise StreamError(f"a frame at {time} s", allowed="a finite time", fix="give seconds")
         if self.window.num_seen:
-            last = self._next_time() - 1 / self.rate_hz
+            last = self.time
             if time <= last:
                 raise StreamError(
                     f"a frame at {time:.6f} s after one at {last:.6f} s",
