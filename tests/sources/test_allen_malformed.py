@@ -9,6 +9,7 @@ from allen_samples import write_session
 
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.sources.allen import AllenSource, read_fluorescence
+from poyo_ssl.sources.allen.read import PLANE
 from poyo_ssl.sources.checks import check_traces
 from poyo_ssl.sources.convert import convert
 
@@ -381,7 +382,17 @@ def test_nothing_outside_the_file_is_read(damaged, tmp_path, originals):
         layout[:] = h5py.VirtualSource(str(secret), f"{DFF}/data", shape)
         file.create_virtual_dataset(f"{DFF}/data", layout)
 
-    for change in (link, raw, virtual):
+    pixels = f"{PLANE}/roi_0002/pix_mask"
+
+    def linked_pixels(file):
+        del file[pixels]
+        file[pixels] = h5py.ExternalLink(str(secret), pixels)
+
+    def raw_pixels(file):
+        del file[pixels]
+        file.create_dataset(pixels, (40, 2), "i8", external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+
+    for change in (link, raw, virtual, linked_pixels, raw_pixels):
         with pytest.raises(RecordingError, match="kept in another file"):
             AllenSource().read(damaged(change))
 

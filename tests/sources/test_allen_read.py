@@ -255,6 +255,28 @@ def test_traces_in_any_storage(layout, kind, tmp_path):
         file.flush()
         for span in (slice(0, 3000), slice(131, 1500), slice(2990, 9000), slice(5, 5)):
             np.testing.assert_array_equal(traces[span], values[:, :3000].T[span].astype(np.float32))
+        extremes = traces.extremes()
+    assert (extremes is not None) == (kind == "f4" and not layout)
+    if extremes is not None:
+        np.testing.assert_array_equal(extremes, [values[:, :3000].min(axis=1), values[:, :3000].max(axis=1)])
+
+
+@pytest.mark.parametrize("layout", [{"chunks": (2, 500)}, {}])
+def test_traces_that_are_not_finite_are_found_in_any_storage(layout, tmp_path):
+    made, path = write_session(tmp_path)
+    dff = made.dff.T.copy()
+    dff[1, 40], dff[3] = np.nan, 0.5
+    with h5py.File(path, "a") as file:
+        name = f"{MODULE}/DfOverF/imaging_plane_1/data"
+        del file[name]
+        file.create_dataset(name, data=dff, **layout)
+    outcome = convert(AllenSource(), path, tmp_path / "out")[0]
+    assert [text for text in outcome.warnings if text.startswith("dF/F")] == [
+        f"dF/F is not finite in row 1 (ROI {made.unit_ids[1]}): left out",
+        f"dF/F is constant in row 3 (ROI {made.unit_ids[3]})",
+    ]
+    found = Recording.open(tmp_path / "out" / "501574836.h5")
+    np.testing.assert_array_equal(found.dff, dff[[0, 2, 3, 4]].T)
 
 
 def test_traces_too_large_to_keep_are_read_in_slabs(tmp_path, monkeypatch):

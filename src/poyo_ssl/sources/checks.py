@@ -95,7 +95,11 @@ def check_traces(recording: Recording) -> Recording:
     seen = np.zeros(num_frames, bool)
     num_bad = np.zeros(num_units, np.int64)
     low, high = np.full(num_units, np.inf), np.full(num_units, -np.inf)
-    for start, rows in read_pieces(recording):
+    # Some traces know their extremes without being turned into frames.
+    known = recording.dff.extremes() if hasattr(recording.dff, "extremes") else None
+    if known and all(np.isfinite(values).all() for values in known):
+        seen[:], (low, high) = True, known
+    for start, rows in () if seen.all() else read_pieces(recording):
         least, most = rows.min(axis=0), rows.max(axis=0)
         # NaN and infinity show in the extremes: nearly every piece is done with two passes over it.
         if np.isfinite(least).all() and np.isfinite(most).all():

@@ -69,7 +69,9 @@ class Source(ABC):
         """Return the recording at a path of `find`, called `recording_id(path)`.
 
         Its dF/F is a ``(T, N)`` float32 array, or anything with `shape`, `ndim` and slices of rows (an h5py dataset, a
-        memory map), which is then streamed. Running the method must stay under 1.5 GB for 64 minutes of 400 neurons.
+        memory map), which is then streamed. If that has a method `extremes` (least and greatest value of every unit, or
+        None), finite traces are streamed once only. Running the method must stay under 1.5 GB for 64 minutes of 400
+        neurons.
 
         Raises
         ------

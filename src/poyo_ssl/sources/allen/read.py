@@ -26,6 +26,7 @@ from poyo_ssl.sources.hdf5 import (
     name_of,
     open_hdf5,
     read_numbers,
+    read_small,
     read_text,
     read_texts,
     require_numbers,
@@ -242,10 +243,11 @@ def _read_masks(file: h5py.File, roi_list: list[str], warnings: list[str]) -> Ro
     """
     pixels: list[NDArray] = []
     shape, lists_hold = None, True
+    plane = get_group(file, PLANE)
     for key in roi_list:
         mask = f"{PLANE}/{key}"
-        safe = re.fullmatch(r"[\w.-]+", key)
-        listed = _read_pixel_list(file, mask, shape) if safe and lists_hold else None
+        safe = plane is not None and re.fullmatch(r"[\w.-]+", key)
+        listed = _read_pixel_list(plane, key, shape) if safe and lists_hold else None
         if safe and (listed is None or shape is None):
             image = _read_image(file, mask)
             if image is not None:
@@ -272,12 +274,12 @@ def _read_masks(file: h5py.File, roi_list: list[str], warnings: list[str]) -> Ro
     return RoiMasks(unit, rows, columns, shape or PLANE_SHAPE)
 
 
-def _read_pixel_list(file: h5py.File, mask: str, shape: tuple[int, int] | None) -> NDArray | None:
+def _read_pixel_list(plane: h5py.Group, key: str, shape: tuple[int, int] | None) -> NDArray | None:
     """Return rows and columns ``(2, P)`` of a list of x and y; None if there is none inside the plane."""
-    listed = get_dataset(file, f"{mask}/pix_mask")
+    listed = read_small(plane, f"{key}/pix_mask")
     if listed is None or listed.ndim != 2 or listed.shape[1] != 2 or listed.dtype.kind not in "iu":
         return None
-    columns, rows = read_numbers(listed, 2).T.astype(np.int64)
+    columns, rows = listed.T.astype(np.int64)
     height, width = shape or PLANE_SHAPE
     if len(rows) and (min(rows.min(), columns.min()) < 0 or rows.max() >= height or columns.max() >= width):
         return None

@@ -52,7 +52,9 @@ class RoiTraces:
         self._turned: NDArray[np.float32] | None = None
         offset, path = dataset.id.get_offset(), dataset.file.filename
         if dataset.chunks is None and offset is not None and dataset.size:
-            self._rows: Any = np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+            mapped = np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+            # As a plain array: numpy does more for every slice of a memory map.
+            self._rows: Any = np.asarray(mapped)
         elif dataset.chunks is None or dataset.size * 4 <= CACHED_BYTES:
             self._turned = _unpack(dataset)
         else:
@@ -63,15 +65,29 @@ class RoiTraces:
         assert step == 1, frames
         if self._turned is not None:
             return self._turned[start:stop]
-        return _turn(self._rows[:, start:stop])
+        turned = np.empty((stop - start, self.shape[1]), np.float32)
+        _turn(self._rows[:, start:stop], turned)
+        return turned
+
+    def extremes(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Return the least and the greatest value of every unit, ``(N,)`` each, NaN where a value is NaN.
+
+        None where the traces lie by frame already or would have to be unpacked for it.
+        """
+        if self._turned is not None or isinstance(self._rows, h5py.Dataset) or self._rows.dtype != np.float32:
+            return None
+        rows = self._rows[:, : self.shape[0]]
+        low, high = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
+        for unit, row in enumerate(rows):
+            # One row at a time stays in the processor's cache for the second look.
+            low[unit], high[unit] = row.min(), row.max()
+        return low, high
 
 
-def _turn(rows: NDArray) -> NDArray[np.float32]:
-    """Return ``(n, N)`` float32 of ``(N, n)``."""
-    turned = np.empty(rows.shape[::-1], np.float32)
+def _turn(rows: NDArray, turned: NDArray[np.float32]) -> None:
+    """Write ``(N, n)`` into ``(n, N)``."""
     for first in range(0, len(turned), TILE_FRAMES):
         turned[first : first + TILE_FRAMES] = rows[:, first : first + TILE_FRAMES].T
-    return turned
 
 
 def _unpack(dataset: h5py.Dataset) -> NDArray[np.float32]:
@@ -80,7 +96,7 @@ def _unpack(dataset: h5py.Dataset) -> NDArray[np.float32]:
     slab = max(SLAB_FRAMES // length, 1) * length
     turned = np.empty(dataset.shape[::-1], np.float32)
     for first in range(0, len(turned), slab):
-        turned[first : first + slab] = _turn(dataset[:, first : first + slab])
+        _turn(dataset[:, first : first + slab], turned[first : first + slab])
     return turned
 
 
