@@ -38,6 +38,11 @@ def test_help_is_golden(command, help_of):
     assert text == path.read_text(), f"run UPDATE_GOLDEN=1 pytest {__file__} and read the difference"
 
 
+def test_prepare_lists_its_sources(help_of):
+    shown = [line.split("  ")[1] for line in help_of("prepare").splitlines() if line.startswith("  ")]
+    assert shown == [command for command in COMMANDS if command.startswith("prepare ")]
+
+
 def test_every_setting_is_documented(help_of):
     for command in ("pretrain", "finetune", "select"):
         lines = help_of(command).split("older to make", 1)[1]

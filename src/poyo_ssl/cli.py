@@ -163,11 +163,14 @@ def build_parser(command: str) -> Parser:
     return parser
 
 
-def usage() -> str:
-    """Return the text of ``poyo-ssl --help``."""
+def usage(family: str = "") -> str:
+    """Return the text of ``poyo-ssl --help``, or of ``poyo-ssl prepare --help`` for the commands of this family."""
     lines = ["usage: poyo-ssl COMMAND [flags]   (poyo-ssl COMMAND --help lists them)", ""]
     for command, function in COMMANDS.items():
-        lines.append(f"  {command:<20} {(function.__doc__ or '').strip().splitlines()[0]}")
+        if command.startswith(family):
+            lines.append(f"  {command:<20} {(function.__doc__ or '').strip().splitlines()[0]}")
+    if family:
+        return "\n".join(lines)
     lines += ["", f"presets for --config: {', '.join(preset_names())}"]
     return "\n".join(lines)
 
@@ -207,6 +210,9 @@ def run(arguments: Sequence[str]) -> None:
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage() + "\n")
+        return
+    if arguments[0] == "prepare" and (len(arguments) == 1 or arguments[1] in ("-h", "--help")):
+        sys.stdout.write(usage("prepare ") + "\n")
         return
     if arguments[0] == "--version":
         from importlib.metadata import version

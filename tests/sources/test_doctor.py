@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 from allen_samples import write_session
@@ -79,7 +80,7 @@ def test_every_source_is_recognised_and_summed_up(tmp_path, ask):
     assert "natural_movie_one │ 120 │ │ 12 frames, 10 repeats │ 0.1 │ 12 x 4 x 8" in said
     assert "drifting_gratings │ 90 │ 10 │ 8 orientations, 5 temporal frequencies" in said
     assert "11 with a cell specimen id" in said
-    assert {kind.name for kind in SOURCES} >= {"allen", "nwb", "suite2p", "events", "arrays"}
+    assert {kind.name for kind in SOURCES} >= {"allen", "nwb", "brainsets", "suite2p", "events", "arrays"}
 
 
 def test_what_the_source_says_is_said(tmp_path, ask):
@@ -106,6 +107,20 @@ def test_a_prepared_recording_without_faults(tmp_path, make_recording, ask):
     assert "nothing suspicious" in said
     assert path.read_bytes() == before
     assert {item.name for item in tmp_path.iterdir()} == {"r.h5", "stimuli"}
+
+
+def test_files_of_brainsets_before_and_after_they_were_prepared(tmp_path, make_recording, ask):
+    source = tmp_path / "theirs"
+    path = make_recording("501", num_units=12).save(source / "501.h5")
+    with h5py.File(path, "a") as file:
+        del file["imaging_clock"]
+    assert "(poyo-ssl prepare brainsets)" in ask(source)[1]
+    assert main(["prepare", "brainsets", str(source), str(tmp_path / "data"), "--workers", "1"]) == 0
+    save_movie(tmp_path / "data", MOVIE, np.zeros((60, 8, 16), np.uint8))
+    code, said = ask(tmp_path / "data")
+    assert code == 0
+    assert "prepared recording (brainsets HDF5)" in said
+    assert "60 x 8 x 16" in said
 
 
 def suspicions(tmp_path, recording):
@@ -165,7 +180,7 @@ def changed(recording, name, change):
         ),
         (
             lambda r: changed(r, MOVIE, lambda t: t.select(t.columns["repeat"] < 4)),
-            "natural_movie_one: 4 repeats: the published split needs 10",
+            "natural_movie_one: 4 of the 10 repeats that the published split needs",
         ),
         (lambda r: changed(r, MOVIE, lambda t: t.select(np.zeros(len(t), bool))), "natural_movie_one: is empty"),
         (
@@ -230,5 +245,5 @@ def test_paths_that_hold_nothing(tmp_path, ask):
         assert code == 2
         assert message in said
         assert said.startswith("poyo-ssl: ")
-    with pytest.raises(RecordingError, match="prepared recordings, allen, nwb, suite2p"):
+    with pytest.raises(RecordingError, match="prepared recordings, allen, nwb, brainsets, suite2p"):
         recognise(tmp_path / "notes.txt")

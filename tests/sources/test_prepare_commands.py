@@ -1,7 +1,10 @@
 """`poyo-ssl prepare` of a source: what is written, what a second run does, what is said of a bad file."""
 
 import json
+import re
+import shlex
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,3 +112,22 @@ def test_settings_of_suite2p_are_flags(tmp_path):
         expected = source.read(tmp_path / "lab" / recording.recording_id / "suite2p")
         np.testing.assert_array_equal(recording.dff, expected.dff)
     assert {recording.recording_id for recording in open_recordings(tmp_path / "out")} == {"mouse7", "mouse8"}
+
+
+def test_the_readme_on_own_recordings(tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    commands = re.search(r"<!-- own recordings -->\n```sh\n(.*?)```", readme, re.DOTALL)[1].strip().splitlines()
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "lab" / "mouse7"
+    write_plane(folder / "suite2p" / "plane0", fs=30.0)
+    (folder / "stimuli.csv").write_text(
+        "start,stop,name,orientation\n3,5,drifting_gratings,90\n6,8,drifting_gratings,45\n9,11,natural_movie_one,\n"
+    )
+    (folder / "pixels").mkdir()
+    np.save(folder / "pixels" / "natural_movie_one.npy", np.zeros((60, 8, 16), np.uint8))
+    (folder / "recording.json").write_text('{"subject_id": "mouse7", "cre_line": "Vip-IRES-Cre"}')
+    for line in commands:
+        assert main(shlex.split(line)[1:]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    for fact in ("Vip-IRES-Cre", "drifting_gratings", "natural_movie_one", "60 x 8 x 16", "30 Hz"):
+        assert fact in said

@@ -63,7 +63,11 @@ def show_examination(found: Examination) -> None:
             facts.add_row(name, text)
     console.print(facts)
     if found.stimuli:
-        table = Table("stimulus", "presentations", "blanks", "content", "minutes", "pixels")
+        table = Table()
+        # On a narrow screen words break within the other columns.
+        table.add_column("stimulus", no_wrap=True)
+        for name in ("shown", "blanks", "content", "minutes", "pixels"):
+            table.add_column(name, overflow="fold")
         for one in found.stimuli:
             shown, blanks = (str(number) if number else "" for number in (one.num_presentations, one.num_blanks))
             table.add_row(one.name, shown, blanks, one.content, f"{one.minutes:.1f}", one.pixels)

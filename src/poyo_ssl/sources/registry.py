@@ -7,6 +7,8 @@ from pathlib import Path
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.sources.allen import AllenSource
 from poyo_ssl.sources.arrays import ArraysSource
+from poyo_ssl.sources.brainsets import BrainsetsSource
+from poyo_ssl.sources.convert import record_path
 from poyo_ssl.sources.events import EventsSource
 from poyo_ssl.sources.hdf5 import get_dataset, open_hdf5
 from poyo_ssl.sources.nwb import NwbSource
@@ -16,6 +18,7 @@ from poyo_ssl.sources.suite2p import Suite2pSource
 SOURCES: tuple[type[Source], ...] = (
     AllenSource,
     NwbSource,
+    BrainsetsSource,
     Suite2pSource,
     # Before arrays, which would take their events for an array too.
     EventsSource,
@@ -27,9 +30,11 @@ HDF5_SUFFIXES = (".nwb", ".h5", ".hdf5")
 
 
 def is_prepared(path: Path) -> bool:
-    """Tell whether a file was written by ``poyo-ssl prepare``: dF/F in the brainsets layout, with the imaging clock."""
+    """Tell whether a file is of ``poyo-ssl prepare``: it has a record of that, or dF/F with the exact imaging clock."""
     if path.suffix != ".h5" or not path.is_file():
         return False
+    if record_path(path.parent, path.stem).is_file():
+        return True
     try:
         with open_hdf5(path) as file:
             wanted = ("calcium_traces/df_over_f", "imaging_clock/timestamps")

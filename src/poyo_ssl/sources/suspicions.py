@@ -200,5 +200,5 @@ def _judge_frames(table: Presentations, pixels: Shape | None) -> list[str]:
         lines.append(f"repeat {number} has {counts[numbers == number][0]} frames, the others {usual}")
     needed = protocol.REPEAT_TEST[-1] + 1
     if len(numbers) < needed:
-        lines.append(f"{len(numbers)} repeats: the published split needs {needed}")
+        lines.append(f"{len(numbers)} of the {needed} repeats that the published split needs")
     return lines
