@@ -104,7 +104,8 @@ def check_trainings(
     Parameters
     ----------
     num_animals, num_tables, rng
-        See `check_tables`. With one animal, trainings alone are the replicate.
+        See `check_tables`. With one animal trainings alone are the replicate and the claim is about that animal, so it
+        has no difference of its own here.
     seed_scatter : float
         Standard deviation of the trainings' luck, see `simulate_trainings`.
     num_seeds : int
@@ -124,7 +125,13 @@ def check_trainings(
     """
     counts = dict.fromkeys(("covered", "significant", "animals alone"), 0)
     for _ in range(num_tables):
-        a, b = simulate_trainings(rng, num_animals, num_seeds, seed_scatter=seed_scatter)
+        a, b = simulate_trainings(
+            rng,
+            num_animals,
+            num_seeds,
+            seed_scatter=seed_scatter,
+            animal_scatter=0.5 if num_animals > 1 else 0.0,
+        )
         a = a.assign(value=a["value"] + effect)
         if num_animals == 1:
             found = estimate_over_seeds(a, b, "accuracy")

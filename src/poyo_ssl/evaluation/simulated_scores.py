@@ -86,7 +86,12 @@ def _frame(animal: np.ndarray) -> pd.DataFrame:
 
 
 def simulate_trainings(
-    rng: np.random.Generator, num_animals: int, num_seeds: int, *, seed_scatter: float
+    rng: np.random.Generator,
+    num_animals: int,
+    num_seeds: int,
+    *,
+    seed_scatter: float,
+    animal_scatter: float = 0.5,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Simulate two trained arms without a true difference; every animal is decoded by the same trainings.
 
@@ -96,8 +101,8 @@ def simulate_trainings(
         Source of everything.
     num_animals, num_seeds : int
         Animals and trainings; each animal has one recording and one score per training.
-    seed_scatter : float
-        Standard deviation of a training's luck; that of an animal's own difference is 0.5, of the rest 0.3.
+    seed_scatter, animal_scatter : float
+        Standard deviation of a training's luck, and of an animal's own difference; that of the rest is 0.3.
 
     Examples
     --------
@@ -110,6 +115,6 @@ def simulate_trainings(
         {"recording_id": animal, "subject_id": animal, "seed": seed, "metric": "accuracy", "num_targets": 300}
     )
     shared = rng.normal(size=num_animals)[animal]
-    own = 0.5 * rng.normal(size=num_animals)[animal] + seed_scatter * rng.normal(size=num_seeds)[seed]
+    own = animal_scatter * rng.normal(size=num_animals)[animal] + seed_scatter * rng.normal(size=num_seeds)[seed]
     rest = 0.3 * rng.normal(size=(2, len(animal)))
     return frame.assign(value=shared + own + rest[0]), frame.assign(value=shared + rest[1])
