@@ -236,14 +236,17 @@ def _animal_means(animals: Sequence[Sequence[Block]]) -> FloatArray:
 
 def _estimate(rows: pd.DataFrame, rng: np.random.Generator, num_resamples: int) -> Estimate:
     seeds = _seed_means(rows)
+    over_seeds = Estimate.of(seeds) if len(seeds) >= MIN_SEEDS else None
     blocks = _average_seeds(rows)
     animals = _by_animal(blocks)
-    if len(animals) > 1:
+    if len(animals) > 1 and over_seeds is not None and over_seeds.error > 0:
+        found = Estimate.of(_animal_means(animals), "animals")  # on the t scale, see `_with_seeds`
+    elif len(animals) > 1:
         found = hierarchical_estimate(animals, rng, num_resamples)
     else:
         found = _inside_one_animal(blocks, animals[0], seeds)
     found = replace(found, num_seeds=max(1, len(seeds)))
-    return _with_seeds(found, seeds) if len(seeds) >= MIN_SEEDS and found.unit != "seeds" else found
+    return _with_seeds(found, over_seeds) if over_seeds is not None and found.unit != "seeds" else found
 
 
 def _inside_one_animal(rows: pd.DataFrame, animal: Sequence[Block], seeds: FloatArray) -> Estimate:
@@ -258,13 +261,12 @@ def _inside_one_animal(rows: pd.DataFrame, animal: Sequence[Block], seeds: Float
     return Estimate.of(_animal_means([animal]), "animals")
 
 
-def _with_seeds(found: Estimate, seeds: FloatArray) -> Estimate:
+def _with_seeds(found: Estimate, over_seeds: Estimate) -> Estimate:
     """Add the error over trainings: min F' on the t scale, degrees of freedom after Satterthwaite."""
-    over = Estimate.of(seeds)
-    if over.error == 0 or np.isnan(found.error):
+    if over_seeds.error == 0 or np.isnan(found.error):
         return found
-    parts = np.array([found.error**2, over.error**2])
-    degrees = parts.sum() ** 2 / (parts**2 / [len(found.units) - 1, over.degrees]).sum()
+    parts = np.array([found.error**2, over_seeds.error**2])
+    degrees = parts.sum() ** 2 / (parts**2 / [len(found.units) - 1, over_seeds.degrees]).sum()
     return replace(found, error=float(np.sqrt(parts.sum())), degrees=float(degrees), pivots=None)
 
 
