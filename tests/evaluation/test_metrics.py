@@ -7,11 +7,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from sklearn.metrics import accuracy_score, mean_absolute_error, roc_auc_score, top_k_accuracy_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
+from torchmetrics.functional import pearson_corrcoef
+from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.evaluation import metrics
@@ -65,6 +70,25 @@ def test_multiscale_ssim_equals_scikit_image_scale_by_scale() -> None:
     assert metrics.multiscale_ssim(prediction, target)[0] == pytest.approx(expected, abs=1e-10)
     with pytest.raises(ConfigError, match="43 x 61"):
         metrics.multiscale_ssim(prediction[:, :43], target[:, :43])
+
+
+def test_ssim_equals_torchmetrics_inside_the_border(images: tuple[np.ndarray, np.ndarray]) -> None:
+    tensors = [torch.from_numpy(x.astype(float))[:, None] for x in images]
+    _, full = structural_similarity_index_measure(*tensors, sigma=1.5, data_range=255.0, return_full_image=True)
+    # It averages over the border too, where it has to invent pixels.
+    inside = full[:, 0, 5:-5, 5:-5].mean(dim=(1, 2)).numpy()
+    np.testing.assert_allclose(metrics.ssim(*images), inside, atol=1e-12)
+
+
+def test_psnr_and_correlation_equal_torchmetrics(images: tuple[np.ndarray, np.ndarray]) -> None:
+    prediction, target = images
+    tensors = [torch.from_numpy(x.astype(float)) for x in (prediction, target)]
+    for index in (0, 69):
+        own = [x[index] for x in tensors]
+        expected = torchmetrics_psnr(*own, data_range=255.0).item()
+        assert metrics.psnr(prediction, target)[index] == pytest.approx(expected, abs=1e-4)
+        expected = pearson_corrcoef(*(x.flatten() for x in own)).item()
+        assert metrics.spatial_correlation(prediction, target)[index] == pytest.approx(expected)
 
 
 def test_different_shapes_are_refused() -> None:
@@ -182,6 +206,40 @@ def test_gratings_scores_by_hand() -> None:
     np.testing.assert_array_equal(scores["accuracy"], [1, 0, 0, 0, 0])
     np.testing.assert_array_equal(scores["orientation_accuracy"], [1, 1, 0, 1, 1])
     np.testing.assert_array_equal(scores["circular_error_deg"], [0, 180, 45, 180, 180])
+
+
+def test_gratings_scores_equal_scikit_learn_and_complex_angles() -> None:
+    rng = np.random.default_rng(10)
+    predicted, true = rng.integers(0, 8, (2, 400)) * 45.0
+    scores = metrics.gratings_scores(predicted, true)
+    assert scores["accuracy"].mean() == pytest.approx(accuracy_score(true, predicted))
+    assert scores["orientation_accuracy"].mean() == pytest.approx(accuracy_score(true % 180, predicted % 180))
+    turn = np.exp(1j * np.deg2rad(predicted)) / np.exp(1j * np.deg2rad(true))
+    np.testing.assert_allclose(scores["circular_error_deg"], np.abs(np.rad2deg(np.angle(turn))), atol=1e-9)
+
+
+def test_frame_number_scores_equal_scikit_learn() -> None:
+    predicted, true = np.random.default_rng(11).integers(0, 900, (2, 300))
+    true[:50] = predicted[:50]
+    scores = metrics.frame_number_scores(predicted, true, rate_hz=30, tolerance_s=1)
+    assert scores["absolute_error_s"].mean() == pytest.approx(mean_absolute_error(true, predicted) / 30)
+    assert scores["accuracy"].mean() == pytest.approx(accuracy_score(true, predicted))
+    # Within one second on either side: |error| of at most 30 frames, counted over all shifts.
+    shifts = [accuracy_score(true + shift, predicted) for shift in range(-30, 31)]
+    assert scores["within_1s"].mean() == pytest.approx(sum(shifts))
+
+
+def test_identification_among_all_equals_top_1_of_scikit_learn() -> None:
+    similarity = np.random.default_rng(12).normal(size=(40, 25))
+    true = np.arange(40) % 25
+    expected = top_k_accuracy_score(true, similarity, k=1, labels=range(25))
+    assert metrics.identification(similarity, true, 25).mean() == pytest.approx(expected)
+    ranks = metrics.rank_of_truth(similarity, true)
+    for k in (1, 3, 10):
+        assert (ranks <= k).mean() == pytest.approx(top_k_accuracy_score(true, similarity, k=k, labels=range(25)))
+    # Two-way identification is the area under the ROC curve of each row, averaged.
+    areas = [roc_auc_score(np.arange(25) == t, row) for t, row in zip(true, similarity, strict=True)]
+    np.testing.assert_allclose(metrics.identification(similarity, true, 2), areas)
 
 
 @settings(deadline=None)

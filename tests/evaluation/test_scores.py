@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation import metrics
+from poyo_ssl.evaluation import metrics, scores
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.evaluation.scores import TABLE_COLUMNS, score_table
 
@@ -73,6 +76,28 @@ def test_values_equal_the_metrics_by_hand() -> None:
     assert value(table, "identification_2way_16x20", **where) == pytest.approx(1 - (ranks - 1).mean() / 59)
     assert value(table, "temporal_correlation_16x20", **where) == pytest.approx(
         metrics.temporal_correlation(predicted, true).mean()
+    )
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.integers(1, 60), st.integers(1, 70), st.floats(0.05, 30), st.randoms(use_true_random=False))
+def test_every_target_is_scored_exactly_once(count: int, per_pass: int, block_s: float, random: Random) -> None:
+    """Whatever the order of rows, the length of passes and of blocks: each target weighs 1 in each metric."""
+    p = make_frames()
+    rows = np.array(random.sample(range(len(p)), count))
+    names = ("prediction", "target", "time", "recording_id", "subject_id", "stimulus", "frame_number", "repeat")
+    part = replace(p, **{name: getattr(p, name)[rows] for name in names})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "FRAMES_PER_PASS", per_pass)
+        table = score_table(part, block_s=block_s)
+    counts = table.groupby("metric")["num_targets"].sum()
+    assert (counts[["ssim_16x20", "psnr_db_16x20", "spatial_correlation_16x20"]] == count).all()
+    assert counts.max() == count
+    expected = metrics.ssim(part.prediction, part.target_frames[part.target])
+    assert value(table, "ssim_16x20") == pytest.approx(expected.mean())
+    weights = table[table["metric"] == "ssim_16x20"].groupby(["recording_id", "repeat"])["num_targets"].sum()
+    pd.testing.assert_series_equal(
+        weights, part.targets().groupby(["recording_id", "repeat"]).size(), check_names=False, check_dtype=False
     )
 
 
