@@ -1,8 +1,5 @@
 import numpy as np
 import pytest
-
-from poyo_ssl.errors import ConfigError, RecordingError
-from poyo_ssl.observatory import SIZES, MovieSpec, movie_cuts
 from poyo_ssl.observatory.stimuli import (
     PHOTOGRAPHS,
     SCENE_SECONDS,
@@ -11,6 +8,9 @@ from poyo_ssl.observatory.stimuli import (
     plan_scenes,
     render_movie,
 )
+
+from poyo_ssl.errors import ConfigError, RecordingError
+from poyo_ssl.observatory import SIZES, MovieSpec, movie_cuts
 
 MOVIES = SIZES["small"].movies
 

@@ -11,8 +11,8 @@ Examples
 """
 
 from poyo_ssl.observatory.generate import foreseen_bytes, generate_observatory
-from poyo_ssl.observatory.schedule import SIZES, ObservatorySize, get_size
-from poyo_ssl.observatory.stimuli import MovieSpec, movie_cuts
+from poyo_ssl.observatory.movies import MovieSpec, movie_cuts
+from poyo_ssl.observatory.sizes import SIZES, ObservatorySize, get_size
 from poyo_ssl.observatory.worlds import WORLDS, CellClass, Indicator, World, get_world
 
 __all__ = [

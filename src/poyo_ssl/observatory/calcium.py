@@ -1,4 +1,9 @@
-"""From rates to dF/F: bursty events, calcium kernel, saturation, noise, drifting baseline and its removal."""
+"""From rates to fluorescence: bursty events, calcium kernel, saturation, neuropil, shot noise, a drifting rest.
+
+In units of the resting fluorescence of the cell, an ROI collects ``drift x (1 + calcium) + r x neuropil`` and shot
+noise whose variance grows with it. What is analysed is that minus the estimated r times the neuropil around the ROI;
+the estimate is a little off, so that some of the neighbours' activity remains.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +13,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl.data.series import SparseEvents
+from poyo_ssl.observatory.behaviour import slow_noise
+from poyo_ssl.observatory.dff import DffProcedure, compute_dff
 from poyo_ssl.observatory.worlds import CellClass, Indicator
 
-BASELINE_FRAMES = 5401
-"""Window of the median baseline, as in the Allen's dF/F recipe."""
-
-BASELINE_STEP_FRAMES = 900
+UNITS_PER_BLOCK = 32
 DRIFT_SPREAD = 0.08
 DRIFT_KNOT_S = 180.0
+
+NEUROPIL_RATIO = (0.6, 0.1)
+"""Mean and standard deviation over ROIs of r, the share of neuropil light that an ROI collects."""
+
+NEUROPIL_RESTING = 0.8
+"""Resting light of the neuropil over that of a cell."""
+
+NEUROPIL_RADIUS_PX = 60.0
+NEUROPIL_GAIN = 0.5
+"""Neuropil dF/F over the mean dF/F of the cells around."""
+
+NEUROPIL_OWN_SPREAD, NEUROPIL_OWN_S = 0.02, 1.0
+SHOT_SHARE = 1 / (1 + NEUROPIL_RATIO[0] * NEUROPIL_RESTING)
+"""Share of an ROI's resting light that comes from the cell: noise variance grows by it per unit of calcium."""
+
+RESTING_COUNTS = 600.0
+"""Median resting fluorescence of a cell in the microscope's units, for raw traces."""
 
 
 def kernel_shape(indicator: Indicator, rate_hz: float, duration_s: float | None = None) -> NDArray[np.float64]:
@@ -87,34 +108,9 @@ def convolve_kernel(events: NDArray[np.floating], indicator: Indicator, rate_hz:
     return signal.lfilter(numerator, denominator, events, axis=0) / _kernel_peak(indicator)
 
 
-def remove_baseline(fluorescence: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return dF/F against a sliding median of 5401 frames, sampled every 900 frames and interpolated.
-
-    Parameters
-    ----------
-    fluorescence : ndarray
-        ``(T, N)``, positive baseline.
-
-    Examples
-    --------
-    >>> bool(np.allclose(remove_baseline(np.full((2000, 2), 7.0)), 0))
-    True
-    """
-    num_frames = len(fluorescence)
-    centres = np.arange(0, num_frames + BASELINE_STEP_FRAMES - 1, BASELINE_STEP_FRAMES)
-    centres[-1] = num_frames - 1
-    half = BASELINE_FRAMES // 2
-    knots = np.stack([np.median(fluorescence[max(at - half, 0) : at + half + 1], axis=0) for at in centres])
-    position = np.interp(np.arange(num_frames), centres, np.arange(len(centres)))
-    lower = np.minimum(position.astype(int), len(centres) - 2)
-    weight = (position - lower)[:, None]
-    baseline = (1 - weight) * knots[lower] + weight * knots[lower + 1]
-    return fluorescence / baseline - 1
-
-
 @dataclass(frozen=True)
 class Fluorescence:
-    """dF/F of a session and what is true of it.
+    """Fluorescence and dF/F of a session and what is true of it.
 
     Attributes
     ----------
@@ -123,64 +119,164 @@ class Fluorescence:
     events : SparseEvents
         Event counts.
     noise_level : ndarray
-        ``(N,)`` standard deviation of the noise in one frame, in dF/F.
+        ``(N,)`` standard deviation of the noise in one frame at rest, in dF/F.
     signal_share : ndarray
-        ``(N,)`` variance of the noiseless dF/F over that plus the noise's.
+        ``(N,)`` variance of the noiseless calcium over that plus the noise's at rest.
+    resting_counts : ndarray
+        ``(N,)`` resting fluorescence of the cell in the microscope's units.
+    neuropil_ratio, neuropil_ratio_found : ndarray
+        ``(N,)`` true r and the one that the correction used.
+    raw, neuropil : ndarray, optional
+        ``(T, N)`` float32, ROI and neuropil fluorescence in the microscope's units, if asked for.
     """
 
     dff: NDArray[np.float32]
     events: SparseEvents
     noise_level: NDArray[np.float64]
     signal_share: NDArray[np.float64]
+    resting_counts: NDArray[np.float64]
+    neuropil_ratio: NDArray[np.float64]
+    neuropil_ratio_found: NDArray[np.float64]
+    raw: NDArray[np.float32] | None = None
+    neuropil: NDArray[np.float32] | None = None
+
+
+def simulate_calcium(
+    cell: CellClass, rates: NDArray[np.float32], rate_hz: float, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], SparseEvents]:
+    """Draw events from rates ``(T, N)`` and filter them: noiseless dF/F ``(T, N)`` and the events."""
+    calcium = np.empty(rates.shape, np.float32)
+    found: list[tuple[NDArray, ...]] = []
+    for low in range(0, rates.shape[1], UNITS_PER_BLOCK):
+        counts = draw_counts(rates[:, low : low + UNITS_PER_BLOCK], 1 / rate_hz, cell.burstiness, rng)
+        frame, unit = np.nonzero(counts)
+        found.append((frame, unit + low, counts[frame, unit]))
+        block = convolve_kernel(cell.indicator.amplitude * counts, cell.indicator, rate_hz)
+        if cell.saturation is not None:
+            block = cell.saturation * -np.expm1(-block / cell.saturation)
+        calcium[:, low : low + UNITS_PER_BLOCK] = block
+    frame, unit, value = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.lexsort((unit, frame))
+    return calcium, SparseEvents(frame[order].astype(np.int64), unit[order], value[order].astype(np.float32))
+
+
+def mix_neuropil(
+    calcium: NDArray[np.float32],
+    rows_px: NDArray[np.float64],
+    columns_px: NDArray[np.float64],
+    rate_hz: float,
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    """Return the light of the neuropil around each ROI, ``(T, N)``, in units of the resting light of a cell.
+
+    It follows the mean calcium of the other cells, the nearer the more, and a fluctuation that all share.
+    """
+    distance = np.hypot(rows_px[:, None] - rows_px, columns_px[:, None] - columns_px)
+    weight = np.exp(-(distance**2) / (2 * NEUROPIL_RADIUS_PX**2))
+    np.fill_diagonal(weight, 0.0)
+    weight /= np.maximum(weight.sum(1, keepdims=True), 1e-9)
+    light = calcium @ (NEUROPIL_GAIN * weight.T).astype(np.float32)
+    own = NEUROPIL_OWN_SPREAD * slow_noise((len(calcium), 1), NEUROPIL_OWN_S * rate_hz, rng)
+    light += 1 + own.astype(np.float32)
+    light *= NEUROPIL_RESTING
+    return light
 
 
 def simulate_fluorescence(
-    cell: CellClass, rates: NDArray[np.float32], rate_hz: float, rng: np.random.Generator
+    cell: CellClass,
+    rates: NDArray[np.float32],
+    rate_hz: float,
+    rng: np.random.Generator,
+    *,
+    rows_px: NDArray[np.float64] | None = None,
+    columns_px: NDArray[np.float64] | None = None,
+    procedure: DffProcedure | None = "allen_median",
+    keep_raw: bool = False,
 ) -> Fluorescence:
     """Draw events from rates and image them.
 
     Parameters
     ----------
     cell : CellClass
-        Burstiness, indicator, noise, saturation.
+        Burstiness, indicator, noise, saturation, neuropil.
     rates : ndarray
         ``(T, N)`` events per second.
     rate_hz : float
         Imaging rate.
     rng : numpy.random.Generator
         Source of everything random.
+    rows_px, columns_px : ndarray, optional
+        ``(N,)`` places of the cells in the imaging plane; without them all lie at one place.
+    procedure : str, optional
+        How dF/F is computed (`poyo_ssl.observatory.dff`); None takes the true resting fluorescence, without drift.
+    keep_raw : bool
+        Whether to return ROI and neuropil fluorescence as well.
     """
     num_frames, num_units = rates.shape
-    counts = draw_counts(rates, 1 / rate_hz, cell.burstiness, rng)
-    frame, unit = np.nonzero(counts)
-    events = SparseEvents(frame.astype(np.int64), unit.astype(np.int64), counts[frame, unit].astype(np.float32))
-    calcium = convolve_kernel(cell.indicator.amplitude * counts, cell.indicator, rate_hz)
-    if cell.saturation is not None:
-        calcium = cell.saturation * -np.expm1(-calcium / cell.saturation)
-    noise_level = cell.noise_level * np.exp(cell.noise_spread * rng.standard_normal(num_units))
-    variance = calcium.var(0)
-    knots = np.linspace(0, num_frames - 1, max(2, int(num_frames / (DRIFT_KNOT_S * rate_hz)) + 2))
-    drift = np.stack(
-        [
-            np.interp(np.arange(num_frames), knots, DRIFT_SPREAD * rng.standard_normal(len(knots)))
-            for _ in range(num_units)
-        ],
-        axis=1,
+    calcium, events = simulate_calcium(cell, rates, rate_hz, rng)
+    level = cell.noise_level * np.exp(cell.noise_spread * rng.standard_normal(num_units))
+    variance = calcium.var(0, dtype=np.float64)
+    ratio = np.clip(rng.normal(*NEUROPIL_RATIO, num_units), 0.2, 1.0)
+    found = np.clip(ratio + cell.neuropil_error * rng.standard_normal(num_units), 0.0, 1.2)
+    counts = RESTING_COUNTS * np.exp(0.4 * rng.standard_normal(num_units))
+    rows, columns = (np.zeros(num_units) if place is None else place for place in (rows_px, columns_px))
+    neuropil = mix_neuropil(calcium, rows, columns, rate_hz, rng)
+    dff = np.empty(rates.shape, np.float32)
+    raw = np.empty(rates.shape, np.float32) if keep_raw else None
+    for low in range(0, num_units, UNITS_PER_BLOCK):
+        part = slice(low, low + UNITS_PER_BLOCK)
+        light = 1 + calcium[:, part]
+        noise = rng.standard_normal(light.shape, dtype=np.float32)
+        noise *= level[part].astype(np.float32) * np.sqrt(1 + np.float32(SHOT_SHARE) * calcium[:, part])
+        drift = _resting_drift(num_frames, light.shape[1], rate_hz, rng)
+        if procedure is not None:
+            light *= drift
+            noise *= drift
+        light += noise
+        error = (ratio - found)[part].astype(np.float32)
+        light += error * neuropil[:, part]
+        resting = 1 + error * np.float32(NEUROPIL_RESTING)
+        dff[:, part] = light - resting if procedure is None else compute_dff(light, procedure)
+        if raw is not None:
+            raw[:, part] = (light + found[part].astype(np.float32) * neuropil[:, part]) * counts[part]
+    if keep_raw:
+        neuropil *= counts.astype(np.float32)
+    return Fluorescence(
+        dff=dff,
+        events=events,
+        noise_level=level,
+        signal_share=variance / (variance + level**2),
+        resting_counts=counts,
+        neuropil_ratio=ratio,
+        neuropil_ratio_found=found,
+        raw=raw,
+        neuropil=neuropil if keep_raw else None,
     )
-    resting = np.exp(drift)
-    noise = rng.standard_normal((num_frames, num_units)) * noise_level
-    dff = remove_baseline(resting * (1 + calcium + noise))
-    return Fluorescence(dff.astype(np.float32), events, noise_level, variance / (variance + noise_level**2))
+
+
+def _resting_drift(num_frames: int, num_units: int, rate_hz: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Draw the slow course of resting fluorescence, ``(T, N)`` about 1: bleaching and movement in depth."""
+    knots = np.linspace(0, num_frames - 1, max(2, int(num_frames / (DRIFT_KNOT_S * rate_hz)) + 2))
+    heights = DRIFT_SPREAD * rng.standard_normal((num_units, len(knots)))
+    frames = np.arange(num_frames)
+    return np.exp(np.stack([np.interp(frames, knots, height) for height in heights], axis=1)).astype(np.float32)
 
 
 def expected_moments(
-    *, mean_rate_hz: float, burstiness: float, indicator: Indicator, noise_level: float, rate_hz: float
+    *,
+    mean_rate_hz: float,
+    burstiness: float,
+    indicator: Indicator,
+    noise_level: float,
+    rate_hz: float,
+    shot_share: float = SHOT_SHARE,
 ) -> tuple[float, float]:
     """Skewness and excess kurtosis of dF/F at a constant rate, without saturation.
 
     Cumulants of filtered independent counts: the n-th is the count's times amplitude^n times the sum of the
-    kernel's n-th power; noise adds to the second. A negative binomial count of mean m and Fano factor F has the
-    cumulants m, m F, m F (2 F - 1) and m F (6 F^2 - 6 F + 1).
+    kernel's n-th power. A negative binomial count of mean m and Fano factor F has the cumulants m, m F, m F (2 F - 1)
+    and m F (6 F^2 - 6 F + 1). Noise of variance v (1 + s x) on a signal x with cumulants k adds v (1 + s k_1) to the
+    second cumulant, 3 v s k_2 to the third, and 6 v s k_3 + 3 v^2 s^2 k_2 to the fourth.
 
     Parameters
     ----------
@@ -188,6 +284,8 @@ def expected_moments(
         As in `CellClass`.
     rate_hz : float
         Imaging rate.
+    shot_share : float
+        Growth of the noise variance per unit of signal, s; 0 for noise that does not depend on it.
 
     Returns
     -------
@@ -205,8 +303,11 @@ def expected_moments(
     (1.0, 1.0)
     """
     mean, fano = mean_rate_hz / rate_hz, burstiness
-    counts = {2: mean * fano, 3: mean * fano * (2 * fano - 1), 4: mean * fano * (6 * fano**2 - 6 * fano + 1)}
+    counts = {1: mean, 2: mean * fano, 3: mean * fano * (2 * fano - 1), 4: mean * fano * (6 * fano**2 - 6 * fano + 1)}
     kernel = indicator.amplitude * kernel_shape(indicator, rate_hz)
-    cumulant = {order: value * float((kernel**order).sum()) for order, value in counts.items()}
-    variance = cumulant[2] + noise_level**2
-    return cumulant[3] / variance**1.5, cumulant[4] / variance**2
+    signal = {order: value * float((kernel**order).sum()) for order, value in counts.items()}
+    growth = noise_level**2 * shot_share
+    variance = signal[2] + noise_level**2 + growth * signal[1]
+    third = signal[3] + 3 * growth * signal[2]
+    fourth = signal[4] + 6 * growth * signal[3] + 3 * growth**2 * signal[2]
+    return third / variance**1.5, fourth / variance**2

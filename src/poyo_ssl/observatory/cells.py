@@ -1,36 +1,34 @@
-"""Neurons of the observatory: spatiotemporal Gabor energy models on the stimulus itself, and their rates.
+"""Neurons of the observatory: where they lie, what part of the screen they see, and what they prefer there.
 
-A neuron filters the picture on the screen with a complex Gabor and its time course with a complex temporal
-kernel (Adelson and Bergen 1985); complex cells take the energy, simple cells the rectified, squared real part.
-Gratings pass through the very same filters, from the filters' sums over the screen. The driven part of the rate is
-multiplied by a gain (running, a few shared factors, a private one), so that the share of the rate's variance
-that the stimulus explains is a setting.
+Cells of a field of view see neighbouring parts of the screen (retinotopy with scatter). Their tuning drifts from day
+to day; over the sessions of a container the same cell is found again or missed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from poyo_ssl.config import check
+from poyo_ssl.data.stimuli import MOVIE_PREFIX
 from poyo_ssl.observatory.worlds import CellClass
 
-SCREEN_DEG = (60.0, 120.0)
-"""Height and width of the screen in degrees of visual angle."""
+SCREEN_DEG = (67.5, 120.0)
+"""Height and width of the screen in degrees of visual angle: 16 to 9, as far as the Allen's noise reaches sideways."""
 
-MONITOR_RATE_HZ = 60.0
-GRATING_SPATIAL_FREQUENCY_CPD = 0.04
-GRATING_CONTRAST = 0.8
-RESPONSE_TAIL_S = 0.5
-"""How long the response to a grating is followed into the gray after it."""
+IMAGE_PX = 512
+FIELD_DEG = {"VISp": 22.0}
+"""Visual angle across a field of view of 400 micrometres; other areas are smaller and so see more in one."""
 
-KERNEL_S = 0.4
-LARGEST_RETINA_ROWS = 64
-MAX_DEPTH = 0.95
-MAX_GAIN_VARIANCE = 4.0
-NUM_SHARED_FACTORS = 2
+FIELD_DEG_ELSEWHERE = 40.0
+RF_SCATTER_DEG = 4.0
+SPATIAL_FREQUENCY_RANGE_CPD = (0.02, 0.12)
+ROI_RADIUS_PX = (6.0, 9.0)
+
+STIMULUS_KINDS = ("drifting_gratings", "static_gratings", "natural_scenes", MOVIE_PREFIX, "locally_sparse_noise")
+"""Kinds that a neuron can like more or less than others; the three movies are one kind."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,19 @@ class Population:
         Phase of the Gabor, which matters for simple cells.
     time_constant_s : ndarray
         Of the temporal kernel, whose peak lies at twice that.
-    simple, tuned : ndarray
-        Booleans: a simple cell; driven by stimuli at all.
+    simple, tuned, suppressed : ndarray
+        Booleans: a simple cell; driven by stimuli at all; silenced by what would drive others.
+    affinity : ndarray
+        ``(N, 5)`` how much each of `STIMULUS_KINDS` drives the cell, about 1.
+    relative_rate : ndarray
+        Mean rate over the median of the class.
+    roi_row_px, roi_column_px, roi_radius_px : ndarray
+        Place and size in the imaging plane of 512 x 512 pixels.
+
+    Raises
+    ------
+    ConfigError
+        If a receptive field lies off the screen.
     """
 
     rf_x_deg: NDArray[np.float64]
@@ -68,13 +77,46 @@ class Population:
     time_constant_s: NDArray[np.float64]
     simple: NDArray[np.bool_]
     tuned: NDArray[np.bool_]
+    suppressed: NDArray[np.bool_]
+    affinity: NDArray[np.float64]
+    relative_rate: NDArray[np.float64]
+    roi_row_px: NDArray[np.float64]
+    roi_column_px: NDArray[np.float64]
+    roi_radius_px: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        for axis, half in (("y", SCREEN_DEG[0] / 2), ("x", SCREEN_DEG[1] / 2)):
+            away = getattr(self, f"rf_{axis}_deg")
+            off = np.flatnonzero(~(np.abs(away) <= half))
+            at = float(away[off[0]]) if len(off) else 0.0
+            check(
+                not len(off),
+                f"neuron {off[0] if len(off) else 0}: receptive field at rf_{axis}_deg {at:.1f}, off the screen",
+                f"-{half} to {half}",
+                "move it onto the screen",
+            )
 
     def __len__(self) -> int:
         return len(self.rf_x_deg)
 
+    def select(self, rows: NDArray[np.int64]) -> Population:
+        """Return some of the neurons."""
+        return Population(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
-def draw_population(cell: CellClass, num_units: int, rng: np.random.Generator) -> Population:
-    """Draw the tuning of `num_units` neurons.
+
+def draw_population(cell: CellClass, num_units: int, rng: np.random.Generator, *, area: str = "VISp") -> Population:
+    """Draw the tuning of `num_units` neurons of one field of view.
+
+    Parameters
+    ----------
+    cell : CellClass
+        Dials of the class.
+    num_units : int
+        N.
+    rng : numpy.random.Generator
+        Source of everything. What does not depend on the class is the same for every class.
+    area : str
+        Visual area, which sets how much of the screen the field of view covers.
 
     Examples
     --------
@@ -82,11 +124,19 @@ def draw_population(cell: CellClass, num_units: int, rng: np.random.Generator) -
     >>> len(population), bool((abs(population.rf_x_deg) < 60).all())
     (5, True)
     """
-    spatial = np.exp(rng.uniform(np.log(0.025), np.log(0.07), num_units))
     half_height, half_width = SCREEN_DEG[0] / 2, SCREEN_DEG[1] / 2
+    centre = rng.uniform(-0.55, 0.55) * half_width, rng.uniform(-0.4, 0.4) * half_height
+    place = rng.uniform(0.04, 0.96, (2, num_units))
+    span = FIELD_DEG.get(area, FIELD_DEG_ELSEWHERE)
+    turn = rng.uniform(0, 2 * np.pi)
+    along = span * (place - 0.5)
+    x = centre[0] + np.cos(turn) * along[1] - np.sin(turn) * along[0] + RF_SCATTER_DEG * rng.standard_normal(num_units)
+    y = centre[1] + np.sin(turn) * along[1] + np.cos(turn) * along[0] + RF_SCATTER_DEG * rng.standard_normal(num_units)
+    spatial = np.clip(0.045 * np.exp(0.4 * rng.standard_normal(num_units)), *SPATIAL_FREQUENCY_RANGE_CPD)
+    kinds = len(STIMULUS_KINDS)
     return Population(
-        rf_x_deg=rng.uniform(-0.85 * half_width, 0.85 * half_width, num_units),
-        rf_y_deg=rng.uniform(-0.75 * half_height, 0.75 * half_height, num_units),
+        rf_x_deg=np.clip(x, -0.95 * half_width, 0.95 * half_width),
+        rf_y_deg=np.clip(y, -0.95 * half_height, 0.95 * half_height),
         rf_sigma_deg=cell.rf_cycles * rng.uniform(0.8, 1.2, num_units) / spatial,
         direction_deg=rng.uniform(0, 360, num_units),
         direction_selectivity=rng.beta(1.5, 1.5, num_units),
@@ -96,20 +146,53 @@ def draw_population(cell: CellClass, num_units: int, rng: np.random.Generator) -
         time_constant_s=rng.uniform(0.02, 0.035, num_units),
         simple=rng.random(num_units) < cell.simple_fraction,
         tuned=rng.random(num_units) >= cell.untuned_fraction,
+        suppressed=rng.random(num_units) < cell.suppressed_fraction,
+        affinity=np.exp(cell.affinity_spread * rng.standard_normal((num_units, kinds))),
+        relative_rate=np.exp(cell.rate_spread * rng.standard_normal(num_units)),
+        roi_row_px=IMAGE_PX * place[0],
+        roi_column_px=IMAGE_PX * place[1],
+        roi_radius_px=rng.uniform(*ROI_RADIUS_PX, num_units),
     )
 
 
-def _screen_grid(height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Centres of the pixels in degrees, ``(height * width,)`` each; the first row is the top."""
+def drift_population(population: Population, cell: CellClass, days: float, rng: np.random.Generator) -> Population:
+    """Return the same neurons some days later: preferred direction, place and rate have wandered.
+
+    All grow with the square root of time, as random walks do; after one day their standard deviations are `drift`
+    times 45 degrees, 5 degrees of visual angle and 1 in the logarithm of the rate.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> before = draw_population(CellClass(), 500, rng)
+    >>> after = drift_population(before, CellClass(drift=0.1), 4.0, rng)
+    >>> int(np.round((after.direction_deg - before.direction_deg).std()))
+    9
+    """
+    scale = cell.drift * np.sqrt(days)
+    step = rng.standard_normal((4, len(population)))
+    half_height, half_width = 0.95 * SCREEN_DEG[0] / 2, 0.95 * SCREEN_DEG[1] / 2
+    return replace(
+        population,
+        direction_deg=population.direction_deg + 45 * scale * step[0],
+        rf_x_deg=np.clip(population.rf_x_deg + 5 * scale * step[1], -half_width, half_width),
+        rf_y_deg=np.clip(population.rf_y_deg + 5 * scale * step[2], -half_height, half_height),
+        relative_rate=population.relative_rate * np.exp(scale * step[3]),
+    )
+
+
+def screen_grid(height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the centres of the pixels in degrees, ``(height * width,)`` each; the first row is the top."""
     x = ((np.arange(width) + 0.5) / width - 0.5) * SCREEN_DEG[1]
     y = (0.5 - (np.arange(height) + 0.5) / height) * SCREEN_DEG[0]
     grid_y, grid_x = np.meshgrid(y, x, indexing="ij")
     return grid_x.ravel(), grid_y.ravel()
 
 
-def build_spatial_filters(population: Population, height: int, width: int) -> NDArray[np.complex128]:
-    """Return the complex Gabors on a pixel grid, ``(height * width, N)``, without response to uniform grey."""
-    x, y = _screen_grid(height, width)
+def build_spatial_filters(
+    population: Population, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.complex64]:
+    """Return the complex Gabors at points of the screen, ``(points, N)``, without response to uniform grey."""
     from_x, from_y = x[:, None] - population.rf_x_deg, y[:, None] - population.rf_y_deg
     envelope = np.exp(-(from_x**2 + from_y**2) / (2 * population.rf_sigma_deg**2))
     envelope /= envelope.sum(0)
@@ -117,235 +200,4 @@ def build_spatial_filters(population: Population, height: int, width: int) -> ND
     along = np.cos(angle) * from_x + np.sin(angle) * from_y
     carrier = np.exp(1j * (2 * np.pi * population.spatial_frequency_cpd * along + population.phase_rad))
     gabor = envelope * carrier
-    return gabor - envelope * gabor.sum(0)
-
-
-def build_temporal_filters(population: Population) -> NDArray[np.complex128]:
-    """Return the complex temporal kernels at the monitor's rate, ``(taps, N)``."""
-    time = (np.arange(int(KERNEL_S * MONITOR_RATE_HZ)) / MONITOR_RATE_HZ)[:, None]
-    scaled = time / population.time_constant_s
-    envelope = scaled**2 * np.exp(-scaled)
-    return envelope / envelope.sum(0) * np.exp(2j * np.pi * population.temporal_frequency_hz * time)
-
-
-def _filter_in_time(
-    projected: NDArray[np.complex128], kernel: NDArray[np.complex128], *, circular: bool
-) -> NDArray[np.complex128]:
-    """Convolve ``(T, N)`` with ``(taps, N)`` causally; before the first row lies grey, or the end if circular."""
-    filtered = np.zeros_like(projected)
-    for lag, weight in enumerate(kernel):
-        shifted = np.roll(projected, lag, axis=0)
-        if not circular:
-            shifted[:lag] = 0
-        filtered += weight * shifted
-    return filtered
-
-
-def _respond(population: Population, projected: NDArray[np.complex128], *, circular: bool) -> NDArray[np.float64]:
-    """Energy of complex cells, half-squared response of simple cells, ``(T, N)``."""
-    kernel = build_temporal_filters(population)
-    preferred = _filter_in_time(projected, kernel, circular=circular)
-    opposite = _filter_in_time(projected, kernel.conj(), circular=circular)
-    both_ways = 1 - population.direction_selectivity
-    energy = np.abs(preferred) ** 2 + both_ways * np.abs(opposite) ** 2
-    linear = np.maximum(preferred.real + both_ways * opposite.real, 0) ** 2
-    return np.where(population.simple, linear, energy)
-
-
-def _with_gain_control(response: NDArray[np.float64], tuned: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Scale every neuron to a mean of 1 over the stimulus; neurons that nothing drives stay at 1."""
-    mean = response.reshape(-1, response.shape[-1]).mean(0)
-    return np.where(tuned, response / np.maximum(mean, 1e-12), 1.0)
-
-
-def movie_drive(population: Population, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Compute the drive of every neuron by a movie that is shown back to back: its end comes before its beginning.
-
-    Parameters
-    ----------
-    population : Population
-        N neurons.
-    pixels : ndarray
-        ``(L, H, W)`` uint8 at 30 Hz.
-
-    Returns
-    -------
-    ndarray
-        ``(2 L, N)`` at the monitor's 60 Hz, mean 1 for each neuron (gain control), 1 for untuned neurons.
-    """
-    factor = max(1, pixels.shape[1] // LARGEST_RETINA_ROWS)
-    height, width = pixels.shape[1] // factor, pixels.shape[2] // factor
-    blocks = pixels[:, : height * factor, : width * factor].reshape(len(pixels), height, factor, width, factor)
-    contrast = blocks.mean((2, 4)).reshape(len(pixels), -1) / 127.0 - 1
-    filters = build_spatial_filters(population, height, width)
-    held = np.repeat(contrast @ filters, 2, axis=0)
-    return _with_gain_control(_respond(population, held, circular=True), population.tuned)
-
-
-def grating_drive(
-    population: Population,
-    directions_deg: Sequence[float],
-    temporal_frequencies_hz: Sequence[float],
-    *,
-    duration_s: float,
-    height: int,
-    width: int,
-) -> NDArray[np.float64]:
-    """Compute the drive of every neuron by full-screen drifting gratings of 0.04 cycles per degree and 80 % contrast.
-
-    A grating cos(k x - w t) on the screen projects onto a filter as two exponentials in time, whose coefficients
-    are the filter's sums with exp(ikx) and exp(-ikx) over the pixels: no grating has to be rendered.
-
-    Returns
-    -------
-    ndarray
-        ``(directions, temporal frequencies, time, N)`` at 60 Hz for the grating and `RESPONSE_TAIL_S` after it;
-        mean 1 over all gratings while on.
-    """
-    x, y = _screen_grid(height, width)
-    filters = build_spatial_filters(population, height, width)
-    on = round(duration_s * MONITOR_RATE_HZ)
-    total = on + round(RESPONSE_TAIL_S * MONITOR_RATE_HZ)
-    time = np.arange(on) / MONITOR_RATE_HZ
-    drive = np.empty((len(directions_deg), len(temporal_frequencies_hz), total, len(population)))
-    for row, direction in enumerate(np.deg2rad(directions_deg)):
-        position = np.cos(direction) * x + np.sin(direction) * y
-        wave = np.exp(2j * np.pi * GRATING_SPATIAL_FREQUENCY_CPD * position)
-        forward, backward = wave @ filters, wave.conj() @ filters
-        for column, frequency in enumerate(temporal_frequencies_hz):
-            turn = np.exp(2j * np.pi * frequency * time)[:, None]
-            projected = np.zeros((total, len(population)), np.complex128)
-            projected[:on] = GRATING_CONTRAST / 2 * (forward / turn + backward * turn)
-            drive[row, column] = _respond(population, projected, circular=False)
-    mean = drive[:, :, :on].mean((0, 1, 2))
-    return np.where(population.tuned, drive / np.maximum(mean, 1e-12), 1.0)
-
-
-def simulate_running(num_frames: int, rate_hz: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Simulate running speed in cm/s: bouts of some seconds between rests, smooth, never far below 0.
-
-    Examples
-    --------
-    >>> speed = simulate_running(3000, 30.0, np.random.default_rng(0))
-    >>> speed.shape, speed.dtype
-    ((3000,), dtype('float32'))
-    """
-    from scipy import ndimage
-
-    target = np.zeros(num_frames)
-    at, runs = 0, bool(rng.random() < 0.4)
-    while at < num_frames:
-        length = int(rng.exponential(12.0 if runs else 18.0) * rate_hz) + 1
-        target[at : at + length] = rng.gamma(4.0, 5.0) if runs else 0.0
-        at, runs = at + length, not runs
-    wobble = ndimage.gaussian_filter1d(rng.standard_normal(num_frames), 0.3 * rate_hz)
-    smooth = ndimage.gaussian_filter1d(target, 0.5 * rate_hz)
-    return (smooth * (1 + 0.5 * wobble) + 0.3 * wobble).astype(np.float32)
-
-
-def _slow_noise(shape: tuple[int, int], time_constant_frames: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Ornstein-Uhlenbeck noise of unit variance along the first axis."""
-    from scipy import signal
-
-    decay = np.exp(-1 / time_constant_frames)
-    white = rng.standard_normal(shape)
-    white[1:] *= np.sqrt(1 - decay**2)
-    return signal.lfilter([1.0], [1.0, -decay], white, axis=0)
-
-
-def _scale_to_variance(log_gain: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Find by bisection the factor of each column whose exponential has the wanted variance over squared mean.
-
-    Running is far from normal and slow noise is never long enough, so no formula gives it.
-    """
-    sample = log_gain[:: max(1, len(log_gain) // 4000)]
-    low, high = np.zeros(len(wanted)), np.full(len(wanted), 4.0)
-    for _ in range(14):
-        middle = (low + high) / 2
-        gain = np.exp(middle * sample)
-        too_small = gain.var(0) < wanted * gain.mean(0) ** 2
-        low, high = np.where(too_small, middle, low), np.where(too_small, high, middle)
-    return (low + high) / 2
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Rates of N neurons over a session and what is true of them.
-
-    Attributes
-    ----------
-    rate_hz : ndarray
-        ``(T, N)`` float32 events per second at the imaging frames.
-    mean_rate_hz : ndarray
-        ``(N,)`` mean over the session.
-    stimulus_information : ndarray
-        ``(N,)`` share of the rate's variance that the stimulus explains.
-    stimulus_depth : ndarray
-        ``(N,)`` m in rate = mean x (1 + m (drive - 1)) x gain.
-    running_gain : ndarray
-        ``(N,)`` change of the log rate per standard deviation of running speed.
-    """
-
-    rate_hz: NDArray[np.float32]
-    mean_rate_hz: NDArray[np.float64]
-    stimulus_information: NDArray[np.float64]
-    stimulus_depth: NDArray[np.float64]
-    running_gain: NDArray[np.float64]
-
-
-def simulate_rates(
-    cell: CellClass,
-    drive: NDArray[np.float64],
-    running: NDArray[np.float32],
-    rate_hz: float,
-    rng: np.random.Generator,
-) -> Rates:
-    """Turn stimulus drive into rates with the class's dials.
-
-    With S the driven part (mean about 1, variance V) and G an independent gain of mean 1 and variance g, the
-    stimulus explains Var S / Var(S G) = V / (V (1 + g) + g) of the rate's variance; g is solved from the wanted
-    share q: g = V (1 - q) / (q (1 + V)).
-
-    Parameters
-    ----------
-    cell : CellClass
-        The dials.
-    drive : ndarray
-        ``(T, N)``, 0 on grey, mean 1 during stimuli, constant 1 for untuned neurons.
-    running : ndarray
-        ``(T,)`` cm/s.
-    rate_hz : float
-        Imaging rate.
-    rng : numpy.random.Generator
-        Source of everything random.
-    """
-    num_frames, num_units = drive.shape
-    share = np.clip(cell.stimulus_information * np.exp(0.25 * rng.standard_normal(num_units)), 0.02, 0.95)
-    drive_variance = drive.var(0)
-    driven = drive_variance > 1e-9
-    wanted = share * cell.rate_variance
-    depth = np.where(driven, np.minimum(np.sqrt(wanted / np.maximum(drive_variance, 1e-9)), MAX_DEPTH), 0.0)
-    stimulus = 1 + depth * (drive - 1)
-    stimulus /= stimulus.mean(0)
-    variance = stimulus.var(0)
-    gain_variance = np.where(driven, variance * (1 - share) / (share * (1 + variance)), cell.rate_variance)
-    gain_variance = np.minimum(gain_variance, MAX_GAIN_VARIANCE)
-
-    speed = (running - running.mean()) / max(float(running.std()), 1e-9)
-    sign = np.where(rng.random(num_units) < (1 + cell.running_sign) / 2, 1.0, -1.0)
-    loading = rng.standard_normal((NUM_SHARED_FACTORS, num_units))
-    loading /= np.linalg.norm(loading, axis=0)
-    shared = _slow_noise((num_frames, NUM_SHARED_FACTORS), 2.0 * rate_hz, rng) @ loading
-    private = _slow_noise((num_frames, num_units), 1.0 * rate_hz, rng)
-    private_share = 1 - cell.running_share - cell.shared_share
-    log_gain = np.sqrt(cell.running_share) * sign * speed[:, None]
-    log_gain += np.sqrt(cell.shared_share) * shared + np.sqrt(private_share) * private
-    scale = _scale_to_variance(log_gain, gain_variance)
-    gain = np.exp(scale * log_gain)
-    gain /= gain.mean(0)
-
-    modulation = stimulus * gain
-    mean_rate = cell.mean_rate_hz * np.exp(cell.rate_spread * rng.standard_normal(num_units))
-    rate = mean_rate * modulation / modulation.mean(0)
-    information = np.where(driven, np.minimum(variance / np.maximum(modulation.var(0), 1e-12), 1.0), 0.0)
-    return Rates(rate.astype(np.float32), mean_rate, information, depth, scale * sign * np.sqrt(cell.running_share))
+    return (gabor - envelope * gabor.sum(0)).astype(np.complex64)

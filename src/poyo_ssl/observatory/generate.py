@@ -5,21 +5,32 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from poyo_ssl.config import check
 from poyo_ssl.data.stimuli import load_movie, movie_path, save_movie
 from poyo_ssl.errors import RecordingError, ResourceError
-from poyo_ssl.observatory.schedule import SIZES, ObservatorySize, get_size
-from poyo_ssl.observatory.sessions import recording_ids, simulate_recording
-from poyo_ssl.observatory.stimuli import render_movie
+from poyo_ssl.observatory.allen_schedule import NOISE_TEMPLATES, NUM_SCENES
+from poyo_ssl.observatory.dff import DFF_PROCEDURES, DffProcedure
+from poyo_ssl.observatory.images import SCENE_SHAPE, draw_noise, render_scenes
+from poyo_ssl.observatory.movies import render_movie
+from poyo_ssl.observatory.sessions import recording_ids, shown_templates, simulate_session
+from poyo_ssl.observatory.sizes import SIZES, ObservatorySize, SessionPlan, get_size
 from poyo_ssl.observatory.worlds import get_world
 
 MANIFEST = "observatory.json"
-BYTES_PER_VALUE = 5
-"""dF/F takes 4 bytes per neuron and frame; tables, events and truth take less than one more."""
+SCENES = "natural_scenes"
+BYTES_PER_VALUE = 6
+"""dF/F takes 4 bytes per neuron and frame, true rates two thirds of one, events (12 bytes each) the rest at most."""
+
+BYTES_PER_FRAME = 40
+BYTES_PER_PRESENTATION = 80
 
 
 def generate_observatory(
@@ -28,11 +39,12 @@ def generate_observatory(
     world: str = "allen_like",
     size: str = "small",
     seed: int = 0,
+    dff_procedure: DffProcedure = "allen_median",
     workers: int = 1,
     overwrite: bool = False,
     progress: Callable[[Path], None] | None = None,
 ) -> list[Path]:
-    """Generate a simulated data folder: one brainsets HDF5 file per recording, movies once.
+    """Generate a simulated data folder: one brainsets HDF5 file per recording; movies, scenes and noise once.
 
     The same seed gives the same bytes whatever the number of workers. A generation that was interrupted
     continues: recordings that are complete are kept.
@@ -47,6 +59,9 @@ def generate_observatory(
         One of `SIZES`.
     seed : int
         0 or more.
+    dff_procedure : str
+        How dF/F is computed, ``allen_median`` or ``allen_mode``: the Allen's recent and earlier procedure
+        (`poyo_ssl.observatory.dff`).
     workers : int
         Processes, one recording at a time each.
     overwrite : bool
@@ -79,51 +94,77 @@ def generate_observatory(
     spec = get_size(size)
     check(seed >= 0, f"seed of {seed}", "0 or more", "change it")
     check(workers >= 1, f"{workers} workers", "1 or more", "raise it")
+    check(
+        dff_procedure in DFF_PROCEDURES,
+        f"no dF/F procedure '{dff_procedure}'",
+        ", ".join(DFF_PROCEDURES),
+        "choose one of these",
+    )
     output = Path(output)
-    wanted: dict[str, str | int] = {"world": world, "size": size, "seed": seed}
+    wanted: dict[str, str | int] = {"world": world, "size": size, "seed": seed, "dff_procedure": dff_procedure}
     earlier = _find_earlier(output, wanted, overwrite)
     paths = [output / f"{name}.h5" for name in recording_ids(spec)]
     missing = [index for index, path in enumerate(paths) if overwrite or not path.exists()]
-    _check_disk(output, spec, len(missing))
+    _check_disk(output, spec, missing)
     _claim_folder(output, wanted, earlier if overwrite else None)
-    for movie in spec.movies:
-        if not movie_path(output, movie.name).exists():
-            save_movie(output, movie.name, render_movie(movie, spec.movies, seed))
     for index, path in enumerate(paths):
         if index not in missing and progress:
             progress(path)
-    tasks = [(output, world, size, seed, index) for index in missing]
-    if workers == 1 or len(tasks) < 2:
-        for task in tasks:
-            path = _write_one(*task)
-            if progress:
-                progress(path)
-    else:
-        _write_parallel(tasks, min(workers, len(tasks)), progress)
+    unrendered = [name for name in _template_names(spec) if not movie_path(output, name).exists()]
+    for _ in _run(_render_one, [(output, size, seed, name) for name in unrendered], workers):
+        pass
+    for path in _run(_write_one, [(output, *wanted.values(), index) for index in missing], workers):
+        if progress:
+            progress(path)
     return paths
 
 
-def _write_parallel(
-    tasks: list[tuple[Path, str, str, int, int]], workers: int, progress: Callable[[Path], None] | None
-) -> None:
+def _run(work: Callable[..., Path], tasks: Sequence[tuple], workers: int) -> Iterator[Path]:
+    """Do the tasks in parallel processes and yield results as they come; in this process if there is one worker."""
+    if workers == 1 or len(tasks) < 2:
+        for task in tasks:
+            yield work(*task)
+        return
     # Forking a process that has started threads can hang it: start fresh ones.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = [pool.submit(_write_one, *task) for task in tasks]
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
+        futures = [pool.submit(work, *task) for task in tasks]
         try:
             for future in as_completed(futures):
-                path = future.result()
-                if progress:
-                    progress(path)
+                yield future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _write_one(output: Path, world: str, size: str, seed: int, index: int) -> Path:
+def _template_names(size: ObservatorySize) -> list[str]:
+    names = (name for session in size.sessions for name in shown_templates(size, session))
+    return list(dict.fromkeys(names))
+
+
+def _render_one(output: Path, size: str, seed: int, name: str) -> Path:
+    """Render one movie, the scenes or a noise."""
+    movies = get_size(size).movies
+    if name == SCENES:
+        pixels: NDArray[np.uint8] = render_scenes(seed)
+    elif name in NOISE_TEMPLATES:
+        pixels = draw_noise(name, seed)
+    else:
+        pixels = render_movie(next(movie for movie in movies if movie.name == name), movies, seed)
+    return save_movie(output, name, pixels)
+
+
+def _write_one(output: Path, world: str, size: str, seed: int, dff_procedure: DffProcedure, index: int) -> Path:
+    from threadpoolctl import threadpool_limits
+
     spec = get_size(size)
-    movies = {movie.name: load_movie(output, movie.name) for movie in spec.movies}
-    recording = simulate_recording(world=get_world(world), size=spec, seed=seed, index=index, movies=movies)
+    templates = {name: load_movie(output, name) for name in shown_templates(spec, spec.sessions[index])}
+    # One thread each: processes do not crowd one another, and sums do not depend on the number of cores.
+    with threadpool_limits(1):
+        made = simulate_session(
+            world=get_world(world), size=spec, seed=seed, index=index, templates=templates, dff_procedure=dff_procedure
+        )
+    recording = made.recording
     return recording.save(output / f"{recording.recording_id}.h5", overwrite=True)
 
 
@@ -161,30 +202,43 @@ def _claim_folder(output: Path, wanted: dict[str, str | int], replaced: Observat
 
 
 def _remove_generation(output: Path, size: ObservatorySize) -> None:
-    """Delete the recordings and movies that a generation of `size` makes, and nothing else."""
+    """Delete the recordings and stimuli that a generation of `size` makes, and nothing else."""
     for name in recording_ids(size):
         (output / f"{name}.h5").unlink(missing_ok=True)
-    for movie in size.movies:
-        movie_path(output, movie.name).unlink(missing_ok=True)
+    for name in _template_names(size):
+        movie_path(output, name).unlink(missing_ok=True)
     (output / MANIFEST).unlink(missing_ok=True)
 
 
-def foreseen_bytes(size: ObservatorySize, num_recordings: int) -> int:
-    """Return an upper estimate of the disk space of `num_recordings` recordings and the movies.
+def foreseen_bytes(size: ObservatorySize, indices: Iterable[int] | None = None) -> int:
+    """Return an upper estimate of the disk space of recordings of a size (all by default) and of its stimuli.
 
     Examples
     --------
-    >>> foreseen_bytes(get_size("small"), 13) // 2**20 < 150
-    True
+    >>> foreseen_bytes(get_size("small")) // 2**20 < 150, foreseen_bytes(get_size("paper")) // 2**30
+    (True, 44)
     """
-    frames = size.duration_s * 30.2
-    movies = sum(movie.num_frames * movie.height * movie.width for movie in size.movies)
-    rows = sum(movie.num_frames * movie.repeats for movie in size.movies)
-    return int(num_recordings * (frames * (size.num_units[1] * BYTES_PER_VALUE + 32) + rows * 80)) + movies
+    chosen = range(size.num_recordings) if indices is None else indices
+    return sum(_session_bytes(size, size.sessions[index]) for index in chosen) + _template_bytes(size)
 
 
-def _check_disk(output: Path, size: ObservatorySize, num_recordings: int) -> None:
-    needed = foreseen_bytes(size, num_recordings)
+def _session_bytes(size: ObservatorySize, session: SessionPlan) -> int:
+    num_frames = size.duration_s(session) * 30.3
+    num_units = size.unit_range(session)[1]
+    rows = sum(movie.num_frames * movie.repeats for movie in size.movies) + 12_000
+    # Drives and expected rates of every movie frame.
+    responses = 8 * num_units * sum(movie.num_frames for movie in size.movies)
+    return int(num_frames * (num_units * BYTES_PER_VALUE + BYTES_PER_FRAME) + rows * BYTES_PER_PRESENTATION) + responses
+
+
+def _template_bytes(size: ObservatorySize) -> int:
+    shapes: dict[str, Any] = {movie.name: (movie.num_frames, movie.height, movie.width) for movie in size.movies}
+    shapes |= {name: shape[:3] for name, shape in NOISE_TEMPLATES.items()} | {SCENES: (NUM_SCENES, *SCENE_SHAPE)}
+    return sum(int(np.prod(shapes[name])) for name in _template_names(size))
+
+
+def _check_disk(output: Path, size: ObservatorySize, indices: Sequence[int]) -> None:
+    needed = foreseen_bytes(size, indices)
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

@@ -4,60 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from poyo_ssl import protocol
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.series import TimeSeries
-from poyo_ssl.data.stimuli import MOVIE_PREFIX
-from poyo_ssl.observatory import calcium, cells
-from poyo_ssl.observatory.schedule import GRATING_ON_S, ObservatorySize, Schedule, build_schedule
-from poyo_ssl.observatory.stimuli import movie_cuts
+from poyo_ssl.observatory import calcium
+from poyo_ssl.observatory.allen_schedule import ALLEN_SESSIONS, NOISE_TEMPLATES
+from poyo_ssl.observatory.animals import Container, draw_container
+from poyo_ssl.observatory.behaviour import Behaviour, simulate_behaviour
+from poyo_ssl.observatory.cells import Population, draw_population, drift_population
+from poyo_ssl.observatory.dff import DffProcedure
+from poyo_ssl.observatory.drives import drive_at_frames
+from poyo_ssl.observatory.movies import movie_cuts
+from poyo_ssl.observatory.rates import Rates, simulate_rates
+from poyo_ssl.observatory.schedule import build_schedule
+from poyo_ssl.observatory.sizes import ObservatorySize, SessionPlan
 from poyo_ssl.observatory.worlds import CellClass, World
+
+FOUND_SHARE = 0.6
+"""Share of a container's cells that one session finds, so that sessions match in part."""
+
+DAYS_BETWEEN_SESSIONS = (1, 5)
+RATE_BIN_FRAMES = 3
+"""Imaging frames over which true rates are averaged before they are saved."""
 
 
 @dataclass(frozen=True)
-class LineFacts:
-    """Where the Allen images a line and with which reporter.
+class SimulatedSession:
+    """A recording and what its file does not keep.
 
     Attributes
     ----------
-    reporter : str
-        Reporter line.
-    depths_um : tuple of int
-        Shallowest and deepest imaging plane.
-    areas : tuple of str
-        Visual areas.
+    recording : Recording
+        With truth.
+    container : Container
+        Field of view and mouse.
+    fluorescence : Fluorescence
+        Raw traces if asked for.
+    behaviour : Behaviour
+        On the imaging clock.
     """
 
-    reporter: str
-    depths_um: tuple[int, int]
-    areas: tuple[str, ...] = ("VISp", "VISl", "VISal", "VISpm")
-
-
-_AI93, _AI148, _AI162 = "Ai93(TITL-GCaMP6f)", "Ai148(TIT2L-GC6f-ICL-tTA2)", "Ai162(TIT2L-GC6s-ICL-tTA2)"
-
-LINE_FACTS: Mapping[str, LineFacts] = MappingProxyType(
-    {
-        "Cux2-CreERT2": LineFacts(_AI93, (175, 275)),
-        "Emx1-IRES-Cre": LineFacts(_AI93, (175, 375)),
-        "Fezf2-CreER": LineFacts(_AI148, (375, 400)),
-        "Nr5a1-Cre": LineFacts(_AI93, (300, 350)),
-        "Ntsr1-Cre_GN220": LineFacts(_AI148, (550, 625)),
-        "Pvalb-IRES-Cre": LineFacts(_AI162, (175, 375), ("VISp", "VISl")),
-        "Rbp4-Cre_KL100": LineFacts(_AI93, (375, 375)),
-        "Rorb-IRES2-Cre": LineFacts(_AI93, (275, 275)),
-        "Scnn1a-Tg3-Cre": LineFacts(_AI93, (275, 350), ("VISp",)),
-        "Slc17a7-IRES2-Cre": LineFacts(_AI93, (175, 375)),
-        "Sst-IRES-Cre": LineFacts(_AI148, (250, 375)),
-        "Tlx3-Cre_PL56": LineFacts(_AI148, (375, 375)),
-        "Vip-IRES-Cre": LineFacts(_AI148, (175, 275)),
-    }
-)
-"""Reporter, depth and areas by line (Allen Brain Observatory, Visual Coding, published container lists)."""
+    recording: Recording
+    container: Container
+    fluorescence: calcium.Fluorescence
+    behaviour: Behaviour
 
 
 def recording_ids(size: ObservatorySize) -> list[str]:
@@ -65,161 +58,179 @@ def recording_ids(size: ObservatorySize) -> list[str]:
 
     Examples
     --------
-    >>> from poyo_ssl.observatory.schedule import get_size
+    >>> from poyo_ssl.observatory.sizes import get_size
     >>> recording_ids(get_size("tiny"))[0]
     'obs_000_Cux2-CreERT2'
     """
-    return [f"obs_{index:03d}_{line}" for index, line in enumerate(size.lines)]
+    return [session.recording_id for session in size.sessions]
 
 
-def simulate_recording(
-    *, world: World, size: ObservatorySize, seed: int, index: int, movies: Mapping[str, NDArray[np.uint8]]
-) -> Recording:
+def shown_templates(size: ObservatorySize, session: SessionPlan) -> tuple[str, ...]:
+    """Return the names of the movies, scenes and noises whose pixels a session shows.
+
+    Examples
+    --------
+    >>> from poyo_ssl.observatory.sizes import get_size
+    >>> size = get_size("medium")
+    >>> shown_templates(size, size.sessions[1])
+    ('natural_movie_one', 'natural_scenes')
+    """
+    if size.short:
+        return tuple(sorted(set(size.short.blocks) & {movie.name for movie in size.movies}))
+    blocks = {block.stimulus for block in ALLEN_SESSIONS[session.session_type].blocks}
+    return tuple(sorted(blocks & {"natural_scenes", *NOISE_TEMPLATES, *(movie.name for movie in size.movies)}))
+
+
+def simulate_session(
+    *,
+    world: World,
+    size: ObservatorySize,
+    seed: int,
+    index: int,
+    templates: Mapping[str, NDArray[np.uint8]],
+    dff_procedure: DffProcedure = "allen_median",
+    keep_raw: bool = False,
+) -> SimulatedSession:
     """Simulate one recording of a data folder.
 
-    Everything random is drawn from generators keyed on `seed` and `index`, so that a recording does not depend
-    on the others. Clock, schedule, animal, behaviour and receptive-field places are the same in every world.
+    Everything random is drawn from generators keyed on `seed` and the container or recording, so that a recording
+    does not depend on the others. Clock, schedule, animal, behaviour and receptive-field places are the same in every
+    world.
 
     Parameters
     ----------
     world : World
         Dials by line.
     size : ObservatorySize
-        Schedule and number of neurons.
+        Sessions, schedule and number of neurons.
     seed : int
         Seed of the data folder.
     index : int
-        Number of the recording in the folder.
-    movies : mapping
-        Pixels of the folder's movies, ``(L, H, W)`` uint8 by name.
+        Position in ``size.sessions``.
+    templates : mapping
+        Pixels of movies, scenes and noises, by name; those of `shown_templates` at least.
+    dff_procedure : str
+        How dF/F is computed, see `poyo_ssl.observatory.dff`.
+    keep_raw : bool
+        Whether to keep ROI and neuropil fluorescence.
     """
-    line = size.lines[index]
-    cell = world.classes[line]
-    streams = np.random.SeedSequence(seed, spawn_key=(1, index)).spawn(5)
-    clock_rng, animal_rng, tuning_rng, rate_rng, calcium_rng = (np.random.default_rng(stream) for stream in streams)
-    schedule = build_schedule(size, clock_rng)
+    session = size.sessions[index]
+    streams = np.random.SeedSequence(seed, spawn_key=(3, index)).spawn(5)
+    clock, animal, modulation, imaging, days = (np.random.default_rng(stream) for stream in streams)
+    container = draw_container(seed, session.container, session.cre_line, session.place, session.of)
+    cell = world.cell_class(session.cre_line, container.reporter_line)
+    schedule = build_schedule(size, session, clock)
     rate_hz = float(1 / np.median(np.diff(schedule.timestamps)))
-    metadata = _draw_metadata(line, world, seed, index, cell, animal_rng)
-    running = cells.simulate_running(len(schedule.timestamps), rate_hz, animal_rng)
-
-    num_units = int(tuning_rng.integers(size.num_units[0], size.num_units[1] + 1))
-    population = cells.draw_population(cell, num_units, tuning_rng)
-    drives = _stimulus_drives(population, size, movies)
-    drive = _drive_at_frames(schedule, drives, population, size)
-    rates = cells.simulate_rates(cell, drive, running, rate_hz, rate_rng)
-    imaged = calcium.simulate_fluorescence(cell, rates.rate_hz, rate_hz, calcium_rng)
-    return Recording(
-        recording_ids(size)[index],
-        imaged.dff,
-        schedule.timestamps,
-        metadata,
-        unit_ids=np.array([f"{recording_ids(size)[index]}_{unit:04d}" for unit in range(num_units)]),
-        cell_specimen_ids=seed * 10**8 + index * 10**4 + np.arange(num_units, dtype=np.int64),
+    population, identity, day = _draw_cells(cell, size, session, container, seed, days)
+    behaviour = simulate_behaviour(len(schedule.timestamps), rate_hz, animal)
+    shown = {name: templates[name] for name in shown_templates(size, session)}
+    drive, means = drive_at_frames(population, schedule.stimuli, shown, schedule.timestamps)
+    rates = simulate_rates(cell, drive, behaviour, rate_hz, modulation, relative_rate=population.relative_rate)
+    del drive
+    imaged = calcium.simulate_fluorescence(
+        cell,
+        rates.rate_hz,
+        rate_hz,
+        imaging,
+        rows_px=population.roi_row_px,
+        columns_px=population.roi_column_px,
+        procedure=dff_procedure,
+        keep_raw=keep_raw,
+    )
+    cuts = {f"{name}_cuts": frames for name, frames in movie_cuts(size.movies, seed).items() if name in shown}
+    recording = Recording(
+        recording_id=session.recording_id,
+        dff=imaged.dff,
+        timestamps=schedule.timestamps,
+        metadata=_make_metadata(container, session, world, cell, seed, day),
+        unit_ids=np.array([f"{session.recording_id}_{unit:04d}" for unit in range(len(population))]),
+        cell_specimen_ids=identity,
         stimuli=schedule.stimuli,
         epochs=schedule.epochs,
-        running=TimeSeries(schedule.timestamps, running),
+        running=TimeSeries(schedule.timestamps, behaviour.running),
         events=imaged.events,
-        truth=_collect_truth(cell, population, rates, imaged, drives) | _cuts(size, seed),
+        truth=_collect_truth(cell, population, rates, imaged, means) | cuts,
     )
+    return SimulatedSession(recording, container, imaged, behaviour)
 
 
-def _draw_metadata(
-    line: str, world: World, seed: int, index: int, cell: CellClass, rng: np.random.Generator
+def _draw_cells(
+    cell: CellClass,
+    size: ObservatorySize,
+    session: SessionPlan,
+    container: Container,
+    seed: int,
+    rng: np.random.Generator,
+) -> tuple[Population, NDArray[np.int64], int]:
+    """Return the neurons that a session finds, their identities, and the day after the container's first session."""
+    shared = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(4, session.container)))
+    low, high = size.unit_range(session)
+    num_units = int(shared.integers(low, high + 1))
+    later = np.cumsum(shared.integers(*DAYS_BETWEEN_SESSIONS, endpoint=True, size=3))
+    day = int(later[session.order - 1]) if session.order else 0
+    num_cells = num_units if size.short else int(num_units / FOUND_SHARE)
+    population = draw_population(cell, num_cells, shared, area=container.area)
+    if session.order:
+        population = drift_population(population, cell, float(day), rng)
+    rows = np.sort(rng.permutation(num_cells)[:num_units])
+    identity = seed * 10**8 + session.container * 10**4 + rows.astype(np.int64)
+    return population.select(rows), identity, day
+
+
+def _make_metadata(
+    container: Container, session: SessionPlan, world: World, cell: CellClass, seed: int, day: int
 ) -> RecordingMetadata:
-    facts = LINE_FACTS[line]
-    day = np.datetime64("2016-01-04") + int(rng.integers(0, 700))
-    shallow, deep = facts.depths_um[0] // 25, facts.depths_um[1] // 25
+    first = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(5, session.container))).integers(0, 700)
+    date = np.datetime64("2016-01-04") + int(first) + day
     return RecordingMetadata(
-        subject_id=f"mouse_{seed}_{index:03d}",
-        container_id=f"container_{seed}_{index:03d}",
-        cre_line=line,
-        reporter_line=facts.reporter,
+        subject_id=container.subject_id,
+        container_id=container.container_id,
+        cre_line=container.cre_line,
+        reporter_line=container.reporter_line,
         indicator=cell.indicator.name,
-        sex=str(rng.choice(["male", "female"])),
-        age_days=float(rng.integers(80, 140)),
-        session_type="observatory_demo",
-        targeted_structure=str(rng.choice(facts.areas)),
-        depth_um=25 * int(rng.integers(shallow, deep + 1)),
-        recording_date=f"{day} 10:00:00",
+        sex=container.sex,
+        age_days=float(container.age_days + day),
+        session_type=session.session_type,
+        targeted_structure=container.area,
+        depth_um=container.depth_um,
+        recording_date=f"{date} 10:00:00",
         description=world.description,
         origin=f"simulated (poyo-ssl observatory, world {world.name}, seed {seed})",
     )
 
 
-def _stimulus_drives(
-    population: cells.Population, size: ObservatorySize, movies: Mapping[str, NDArray[np.uint8]]
-) -> dict[str, NDArray[np.float64]]:
-    """Drive by each stimulus at 60 Hz, as `cells` returns it."""
-    drives = {movie.name: cells.movie_drive(population, movies[movie.name]) for movie in size.movies}
-    drives["drifting_gratings"] = cells.grating_drive(
-        population,
-        protocol.GRATING_DIRECTIONS_DEG,
-        size.temporal_frequencies_hz,
-        duration_s=GRATING_ON_S,
-        height=size.movies[0].height,
-        width=size.movies[0].width,
-    )
-    return drives
-
-
-def _drive_at_frames(
-    schedule: Schedule,
-    drives: Mapping[str, NDArray[np.float64]],
-    population: cells.Population,
-    size: ObservatorySize,
-) -> NDArray[np.float64]:
-    """Drive ``(T, N)`` at the imaging frames; 0 on grey, constant 1 for untuned neurons."""
-    times = schedule.timestamps
-    drive = np.where(population.tuned, 0.0, np.ones((len(times), 1)))
-    for name, table in schedule.stimuli.items():
-        row = np.searchsorted(table.start, times, side="right") - 1
-        elapsed = times - table.start[np.maximum(row, 0)]
-        # A time that falls on a tick must not slip below it by rounding.
-        tick = np.floor(elapsed * cells.MONITOR_RATE_HZ + 1e-6).astype(np.int64)
-        if name.startswith(MOVIE_PREFIX):
-            on = (row >= 0) & (times < table.end[np.maximum(row, 0)])
-            frame = table.columns["frame"][row[on]]
-            drive[on] = drives[name][2 * frame + np.minimum(tick[on], 1)]
-        else:
-            responses = drives[name]
-            blank = table.columns["blank_sweep"][np.maximum(row, 0)]
-            on = (row >= 0) & (tick < responses.shape[2]) & ~blank
-            direction = table.columns["orientation_id"][row[on]]
-            frequency = table.columns["temporal_frequency"][row[on]]
-            column = np.searchsorted(np.array(size.temporal_frequencies_hz), frequency)
-            drive[on] = responses[direction, column, tick[on]]
-    return drive
-
-
 def _collect_truth(
     cell: CellClass,
-    population: cells.Population,
-    rates: cells.Rates,
+    population: Population,
+    rates: Rates,
     imaged: calcium.Fluorescence,
-    drives: Mapping[str, NDArray[np.float64]],
+    means: Mapping[str, NDArray[np.float32]],
 ) -> dict[str, NDArray]:
-    """Gather what is true of each neuron, ``(N,)`` by name, and its mean drive by each stimulus."""
+    """Gather what is true of each neuron, ``(N,)`` by name, its rates over time and its response to each stimulus."""
     num_units = len(population)
     truth: dict[str, NDArray] = {
         **{name: np.asarray(values) for name, values in vars(population).items()},
-        "mean_rate_hz": rates.mean_rate_hz,
-        "stimulus_information": rates.stimulus_information,
-        "stimulus_depth": rates.stimulus_depth,
-        "running_gain": rates.running_gain,
+        **{name: np.asarray(values) for name, values in vars(rates).items() if name != "rate_hz"},
         "noise_level": imaged.noise_level,
         "signal_share": imaged.signal_share,
+        "resting_counts": imaged.resting_counts,
+        "neuropil_ratio": imaged.neuropil_ratio,
+        "neuropil_ratio_found": imaged.neuropil_ratio_found,
         "burstiness": np.full(num_units, cell.burstiness),
         "event_amplitude": np.full(num_units, cell.indicator.amplitude),
         "kernel_rise_s": np.full(num_units, cell.indicator.rise_s),
         "kernel_decay_s": np.full(num_units, cell.indicator.decay_s),
+        "rate_hz": _average_bins(rates.rate_hz, RATE_BIN_FRAMES),
+        "rate_bin_frames": np.array(RATE_BIN_FRAMES),
     }
-    on = int(GRATING_ON_S * cells.MONITOR_RATE_HZ)
-    for name, drive in drives.items():
-        # Gratings: (directions, temporal frequencies, N); movies: (frames, N).
-        mean = drive[:, :, :on].mean(2) if drive.ndim == 4 else drive.reshape(-1, 2, num_units).mean(1)
-        truth[f"{name}_drive"] = mean.astype(np.float32)
+    for name, drive in means.items():
+        truth[f"{name}_drive"] = drive
+        truth[f"{name}_rate_hz"] = rates.expected_hz(drive)
     return truth
 
 
-def _cuts(size: ObservatorySize, seed: int) -> dict[str, NDArray]:
-    return {f"{name}_cuts": cuts for name, cuts in movie_cuts(size.movies, seed).items()}
+def _average_bins(values: NDArray[np.float32], num_frames: int) -> NDArray[np.float16]:
+    """Average ``(T, N)`` over bins of frames; the last bin takes what is left."""
+    starts = np.arange(0, len(values), num_frames)
+    sizes = np.diff(np.append(starts, len(values)))
+    return (np.add.reduceat(values, starts, axis=0) / sizes[:, None]).astype(np.float16)

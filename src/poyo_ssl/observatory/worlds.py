@@ -80,6 +80,14 @@ class CellClass:
         Shares of the stimulus-independent modulation that follow running and the population.
     running_sign : float
         Mean sign of the running gain: 1 all faster, -1 all slower, 0 both.
+    suppressed_fraction : float
+        Share of neurons that stimuli silence.
+    affinity_spread : float
+        Standard deviation over neurons of the logarithm of how much a kind of stimulus drives them.
+    drift : float
+        How far tuning and rate wander in a day; see `poyo_ssl.observatory.cells.drift_population`.
+    neuropil_error : float
+        Standard deviation over neurons of the error of the neuropil correction.
     saturation : float, optional
         Largest dF/F; None is a linear indicator.
 
@@ -110,15 +118,19 @@ class CellClass:
     running_share: float = 0.3
     shared_share: float = 0.3
     running_sign: float = 0.5
-    saturation: float | None = None
+    suppressed_fraction: float = 0.05
+    affinity_spread: float = 0.4
+    drift: float = 0.1
+    neuropil_error: float = 0.04
+    saturation: float | None = 8.0
 
     def __post_init__(self) -> None:
         for name in ("mean_rate_hz", "rate_variance", "noise_level", "rf_cycles"):
             check(getattr(self, name) > 0, f"{name} of {getattr(self, name)}", "above 0", "raise it")
-        for name in ("rate_spread", "noise_spread"):
+        for name in ("rate_spread", "noise_spread", "affinity_spread", "drift", "neuropil_error"):
             check(getattr(self, name) >= 0, f"{name} of {getattr(self, name)}", "0 or more", "raise it")
         check(self.burstiness >= 1, f"burstiness of {self.burstiness}", "1 or more", "raise it")
-        for name in ("untuned_fraction", "simple_fraction", "running_share", "shared_share"):
+        for name in ("untuned_fraction", "suppressed_fraction", "simple_fraction", "running_share", "shared_share"):
             check(0 <= getattr(self, name) <= 1, f"{name} of {getattr(self, name)}", "0 to 1", "change it")
         check(
             self.running_share + self.shared_share <= 1,
@@ -144,11 +156,25 @@ class World:
         What is true in it, in one sentence.
     classes : mapping
         `CellClass` by Cre line.
+    reporters_differ : bool
+        Whether mice whose reporter carries GCaMP6s have that indicator whatever their line's class says.
     """
 
     name: str
     description: str
     classes: Mapping[str, CellClass]
+    reporters_differ: bool = False
+
+    def cell_class(self, line: str, reporter: str) -> CellClass:
+        """Return the dials of a line in mice with a reporter.
+
+        Examples
+        --------
+        >>> WORLDS["allen_like"].cell_class("Slc17a7-IRES2-Cre", "Ai94(TITL-GCaMP6s)").indicator.name
+        'GCaMP6s'
+        """
+        slow = self.reporters_differ and ("GCaMP6s" in reporter or "GC6s" in reporter)
+        return replace(self.classes[line], indicator=GCAMP6S) if slow else self.classes[line]
 
 
 def _allen_like() -> dict[str, CellClass]:
@@ -247,7 +273,12 @@ def _worlds() -> Mapping[str, World]:
         "noise_confounded": ("Low skewness is only fluorescence noise.", _noise_confounded()),
     }
     return MappingProxyType(
-        {name: World(name, text, MappingProxyType(classes)) for name, (text, classes) in described.items()}
+        {
+            name: World(
+                name, text, MappingProxyType(classes), reporters_differ=name in ("allen_like", "regularity_helps")
+            )
+            for name, (text, classes) in described.items()
+        }
     )
 
 

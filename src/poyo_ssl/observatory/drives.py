@@ -1,0 +1,376 @@
+"""What stimuli do to neurons: spatiotemporal Gabor energy models on the stimulus itself.
+
+A neuron filters the picture on the screen with a complex Gabor and its time course with a complex temporal
+kernel (Adelson and Bergen 1985); complex cells take the energy, simple cells the rectified, squared real part. Every
+stimulus passes through the same filters. Gratings are not rendered: their projections are the filters' sums over the
+screen with two exponentials.
+
+Everything on the screen is held for a number of monitor ticks (2 for a movie frame, 15 for an image), so the
+convolution in time is a sum over presentations: each contributes its projection times the kernel's sum over the lags at
+which it was on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poyo_ssl import protocol
+from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations
+from poyo_ssl.observatory.allen_schedule import (
+    GRATING_S,
+    MONITOR_RATE_HZ,
+    NOISE_TEMPLATES,
+    STATIC_ORIENTATIONS_DEG,
+    STATIC_PHASES,
+    STATIC_SPATIAL_FREQUENCIES_CPD,
+    TICKS_PER_IMAGE,
+    TICKS_PER_MOVIE_FRAME,
+)
+from poyo_ssl.observatory.cells import (
+    SCREEN_DEG,
+    STIMULUS_KINDS,
+    Population,
+    build_spatial_filters,
+    screen_grid,
+)
+
+GRATING_SPATIAL_FREQUENCY_CPD = 0.04
+GRATING_CONTRAST = 0.8
+RESPONSE_TAIL_S = 0.5
+"""How long the response to a stimulus is followed into the gray after it."""
+
+KERNEL_S = 0.4
+LARGEST_RETINA_ROWS = 64
+GRATING_GRID = (64, 112)
+"""Points of the screen at which gratings are summed; 0.32 cycles per degree are 3 points a cycle."""
+
+NOISE_OVERSAMPLING = 4
+SUPPRESSION = 2.0
+"""A suppressed cell's drive is 1 / (1 + 2 x what it would be): 1 on gray, a third at the mean of a stimulus."""
+
+Complex = NDArray[np.complex64]
+Floats = NDArray[np.float32]
+Piece = tuple[NDArray[np.int64], Floats, NDArray[np.bool_]]
+"""Imaging frames, their drive, and whether the stimulus is on (or its response only dying away)."""
+
+
+def build_temporal_filters(population: Population) -> Complex:
+    """Return the complex temporal kernels at the monitor's rate, ``(taps, N)``."""
+    time = (np.arange(int(KERNEL_S * MONITOR_RATE_HZ)) / MONITOR_RATE_HZ)[:, None]
+    scaled = time / population.time_constant_s
+    envelope = scaled**2 * np.exp(-scaled)
+    kernel = envelope / envelope.sum(0) * np.exp(2j * np.pi * population.temporal_frequency_hz * time)
+    return kernel.astype(np.complex64)
+
+
+def _held_kernel(kernel: Complex, tick: int, hold: int) -> list[Complex]:
+    """Sum the kernel over the lags of each presentation, the current one (now at `tick`) first."""
+    edges = [0, *range(tick + 1, len(kernel), hold), len(kernel)]
+    return [kernel[low:high].sum(0) for low, high in itertools.pairwise(edges)]
+
+
+def _respond(population: Population, preferred: Complex, opposite: Complex) -> Floats:
+    """Energy of complex cells, half-squared response of simple cells, from filtered projections ``(T, N)``."""
+    both_ways = (1 - population.direction_selectivity).astype(np.float32)
+    energy = preferred.real**2 + preferred.imag**2 + both_ways * (opposite.real**2 + opposite.imag**2)
+    linear = np.maximum(preferred.real + both_ways * opposite.real, 0) ** 2
+    return np.where(population.simple, linear, energy)
+
+
+def _shape_drive(population: Population, response: Floats, mean: NDArray[np.floating], kind: str) -> Floats:
+    """Scale responses to mean 1 (gain control) times affinity; silence suppressed cells; untuned ones stay at 1."""
+    affinity = population.affinity[:, STIMULUS_KINDS.index(kind)]
+    drive = response * (affinity / np.maximum(mean, 1e-12)).astype(np.float32)
+    drive = np.where(population.suppressed, 1 / (1 + SUPPRESSION * drive), drive)
+    return np.where(population.tuned, drive, np.float32(1)).astype(np.float32)
+
+
+def gray_drive(population: Population) -> Floats:
+    """Return the drive on uniform gray, ``(N,)``: 0, but 1 for suppressed and for untuned cells."""
+    return np.where(population.tuned & ~population.suppressed, 0, 1).astype(np.float32)
+
+
+def project_pictures(population: Population, pixels: NDArray[np.uint8]) -> Complex:
+    """Return the filters' responses to pictures that fill the screen, ``(F, H, W)`` uint8 to ``(F, N)``.
+
+    Pictures of 128 rows and more are averaged over squares of pixels first.
+    """
+    factor = max(1, pixels.shape[1] // LARGEST_RETINA_ROWS)
+    height, width = pixels.shape[1] // factor, pixels.shape[2] // factor
+    filters = build_spatial_filters(population, *screen_grid(height, width))
+    # As one real product: real and imaginary parts side by side.
+    stacked = np.concatenate([filters.real, filters.imag], axis=1)
+    projected = np.empty((len(pixels), len(population)), np.complex64)
+    step = max(1, (1 << 26) // pixels[0].size)
+    for start in range(0, len(pixels), step):
+        piece = pixels[start : start + step, : height * factor, : width * factor]
+        blocks = piece.reshape(len(piece), height, factor, width, factor)
+        rows = blocks.sum(2, dtype=np.uint16).sum(3, dtype=np.uint32)
+        contrast = rows.reshape(len(piece), -1).astype(np.float32) / np.float32(127 * factor**2) - 1
+        both = contrast @ stacked
+        projected[start : start + step] = both[:, : len(population)] + 1j * both[:, len(population) :]
+    return projected
+
+
+def project_noise(population: Population, frames: NDArray[np.uint8], pixel_deg: float) -> Complex:
+    """Return the filters' responses to noise of square pixels about the middle of the screen, ``(F, N)``.
+
+    What lies off the screen is not seen.
+    """
+    _, height, width = frames.shape
+    fine = NOISE_OVERSAMPLING
+    x = (np.arange(width * fine) + 0.5 - width * fine / 2) * pixel_deg / fine
+    y = (height * fine / 2 - np.arange(height * fine) - 0.5) * pixel_deg / fine
+    grid_y, grid_x = (axis.ravel() for axis in np.meshgrid(y, x, indexing="ij"))
+    seen = (np.abs(grid_x) < SCREEN_DEG[1] / 2) & (np.abs(grid_y) < SCREEN_DEG[0] / 2)
+    filters = np.zeros((len(grid_x), len(population)), np.complex64)
+    filters[seen] = build_spatial_filters(population, grid_x[seen], grid_y[seen])
+    coarse = filters.reshape(height, fine, width, fine, -1).sum((1, 3)).reshape(height * width, -1)
+    contrast = frames.reshape(len(frames), -1).astype(np.float32) / 127 - 1
+    return (contrast @ coarse.real + 1j * (contrast @ coarse.imag)).astype(np.complex64)
+
+
+def project_gratings(
+    population: Population,
+    directions_deg: NDArray[np.floating],
+    spatial_frequencies_cpd: NDArray[np.floating],
+) -> tuple[Complex, Complex]:
+    """Return the filters' sums with exp(ikx) and exp(-ikx) for K waves, ``(K, N)`` each."""
+    x, y = screen_grid(*GRATING_GRID)
+    filters = build_spatial_filters(population, x, y)
+    angle = np.deg2rad(directions_deg)[:, None]
+    position = np.cos(angle) * x + np.sin(angle) * y
+    wave = np.exp(2j * np.pi * np.asarray(spatial_frequencies_cpd)[:, None] * position).astype(np.complex64)
+    return wave @ filters, wave.conj() @ filters
+
+
+def movie_drive(population: Population, pixels: NDArray[np.uint8]) -> Floats:
+    """Compute the drive of every neuron by a movie that is shown back to back: its end comes before its beginning.
+
+    Parameters
+    ----------
+    population : Population
+        N neurons.
+    pixels : ndarray
+        ``(L, H, W)`` uint8 at 30 Hz.
+
+    Returns
+    -------
+    ndarray
+        ``(2 L, N)`` at the monitor's 60 Hz, mean 1 for each neuron (gain control) times its affinity, 1 for untuned
+        neurons.
+    """
+    projected = project_pictures(population, pixels)
+    kernel = build_temporal_filters(population)
+    response = np.empty((len(pixels), TICKS_PER_MOVIE_FRAME, len(population)), np.float32)
+    for tick in range(TICKS_PER_MOVIE_FRAME):
+        preferred, opposite = np.zeros_like(projected), np.zeros_like(projected)
+        for back, weight in enumerate(_held_kernel(kernel, tick, TICKS_PER_MOVIE_FRAME)):
+            before = np.roll(projected, back, axis=0)
+            preferred += before * weight
+            opposite += before * weight.conj()
+        response[:, tick] = _respond(population, preferred, opposite)
+    flat = response.reshape(-1, len(population))
+    return _shape_drive(population, flat, flat.mean(0, dtype=np.float64), MOVIE_PREFIX)
+
+
+def grating_drive(
+    population: Population, directions_deg: Sequence[float], temporal_frequencies_hz: Sequence[float]
+) -> Floats:
+    """Compute the drive of every neuron by full-screen drifting gratings of 0.04 cycles per degree and 80 % contrast.
+
+    Returns
+    -------
+    ndarray
+        ``(directions, temporal frequencies, time, N)`` at 60 Hz for 2 s of grating and `RESPONSE_TAIL_S` after it;
+        mean 1 over all gratings while on, times affinity.
+    """
+    kernel = build_temporal_filters(population)
+    on = round(GRATING_S * MONITOR_RATE_HZ)
+    total = on + round(RESPONSE_TAIL_S * MONITOR_RATE_HZ)
+    time = np.arange(on) / MONITOR_RATE_HZ
+    directions = np.asarray(directions_deg)
+    sums = project_gratings(population, directions, np.full(len(directions), GRATING_SPATIAL_FREQUENCY_CPD))
+    response = np.empty((len(directions), len(temporal_frequencies_hz), total, len(population)), np.float32)
+    for column, frequency in enumerate(temporal_frequencies_hz):
+        turn = np.exp(2j * np.pi * frequency * time)[:, None].astype(np.complex64)
+        for row, (forward, backward) in enumerate(zip(*sums, strict=True)):
+            projected = np.zeros((total, len(population)), np.complex64)
+            projected[:on] = GRATING_CONTRAST / 2 * (forward * turn.conj() + backward * turn)
+            preferred, opposite = np.zeros_like(projected), np.zeros_like(projected)
+            for lag, weight in enumerate(kernel):
+                preferred[lag:] += projected[: total - lag] * weight
+                opposite[lag:] += projected[: total - lag] * weight.conj()
+            response[row, column] = _respond(population, preferred, opposite)
+    mean = response[:, :, :on].mean((0, 1, 2), dtype=np.float64)
+    return _shape_drive(population, response, mean, "drifting_gratings")
+
+
+def static_grating_projections(population: Population) -> Complex:
+    """Return the projections of the 120 static gratings, ``(120, N)``, orientation slowest, phase fastest."""
+    orientation, frequency, phase = (
+        axis.ravel()
+        for axis in np.meshgrid(STATIC_ORIENTATIONS_DEG, STATIC_SPATIAL_FREQUENCIES_CPD, STATIC_PHASES, indexing="ij")
+    )
+    forward, backward = project_gratings(population, orientation, frequency)
+    turn = np.exp(2j * np.pi * phase)[:, None].astype(np.complex64)
+    return (GRATING_CONTRAST / 2 * (forward * turn + backward * turn.conj())).astype(np.complex64)
+
+
+def held_drive(
+    population: Population,
+    projected: Complex,
+    table: Presentations,
+    shown: NDArray[np.int64],
+    times: NDArray[np.float64],
+    kind: str,
+) -> Piece:
+    """Compute the drive by images that follow one another every 15 ticks, at imaging frames.
+
+    Parameters
+    ----------
+    population : Population
+        N neurons.
+    projected : ndarray
+        ``(F, N)`` responses of the filters to each image.
+    table : Presentations
+        K presentations in order of time.
+    shown : ndarray
+        ``(K,)`` image of each, -1 for gray.
+    times : ndarray
+        ``(T,)`` seconds of the imaging frames.
+    kind : str
+        One of `STIMULUS_KINDS`.
+
+    Returns
+    -------
+    frames, drive, on : ndarray
+        ``(M,)`` imaging frames during the stimulus and `RESPONSE_TAIL_S` after it, ``(M, N)`` their drive (mean 1
+        while on, times affinity), and ``(M,)`` whether the stimulus is still on.
+    """
+    hold = TICKS_PER_IMAGE
+    row = np.searchsorted(table.start, times, side="right") - 1
+    tick = np.floor((times - table.start[np.maximum(row, 0)]) * MONITOR_RATE_HZ + 1e-6).astype(np.int64)
+    follows = np.append(np.abs(table.start[1:] - table.end[:-1]) < 0.5 / MONITOR_RATE_HZ, False)
+    # Within a block a tick may overrun by the monitor's deviation from 60 Hz; at its end, gray follows.
+    tick = np.where(follows[np.maximum(row, 0)], np.minimum(tick, hold - 1), tick)
+    frames = np.flatnonzero((row >= 0) & (tick < hold + round(RESPONSE_TAIL_S * MONITOR_RATE_HZ)))
+    row, tick = row[frames], tick[frames]
+    first = np.maximum.accumulate(np.where(np.append(True, ~follows[:-1]), np.arange(len(table)), 0))[row]
+    kernel = build_temporal_filters(population)
+    images = np.concatenate([projected, np.zeros_like(projected[:1])])
+    response = np.empty((len(frames), len(population)), np.float32)
+    late, within = np.divmod(tick, hold)
+    for phase in range(hold):
+        mine = np.flatnonzero(within == phase)
+        preferred = np.zeros((len(mine), len(population)), np.complex64)
+        opposite = np.zeros_like(preferred)
+        for back, weight in enumerate(_held_kernel(kernel, phase, hold)):
+            at = row[mine] + late[mine] - back
+            on = (at <= row[mine]) & (at >= first[mine])
+            before = images[np.where(on, shown[np.clip(at, 0, len(shown) - 1)], -1)]
+            preferred += before * weight
+            opposite += before * weight.conj()
+        response[mine] = _respond(population, preferred, opposite)
+    mean = response[late == 0].mean(0, dtype=np.float64)
+    return frames, _shape_drive(population, response, mean, kind), late == 0
+
+
+def _noise_drives(
+    population: Population,
+    table: Presentations,
+    templates: Mapping[str, NDArray[np.uint8]],
+    times: NDArray[np.float64],
+) -> list[Piece]:
+    """Drive by each noise of the table, told apart by its pixel size."""
+    found = []
+    for name, (_, _, _, pixel_deg) in NOISE_TEMPLATES.items():
+        mine = table.columns["pixel_size"] == pixel_deg
+        if name in templates and mine.any():
+            part = table.select(mine)
+            projected = project_noise(population, templates[name], pixel_deg)
+            shown = part.columns["frame"].astype(np.int64)
+            found.append(held_drive(population, projected, part, shown, times, "locally_sparse_noise"))
+    return found
+
+
+def drive_at_frames(
+    population: Population,
+    stimuli: Mapping[str, Presentations],
+    templates: Mapping[str, NDArray[np.uint8]],
+    times: NDArray[np.float64],
+) -> tuple[Floats, dict[str, Floats]]:
+    """Compute the drive of N neurons at the imaging frames of a session.
+
+    Parameters
+    ----------
+    population : Population
+        N neurons.
+    stimuli : mapping
+        Stimulus tables by name.
+    templates : mapping
+        Pixels of movies, scenes and the noises that this session shows, by name.
+    times : ndarray
+        ``(T,)`` seconds of the imaging frames.
+
+    Returns
+    -------
+    drive : ndarray
+        ``(T, N)`` float32.
+    tables : dict
+        Mean drive by what is shown: movies ``(frames, N)``, drifting gratings ``(directions, frequencies, N)``.
+    """
+    drive = np.repeat(gray_drive(population)[None], len(times), axis=0)
+    means: dict[str, Floats] = {}
+    pieces: list[Piece] = []
+    for name, table in stimuli.items():
+        if name.startswith(MOVIE_PREFIX):
+            whole = movie_drive(population, templates[name])
+            means[name] = whole.reshape(-1, TICKS_PER_MOVIE_FRAME, len(population)).mean(1)
+            pieces.append(_movie_at_frames(whole, table, times))
+        elif name == "drifting_gratings":
+            frequencies = np.unique(table.columns["temporal_frequency"][~table.columns["blank_sweep"]])
+            whole = grating_drive(population, protocol.GRATING_DIRECTIONS_DEG, frequencies.tolist())
+            means[name] = whole[:, :, : round(GRATING_S * MONITOR_RATE_HZ)].mean(2)
+            pieces.append(_gratings_at_frames(whole, frequencies, table, times))
+        elif name == "static_gratings":
+            ids = [table.columns[f"{key}_id"].astype(np.int64) for key in ("orientation", "spatial_frequency", "phase")]
+            shown = (ids[0] * len(STATIC_SPATIAL_FREQUENCIES_CPD) + ids[1]) * len(STATIC_PHASES) + ids[2]
+            shown = np.where(table.columns["blank_sweep"], -1, shown)
+            pieces.append(held_drive(population, static_grating_projections(population), table, shown, times, name))
+        elif name == "natural_scenes":
+            projected = project_pictures(population, templates[name])
+            pieces.append(held_drive(population, projected, table, table.columns["frame"], times, name))
+        else:
+            pieces += _noise_drives(population, table, templates, times)
+    # A response that dies away gives place to the next stimulus.
+    for late in (True, False):
+        for frames, values, on in pieces:
+            drive[frames[on != late]] = values[on != late]
+    return drive, means
+
+
+def _movie_at_frames(whole: Floats, table: Presentations, times: NDArray[np.float64]) -> Piece:
+    row = np.maximum(np.searchsorted(table.start, times, side="right") - 1, 0)
+    frames = np.flatnonzero((times >= table.start[row]) & (times < table.end[row]))
+    row = row[frames]
+    # A time that falls on a tick must not slip below it by rounding.
+    tick = np.floor((times[frames] - table.start[row]) * MONITOR_RATE_HZ + 1e-6).astype(np.int64)
+    drive = whole[TICKS_PER_MOVIE_FRAME * table.columns["frame"][row] + np.clip(tick, 0, 1)]
+    return frames, drive, np.ones(len(frames), bool)
+
+
+def _gratings_at_frames(
+    whole: Floats, frequencies: NDArray[np.floating], table: Presentations, times: NDArray[np.float64]
+) -> Piece:
+    row = np.maximum(np.searchsorted(table.start, times, side="right") - 1, 0)
+    tick = np.floor((times - table.start[row]) * MONITOR_RATE_HZ + 1e-6).astype(np.int64)
+    on = (times >= table.start[row]) & (tick < whole.shape[2]) & ~table.columns["blank_sweep"][row]
+    frames, row = np.flatnonzero(on), row[on]
+    column = np.searchsorted(frequencies, table.columns["temporal_frequency"][row])
+    drive = whole[table.columns["orientation_id"][row], column, tick[on]]
+    return frames, drive, times[frames] < table.end[row]
