@@ -35,9 +35,6 @@ NEUROPIL_OWN_SPREAD, NEUROPIL_OWN_S = 0.02, 1.0
 SHOT_SHARE = 1 / (1 + NEUROPIL_RATIO[0] * NEUROPIL_RESTING)
 """Share of an ROI's resting light that comes from the cell: noise variance grows by it per unit of calcium."""
 
-RESTING_COUNTS = 600.0
-"""Median resting fluorescence of a cell in the microscope's units, for raw traces."""
-
 
 def kernel_shape(indicator: Indicator, rate_hz: float, duration_s: float | None = None) -> NDArray[np.float64]:
     """Return the kernel exp(-t / decay) - exp(-t / rise), scaled to a peak of 1, sampled at the imaging rate.
@@ -122,23 +119,16 @@ class Fluorescence:
         ``(N,)`` standard deviation of the noise in one frame at rest, in dF/F.
     signal_share : ndarray
         ``(N,)`` variance of the noiseless calcium over that plus the noise's at rest.
-    resting_counts : ndarray
-        ``(N,)`` resting fluorescence of the cell in the microscope's units.
     neuropil_ratio, neuropil_ratio_found : ndarray
         ``(N,)`` true r and the one that the correction used.
-    raw, neuropil : ndarray, optional
-        ``(T, N)`` float32, ROI and neuropil fluorescence in the microscope's units, if asked for.
     """
 
     dff: NDArray[np.float32]
     events: SparseEvents
     noise_level: NDArray[np.float64]
     signal_share: NDArray[np.float64]
-    resting_counts: NDArray[np.float64]
     neuropil_ratio: NDArray[np.float64]
     neuropil_ratio_found: NDArray[np.float64]
-    raw: NDArray[np.float32] | None = None
-    neuropil: NDArray[np.float32] | None = None
 
 
 def simulate_calcium(
@@ -191,7 +181,6 @@ def simulate_fluorescence(
     rows_px: NDArray[np.float64] | None = None,
     columns_px: NDArray[np.float64] | None = None,
     procedure: DffProcedure | None = "allen_median",
-    keep_raw: bool = False,
 ) -> Fluorescence:
     """Draw events from rates and image them.
 
@@ -209,8 +198,6 @@ def simulate_fluorescence(
         ``(N,)`` places of the cells in the imaging plane; without them all lie at one place.
     procedure : str, optional
         How dF/F is computed (`poyo_ssl.observatory.dff`); None takes the true resting fluorescence, without drift.
-    keep_raw : bool
-        Whether to return ROI and neuropil fluorescence as well.
     """
     num_frames, num_units = rates.shape
     calcium, events = simulate_calcium(cell, rates, rate_hz, rng)
@@ -218,11 +205,9 @@ def simulate_fluorescence(
     variance = calcium.var(0, dtype=np.float64)
     ratio = np.clip(rng.normal(*NEUROPIL_RATIO, num_units), 0.2, 1.0)
     found = np.clip(ratio + cell.neuropil_error * rng.standard_normal(num_units), 0.0, 1.2)
-    counts = RESTING_COUNTS * np.exp(0.4 * rng.standard_normal(num_units))
     rows, columns = (np.zeros(num_units) if place is None else place for place in (rows_px, columns_px))
     neuropil = mix_neuropil(calcium, rows, columns, rate_hz, rng)
     dff = np.empty(rates.shape, np.float32)
-    raw = np.empty(rates.shape, np.float32) if keep_raw else None
     for low in range(0, num_units, UNITS_PER_BLOCK):
         part = slice(low, low + UNITS_PER_BLOCK)
         light = 1 + calcium[:, part]
@@ -237,20 +222,13 @@ def simulate_fluorescence(
         light += error * neuropil[:, part]
         resting = 1 + error * np.float32(NEUROPIL_RESTING)
         dff[:, part] = light - resting if procedure is None else compute_dff(light, procedure)
-        if raw is not None:
-            raw[:, part] = (light + found[part].astype(np.float32) * neuropil[:, part]) * counts[part]
-    if keep_raw:
-        neuropil *= counts.astype(np.float32)
     return Fluorescence(
         dff=dff,
         events=events,
         noise_level=level,
         signal_share=variance / (variance + level**2),
-        resting_counts=counts,
         neuropil_ratio=ratio,
         neuropil_ratio_found=found,
-        raw=raw,
-        neuropil=neuropil if keep_raw else None,
     )
 
 

@@ -13,19 +13,18 @@ from numpy.typing import NDArray
 
 from poyo_ssl.config import check
 from poyo_ssl.data.stimuli import MOVIE_PREFIX
+from poyo_ssl.observatory.rois import PLANE_SHAPE, draw_places
 from poyo_ssl.observatory.worlds import CellClass
 
 SCREEN_DEG = (67.5, 120.0)
 """Height and width of the screen in degrees of visual angle: 16 to 9, as far as the Allen's noise reaches sideways."""
 
-IMAGE_PX = 512
 FIELD_DEG = {"VISp": 22.0}
 """Visual angle across a field of view of 400 micrometres; other areas are smaller and so see more in one."""
 
 FIELD_DEG_ELSEWHERE = 40.0
 RF_SCATTER_DEG = 4.0
 SPATIAL_FREQUENCY_RANGE_CPD = (0.02, 0.12)
-ROI_RADIUS_PX = (6.0, 9.0)
 
 STIMULUS_KINDS = ("drifting_gratings", "static_gratings", "natural_scenes", MOVIE_PREFIX, "locally_sparse_noise")
 """Kinds that a neuron can like more or less than others; the three movies are one kind."""
@@ -126,12 +125,12 @@ def draw_population(cell: CellClass, num_units: int, rng: np.random.Generator, *
     """
     half_height, half_width = SCREEN_DEG[0] / 2, SCREEN_DEG[1] / 2
     centre = rng.uniform(-0.55, 0.55) * half_width, rng.uniform(-0.4, 0.4) * half_height
-    place = rng.uniform(0.04, 0.96, (2, num_units))
+    row, column, radius = draw_places(num_units, rng)
     span = FIELD_DEG.get(area, FIELD_DEG_ELSEWHERE)
     turn = rng.uniform(0, 2 * np.pi)
-    along = span * (place - 0.5)
-    x = centre[0] + np.cos(turn) * along[1] - np.sin(turn) * along[0] + RF_SCATTER_DEG * rng.standard_normal(num_units)
-    y = centre[1] + np.sin(turn) * along[1] + np.cos(turn) * along[0] + RF_SCATTER_DEG * rng.standard_normal(num_units)
+    up, across = span * (0.5 - row / PLANE_SHAPE[0]), span * (column / PLANE_SHAPE[1] - 0.5)
+    x = centre[0] + np.cos(turn) * across - np.sin(turn) * up + RF_SCATTER_DEG * rng.standard_normal(num_units)
+    y = centre[1] + np.sin(turn) * across + np.cos(turn) * up + RF_SCATTER_DEG * rng.standard_normal(num_units)
     spatial = np.clip(0.045 * np.exp(0.4 * rng.standard_normal(num_units)), *SPATIAL_FREQUENCY_RANGE_CPD)
     kinds = len(STIMULUS_KINDS)
     return Population(
@@ -149,9 +148,9 @@ def draw_population(cell: CellClass, num_units: int, rng: np.random.Generator, *
         suppressed=rng.random(num_units) < cell.suppressed_fraction,
         affinity=np.exp(cell.affinity_spread * rng.standard_normal((num_units, kinds))),
         relative_rate=np.exp(cell.rate_spread * rng.standard_normal(num_units)),
-        roi_row_px=IMAGE_PX * place[0],
-        roi_column_px=IMAGE_PX * place[1],
-        roi_radius_px=rng.uniform(*ROI_RADIUS_PX, num_units),
+        roi_row_px=row,
+        roi_column_px=column,
+        roi_radius_px=radius,
     )
 
 

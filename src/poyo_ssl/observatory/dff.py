@@ -1,8 +1,8 @@
 """From fluorescence to dF/F, by the two procedures that the Allen's releases were made with.
 
-``allen_median``: a median over 5401 frames is the baseline, never below the trace's noise; then a median over 101 frames, no
-larger than 2.5 standard deviations of the noise, is taken away. The second step removes whatever lasts longer than
-about 1.7 s, so it suppresses sustained activity and changes skewness and kurtosis.
+``allen_median``: a median over 5401 frames is the baseline, never below the trace's noise; then a median over 101
+frames, no larger than 2.5 standard deviations of the noise, is taken away. The second step removes whatever lasts
+longer than about 1.7 s, so it suppresses sustained activity and changes skewness and kurtosis.
 
 ``allen_mode``: the baseline of earlier releases, the mode of the trace over 5400 frames, averaged over 3000.
 """
@@ -87,7 +87,7 @@ def _median(trace: NDArray[np.float32], num_frames: int) -> NDArray[np.float32]:
 
 
 def _by_median(trace: NDArray[np.float32]) -> NDArray[np.float32]:
-    baseline = np.maximum(_median(trace, MEDIAN_FRAMES), np.float32(max(estimate_noise(trace), 1e-6)))
+    baseline = np.maximum(_median(trace, MEDIAN_FRAMES), max(float(estimate_noise(trace)), 1e-6))
     dff = (trace / baseline - 1).astype(np.float32)
     trend = np.minimum(_median(dff, DETREND_FRAMES), np.float32(MOST_DETREND_SD * estimate_noise(dff)))
     return (dff - trend).astype(np.float32)
@@ -96,7 +96,7 @@ def _by_median(trace: NDArray[np.float32]) -> NDArray[np.float32]:
 def _by_mode(trace: NDArray[np.float32]) -> NDArray[np.float32]:
     from scipy import ndimage
 
-    width = max(float(estimate_noise(trace)) / MODE_BINS_PER_SD, 1e-6 * max(float(np.abs(trace).max()), 1e-12))
+    width = max(estimate_noise(trace).item() / MODE_BINS_PER_SD, 1e-6 * float(np.abs(trace).max()) + 1e-18)
     lowest = float(trace.min())
     # Values far above rest are never the mode; one bin holds them all.
     ceiling = lowest + 400 * width

@@ -20,7 +20,7 @@ from poyo_ssl.observatory.allen_schedule import NOISE_TEMPLATES, NUM_SCENES
 from poyo_ssl.observatory.dff import DFF_PROCEDURES, DffProcedure
 from poyo_ssl.observatory.images import SCENE_SHAPE, draw_noise, render_scenes
 from poyo_ssl.observatory.movies import render_movie
-from poyo_ssl.observatory.sessions import recording_ids, shown_templates, simulate_session
+from poyo_ssl.observatory.sessions import recording_ids, shown_templates, simulate_recording
 from poyo_ssl.observatory.sizes import SIZES, ObservatorySize, SessionPlan, get_size
 from poyo_ssl.observatory.worlds import get_world
 
@@ -161,10 +161,9 @@ def _write_one(output: Path, world: str, size: str, seed: int, dff_procedure: Df
     templates = {name: load_movie(output, name) for name in shown_templates(spec, spec.sessions[index])}
     # One thread each: processes do not crowd one another, and sums do not depend on the number of cores.
     with threadpool_limits(1):
-        made = simulate_session(
+        recording = simulate_recording(
             world=get_world(world), size=spec, seed=seed, index=index, templates=templates, dff_procedure=dff_procedure
         )
-    recording = made.recording
     return recording.save(output / f"{recording.recording_id}.h5", overwrite=True)
 
 
@@ -216,7 +215,7 @@ def foreseen_bytes(size: ObservatorySize, indices: Iterable[int] | None = None) 
     Examples
     --------
     >>> foreseen_bytes(get_size("small")) // 2**20 < 150, foreseen_bytes(get_size("paper")) // 2**30
-    (True, 44)
+    (True, 51)
     """
     chosen = range(size.num_recordings) if indices is None else indices
     return sum(_session_bytes(size, size.sessions[index]) for index in chosen) + _template_bytes(size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from poyo_ssl.config import check
 from poyo_ssl.data.series import RoiMasks
@@ -35,6 +36,13 @@ def draw_roi_masks(num_units: int, rng: np.random.Generator) -> RoiMasks:
     >>> sorted(set(masks.unit.tolist())) == list(range(20)), bool((masks.dense(0) & masks.dense(1)).any())
     (True, False)
     """
+    return paint_discs(*draw_places(num_units, rng))
+
+
+def draw_places(
+    num_units: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Draw row, column and radius of every unit's disc in pixels, ``(num_units,)`` each; see `draw_roi_masks`."""
     spacing = int(2 * RADII_PX[1]) + 2
     per_side = (min(PLANE_SHAPE) - 2 * BORDER_PX) // spacing
     check(
@@ -47,8 +55,14 @@ def draw_roi_masks(num_units: int, rng: np.random.Generator) -> RoiMasks:
     radii = rng.uniform(*RADII_PX, num_units)
     slack = (spacing - 1) / 2 - radii
     centres = BORDER_PX + (places + 0.5) * spacing + rng.uniform(-1, 1, (num_units, 2)) * slack[:, None]
+    return centres[:, 0], centres[:, 1], radii
+
+
+def paint_discs(rows: NDArray[np.float64], columns: NDArray[np.float64], radii: NDArray[np.float64]) -> RoiMasks:
+    """Return the pixels within each disc, ``(N,)`` rows, columns and radii in pixels."""
     row, column = np.indices(PLANE_SHAPE, np.int32)
-    pixels = [np.nonzero(np.hypot(row - y, column - x) < r) for (y, x), r in zip(centres, radii, strict=True)]
-    unit = np.repeat(np.arange(num_units, dtype=np.int32), [len(rows) for rows, _ in pixels])
-    rows, columns = (np.concatenate(parts).astype(np.int32) for parts in zip(*pixels, strict=True))
-    return RoiMasks(unit, rows, columns, PLANE_SHAPE)
+    discs = zip(rows, columns, radii, strict=True)
+    pixels = [np.nonzero(np.hypot(row - y, column - x) < radius) for y, x, radius in discs]
+    unit = np.repeat(np.arange(len(radii), dtype=np.int32), [len(inside) for inside, _ in pixels])
+    inside, across = (np.concatenate(parts).astype(np.int32) for parts in zip(*pixels, strict=True))
+    return RoiMasks(unit, inside, across, PLANE_SHAPE)

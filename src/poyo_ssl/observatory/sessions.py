@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl.data.recording import Recording, RecordingMetadata
-from poyo_ssl.data.series import TimeSeries
+from poyo_ssl.data.series import PupilTrace, TimeSeries
 from poyo_ssl.observatory import calcium
 from poyo_ssl.observatory.allen_schedule import ALLEN_SESSIONS, NOISE_TEMPLATES
 from poyo_ssl.observatory.animals import Container, draw_container
-from poyo_ssl.observatory.behaviour import Behaviour, simulate_behaviour
+from poyo_ssl.observatory.behaviour import simulate_behaviour
 from poyo_ssl.observatory.cells import Population, draw_population, drift_population
 from poyo_ssl.observatory.dff import DffProcedure
 from poyo_ssl.observatory.drives import drive_at_frames
 from poyo_ssl.observatory.movies import movie_cuts
 from poyo_ssl.observatory.rates import Rates, simulate_rates
+from poyo_ssl.observatory.rois import paint_discs
 from poyo_ssl.observatory.schedule import build_schedule
 from poyo_ssl.observatory.sizes import ObservatorySize, SessionPlan
 from poyo_ssl.observatory.worlds import CellClass, World
@@ -29,28 +29,6 @@ FOUND_SHARE = 0.6
 DAYS_BETWEEN_SESSIONS = (1, 5)
 RATE_BIN_FRAMES = 3
 """Imaging frames over which true rates are averaged before they are saved."""
-
-
-@dataclass(frozen=True)
-class SimulatedSession:
-    """A recording and what its file does not keep.
-
-    Attributes
-    ----------
-    recording : Recording
-        With truth.
-    container : Container
-        Field of view and mouse.
-    fluorescence : Fluorescence
-        Raw traces if asked for.
-    behaviour : Behaviour
-        On the imaging clock.
-    """
-
-    recording: Recording
-    container: Container
-    fluorescence: calcium.Fluorescence
-    behaviour: Behaviour
 
 
 def recording_ids(size: ObservatorySize) -> list[str]:
@@ -81,7 +59,7 @@ def shown_templates(size: ObservatorySize, session: SessionPlan) -> tuple[str, .
     return tuple(sorted(blocks & {"natural_scenes", *NOISE_TEMPLATES, *(movie.name for movie in size.movies)}))
 
 
-def simulate_session(
+def simulate_recording(
     *,
     world: World,
     size: ObservatorySize,
@@ -89,8 +67,7 @@ def simulate_session(
     index: int,
     templates: Mapping[str, NDArray[np.uint8]],
     dff_procedure: DffProcedure = "allen_median",
-    keep_raw: bool = False,
-) -> SimulatedSession:
+) -> Recording:
     """Simulate one recording of a data folder.
 
     Everything random is drawn from generators keyed on `seed` and the container or recording, so that a recording
@@ -111,8 +88,6 @@ def simulate_session(
         Pixels of movies, scenes and noises, by name; those of `shown_templates` at least.
     dff_procedure : str
         How dF/F is computed, see `poyo_ssl.observatory.dff`.
-    keep_raw : bool
-        Whether to keep ROI and neuropil fluorescence.
     """
     session = size.sessions[index]
     streams = np.random.SeedSequence(seed, spawn_key=(3, index)).spawn(5)
@@ -135,10 +110,9 @@ def simulate_session(
         rows_px=population.roi_row_px,
         columns_px=population.roi_column_px,
         procedure=dff_procedure,
-        keep_raw=keep_raw,
     )
     cuts = {f"{name}_cuts": frames for name, frames in movie_cuts(size.movies, seed).items() if name in shown}
-    recording = Recording(
+    return Recording(
         recording_id=session.recording_id,
         dff=imaged.dff,
         timestamps=schedule.timestamps,
@@ -148,10 +122,15 @@ def simulate_session(
         stimuli=schedule.stimuli,
         epochs=schedule.epochs,
         running=TimeSeries(schedule.timestamps, behaviour.running),
+        pupil=PupilTrace(
+            schedule.timestamps[behaviour.eye_open],
+            behaviour.gaze_cm[behaviour.eye_open],
+            behaviour.pupil_size[behaviour.eye_open],
+        ),
+        roi_masks=paint_discs(population.roi_row_px, population.roi_column_px, population.roi_radius_px),
         events=imaged.events,
         truth=_collect_truth(cell, population, rates, imaged, means) | cuts,
     )
-    return SimulatedSession(recording, container, imaged, behaviour)
 
 
 def _draw_cells(
@@ -213,7 +192,6 @@ def _collect_truth(
         **{name: np.asarray(values) for name, values in vars(rates).items() if name != "rate_hz"},
         "noise_level": imaged.noise_level,
         "signal_share": imaged.signal_share,
-        "resting_counts": imaged.resting_counts,
         "neuropil_ratio": imaged.neuropil_ratio,
         "neuropil_ratio_found": imaged.neuropil_ratio_found,
         "burstiness": np.full(num_units, cell.burstiness),
