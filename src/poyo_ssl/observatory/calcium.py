@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from poyo_ssl.data.dff import compute_dff
 from poyo_ssl.data.series import SparseEvents
 from poyo_ssl.observatory.behaviour import slow_noise
-from poyo_ssl.observatory.dff import DffProcedure, compute_dff
 from poyo_ssl.observatory.worlds import CellClass, Indicator
 
 UNITS_PER_BLOCK = 32
@@ -30,6 +30,9 @@ NEUROPIL_RESTING = 0.8
 NEUROPIL_RADIUS_PX = 60.0
 NEUROPIL_GAIN = 0.5
 """Neuropil dF/F over the mean dF/F of the cells around."""
+
+RESTING_COUNTS = 600.0
+"""Resting light of a cell in the microscope's units, which have to be counts for ``allen_mode``."""
 
 NEUROPIL_OWN_SPREAD, NEUROPIL_OWN_S = 0.02, 1.0
 SHOT_SHARE = 1 / (1 + NEUROPIL_RATIO[0] * NEUROPIL_RESTING)
@@ -180,7 +183,7 @@ def simulate_fluorescence(
     *,
     rows_px: NDArray[np.float64] | None = None,
     columns_px: NDArray[np.float64] | None = None,
-    procedure: DffProcedure | None = "allen_median",
+    procedure: str | None = "allen_median",
 ) -> Fluorescence:
     """Draw events from rates and image them.
 
@@ -197,7 +200,7 @@ def simulate_fluorescence(
     rows_px, columns_px : ndarray, optional
         ``(N,)`` places of the cells in the imaging plane; without them all lie at one place.
     procedure : str, optional
-        How dF/F is computed (`poyo_ssl.observatory.dff`); None takes the true resting fluorescence, without drift.
+        How dF/F is computed (`poyo_ssl.data.dff`); None takes the true resting fluorescence, without drift.
     """
     num_frames, num_units = rates.shape
     calcium, events = simulate_calcium(cell, rates, rate_hz, rng)
@@ -221,7 +224,10 @@ def simulate_fluorescence(
         error = (ratio - found)[part].astype(np.float32)
         light += error * neuropil[:, part]
         resting = 1 + error * np.float32(NEUROPIL_RESTING)
-        dff[:, part] = light - resting if procedure is None else compute_dff(light, procedure)
+        if procedure is None:
+            dff[:, part] = light - resting
+        else:
+            dff[:, part], _ = compute_dff(RESTING_COUNTS * light, procedure, rate_hz=rate_hz)
     return Fluorescence(
         dff=dff,
         events=events,

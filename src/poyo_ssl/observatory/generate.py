@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl.config import check
+from poyo_ssl.data.dff import PROCEDURES
 from poyo_ssl.data.stimuli import load_movie, movie_path, save_movie
 from poyo_ssl.errors import RecordingError, ResourceError
 from poyo_ssl.observatory.allen_schedule import NOISE_TEMPLATES, NUM_SCENES
-from poyo_ssl.observatory.dff import DFF_PROCEDURES, DffProcedure
 from poyo_ssl.observatory.images import SCENE_SHAPE, draw_noise, render_scenes
 from poyo_ssl.observatory.movies import render_movie
 from poyo_ssl.observatory.sessions import recording_ids, shown_templates, simulate_recording
@@ -39,7 +39,7 @@ def generate_observatory(
     world: str = "allen_like",
     size: str = "small",
     seed: int = 0,
-    dff_procedure: DffProcedure = "allen_median",
+    dff_procedure: str = "allen_median",
     workers: int = 1,
     overwrite: bool = False,
     progress: Callable[[Path], None] | None = None,
@@ -60,8 +60,8 @@ def generate_observatory(
     seed : int
         0 or more.
     dff_procedure : str
-        How dF/F is computed, ``allen_median`` or ``allen_mode``: the Allen's recent and earlier procedure
-        (`poyo_ssl.observatory.dff`).
+        How dF/F is computed, by name (`poyo_ssl.data.dff`): ``allen_median`` or ``allen_mode``, say, the Allen's
+        recent and earlier procedure.
     workers : int
         Processes, one recording at a time each.
     overwrite : bool
@@ -95,9 +95,9 @@ def generate_observatory(
     check(seed >= 0, f"seed of {seed}", "0 or more", "change it")
     check(workers >= 1, f"{workers} workers", "1 or more", "raise it")
     check(
-        dff_procedure in DFF_PROCEDURES,
+        dff_procedure in PROCEDURES,
         f"no dF/F procedure '{dff_procedure}'",
-        ", ".join(DFF_PROCEDURES),
+        ", ".join(PROCEDURES),
         "choose one of these",
     )
     output = Path(output)
@@ -154,7 +154,7 @@ def _render_one(output: Path, size: str, seed: int, name: str) -> Path:
     return save_movie(output, name, pixels)
 
 
-def _write_one(output: Path, world: str, size: str, seed: int, dff_procedure: DffProcedure, index: int) -> Path:
+def _write_one(output: Path, world: str, size: str, seed: int, dff_procedure: str, index: int) -> Path:
     from threadpoolctl import threadpool_limits
 
     spec = get_size(size)

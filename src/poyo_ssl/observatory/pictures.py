@@ -19,7 +19,6 @@ GREY_SPREAD = 52.0
 
 MOVIE_PHOTOGRAPHS = (
     "skimage/data/astronaut.png",
-    "skimage/data/brick.png",
     "skimage/data/camera.png",
     "skimage/data/chelsea.png",
     "skimage/data/coffee.png",

@@ -14,7 +14,6 @@ from poyo_ssl.observatory.allen_schedule import ALLEN_SESSIONS, NOISE_TEMPLATES
 from poyo_ssl.observatory.animals import Container, draw_container
 from poyo_ssl.observatory.behaviour import simulate_behaviour
 from poyo_ssl.observatory.cells import Population, draw_population, drift_population
-from poyo_ssl.observatory.dff import DffProcedure
 from poyo_ssl.observatory.drives import drive_at_frames
 from poyo_ssl.observatory.movies import movie_cuts
 from poyo_ssl.observatory.rates import Rates, simulate_rates
@@ -66,7 +65,7 @@ def simulate_recording(
     seed: int,
     index: int,
     templates: Mapping[str, NDArray[np.uint8]],
-    dff_procedure: DffProcedure = "allen_median",
+    dff_procedure: str = "allen_median",
 ) -> Recording:
     """Simulate one recording of a data folder.
 
@@ -87,7 +86,7 @@ def simulate_recording(
     templates : mapping
         Pixels of movies, scenes and noises, by name; those of `shown_templates` at least.
     dff_procedure : str
-        How dF/F is computed, see `poyo_ssl.observatory.dff`.
+        How dF/F is computed, see `poyo_ssl.data.dff`.
     """
     session = size.sessions[index]
     streams = np.random.SeedSequence(seed, spawn_key=(3, index)).spawn(5)
