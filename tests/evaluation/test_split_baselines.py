@@ -112,7 +112,8 @@ def test_true_rates_are_a_ceiling_of_the_observatory_only(tiny, make_recording):
     at = np.searchsorted(recording.timestamps, table.midpoint[k])
     row = np.searchsorted(table.start, recording.timestamps[at], side="right") - 1
     drive = truth[f"{MOVIE}_drive"][table.columns["frame"][row]][columns]
-    expected = truth["mean_rate_hz"][columns] * (1 + truth["stimulus_depth"][columns] * (drive - 1))
+    modulation = (1 + truth["stimulus_depth"][columns] * (drive - 1)) / truth["stimulus_mean"][columns]
+    expected = truth["mean_rate_hz"][columns] * modulation
     np.testing.assert_allclose(rates[at], expected, rtol=1e-5)
     train = gratings_parts(recording)[0]
     assert "true rates" in {b.name for b in split_baselines("gratings", train, num_classes=8)}

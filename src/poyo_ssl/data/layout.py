@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from poyo_ssl.data.series import PupilTrace, RoiMasks, SparseEvents, TimeSeries
 from poyo_ssl.data.stimuli import Presentations
+from poyo_ssl.data.truth import FileTruth
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.protocol import CRE_LINES
 
@@ -235,7 +236,7 @@ def read_recording(file: h5py.File, path: Path) -> dict[str, Any]:
     if "notes" in file:
         contents["warnings"] = tuple(_read_fields(file["notes"])["warnings"].tolist())
     if "truth" in file:
-        contents["truth"] = _read_fields(file["truth"])
+        contents["truth"] = FileTruth(path, list(file["truth"]))
     return contents
 
 

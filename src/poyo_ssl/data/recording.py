@@ -107,8 +107,8 @@ class Recording:
         Events that the dF/F was made from or that were inferred from it.
     split_domains : dict
         ``(K, 2)`` seconds for ``train``, ``valid`` and ``test``, for readers of the brainsets ecosystem.
-    truth : dict
-        What a simulation knows: plain arrays by name.
+    truth : mapping
+        What a simulation knows: arrays by name, read from the file when asked for.
     warnings : tuple of str
         What the source of the recording repaired, left out or found suspicious, one line each.
     path : Path, optional

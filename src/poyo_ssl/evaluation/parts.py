@@ -126,9 +126,9 @@ def running_speed(part: Part) -> FloatArray:
 def true_drive(part: Part) -> FloatArray:
     """``(N, C x 3)`` the true stimulus-driven rates of the units in three time bins, without noise.
 
-    A simulation knows them: mean rate x (1 + depth x (drive - 1)), with the drive of the movie frame or grating on
-    the screen at each imaging frame. On unseen frames a decoder of it is no upper bound: its hyper-parameters are
-    chosen on frames that trained (docs/log.md).
+    A simulation knows them: the rate that the movie frame or grating on the screen at each imaging frame gives while
+    everything else has its mean effect, and the rate on gray. On unseen frames a decoder of it is no upper bound: its
+    hyper-parameters are chosen on frames that trained (docs/log.md).
 
     Raises
     ------
@@ -140,7 +140,7 @@ def true_drive(part: Part) -> FloatArray:
 
 def has_truth(recording: Recording) -> bool:
     """Tell whether `true_drive` is known of a recording."""
-    return {"mean_rate_hz", "stimulus_depth"} <= set(recording.truth)
+    return "gray_rate_hz" in recording.truth
 
 
 def driven_rates(recording: Recording, columns: IntArray) -> NDArray[np.float32]:
@@ -150,25 +150,20 @@ def driven_rates(recording: Recording, columns: IntArray) -> NDArray[np.float32]
             f"recording {recording.recording_id} has no true rates", fix="leave this ceiling out or use an observatory"
         )
     truth, stamps = recording.truth, recording.timestamps
-    rate = np.tile(truth["mean_rate_hz"][columns], (len(stamps), 1)).astype(np.float32)
-    depth = truth["stimulus_depth"][columns]
-    gray = rate[0] * (1 - depth)
-    rate[:] = gray
+    rate = np.tile(truth["gray_rate_hz"][columns], (len(stamps), 1)).astype(np.float32)
     for name, table in recording.stimuli.items():
-        drive = truth.get(f"{name}_drive")
-        if drive is None:
+        key = f"{name}_rate_hz"
+        if key not in truth:
             continue
         row = np.searchsorted(table.start, stamps, side="right") - 1
         on = (row >= 0) & (stamps < table.end[np.maximum(row, 0)])
         if name == GRATINGS:
-            on &= ~np.asarray(table.columns["blank_sweep"], bool)[np.maximum(row, 0)]
-            frequencies = np.unique(table.columns["temporal_frequency"][~table.columns["blank_sweep"].astype(bool)])
+            blank = np.asarray(table.columns["blank_sweep"], bool)
+            on &= ~blank[np.maximum(row, 0)]
+            frequencies = np.unique(table.columns["temporal_frequency"][~blank])
             direction = table.columns["orientation_id"][row[on]].astype(int)
-            shown = drive[direction, np.searchsorted(frequencies, table.columns["temporal_frequency"][row[on]])]
+            column = np.searchsorted(frequencies, table.columns["temporal_frequency"][row[on]])
+            rate[on] = truth[key][..., columns][direction, column]
         elif name.startswith(MOVIE_PREFIX):
-            shown = drive[table.columns["frame"][row[on]]]
-        else:
-            continue
-        mean = truth["mean_rate_hz"][columns]
-        rate[on] = mean * (1 + depth * (shown[:, columns] - 1))
+            rate[on] = truth[key][:, columns][table.columns["frame"][row[on]]]
     return rate

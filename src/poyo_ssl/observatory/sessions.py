@@ -14,7 +14,7 @@ from poyo_ssl.observatory.allen_schedule import ALLEN_SESSIONS, NOISE_TEMPLATES
 from poyo_ssl.observatory.animals import Container, draw_container
 from poyo_ssl.observatory.behaviour import simulate_behaviour
 from poyo_ssl.observatory.cells import Population, draw_population, drift_population
-from poyo_ssl.observatory.drives import drive_at_frames
+from poyo_ssl.observatory.drives import drive_at_frames, gray_drive
 from poyo_ssl.observatory.movies import movie_cuts
 from poyo_ssl.observatory.rates import Rates, simulate_rates
 from poyo_ssl.observatory.rois import paint_discs
@@ -198,7 +198,9 @@ def _collect_truth(
         "kernel_rise_s": np.full(num_units, cell.indicator.rise_s),
         "kernel_decay_s": np.full(num_units, cell.indicator.decay_s),
         "rate_hz": _average_bins(rates.rate_hz, RATE_BIN_FRAMES),
-        "rate_bin_frames": np.array(RATE_BIN_FRAMES),
+        # Readers of the brainsets ecosystem slice every dataset: none may be a scalar.
+        "rate_bin_frames": np.array([RATE_BIN_FRAMES]),
+        "gray_rate_hz": rates.expected_hz(gray_drive(population)),
     }
     for name, drive in means.items():
         truth[f"{name}_drive"] = drive
