@@ -41,7 +41,8 @@ def test_counts_are_negative_binomial(fano):
 
 
 @pytest.mark.parametrize(
-    ("rate_hz", "fano", "noise", "indicator"), [(1.0, 1.0, 0.05, GCAMP6F), (4.0, 3.0, 0.3, GCAMP6F), (0.7, 1.5, 0.15, GCAMP6S)]
+    ("rate_hz", "fano", "noise", "indicator"),
+    [(1.0, 1.0, 0.05, GCAMP6F), (4.0, 3.0, 0.3, GCAMP6F), (0.7, 1.5, 0.15, GCAMP6S)],
 )
 def test_moments_of_traces_follow_the_cumulants(rate_hz, fano, noise, indicator):
     # Medians over 48 neurons and 60 minutes, without saturation and detrending.
@@ -83,7 +84,9 @@ def test_truth_of_noise_and_signal_share():
     estimate = np.median(np.abs(np.diff(imaged.dff, axis=0)), axis=0) / 0.6745 / np.sqrt(2)
     np.testing.assert_allclose(estimate, imaged.noise_level, rtol=0.25)
     assert np.corrcoef(estimate, imaged.noise_level)[0, 1] > 0.95
-    np.testing.assert_allclose(imaged.dff.var(0) * imaged.signal_share, imaged.dff.var(0) - imaged.noise_level**2, rtol=0.1)
+    np.testing.assert_allclose(
+        imaged.dff.var(0) * imaged.signal_share, imaged.dff.var(0) - imaged.noise_level**2, rtol=0.1
+    )
 
 
 def test_noise_grows_with_the_light_of_the_cell():
@@ -99,7 +102,9 @@ def test_noise_grows_with_the_light_of_the_cell():
     )
     # The same seed draws the same noise; calcium hardly changes between neighbouring frames.
     clean = convolve_kernel(
-        draw_counts(rates, 1 / RATE_HZ, 1.0, np.random.default_rng(0)) * cell.indicator.amplitude, cell.indicator, RATE_HZ
+        draw_counts(rates, 1 / RATE_HZ, 1.0, np.random.default_rng(0)) * cell.indicator.amplitude,
+        cell.indicator,
+        RATE_HZ,
     )
     ratio = (bright - clean).var(0) / quiet.var(0)
     np.testing.assert_allclose(ratio, 1 + SHOT_SHARE * clean.mean(0), rtol=0.05)

@@ -76,7 +76,7 @@ def test_foreign_recordings_and_damaged_manifests_are_refused(tiny_folder, tmp_p
 
 def test_wrong_settings_leave_no_folder(tmp_path):
     folder = tmp_path / "data"
-    for wrong in ({"world": "nul"}, {"size": "tyni"}, {"seed": -1}, {"workers": 0}):
+    for wrong in ({"world": "nul"}, {"size": "tyni"}, {"seed": -1}, {"workers": 0}, {"dff_procedure": "allen_mod"}):
         with pytest.raises(ConfigError):
             generate_observatory(folder, **{"size": "tiny"} | wrong)
     assert not folder.exists()
@@ -92,7 +92,10 @@ def test_too_little_disk_is_foreseen(tmp_path, monkeypatch):
 
 def test_foreseen_space_is_enough_and_not_far_too_much(tiny_folder):
     taken = sum(path.stat().st_size for path in tiny_folder.rglob("*") if path.is_file())
-    assert taken < foreseen_bytes(SIZES["tiny"], 4) < 3 * taken
+    assert taken < foreseen_bytes(SIZES["tiny"]) < 3 * taken
+    one, three = foreseen_bytes(SIZES["tiny"], [0]), foreseen_bytes(SIZES["tiny"], [1, 2, 3])
+    stimuli = sum(path.stat().st_size for path in (tiny_folder / "stimuli").iterdir())
+    assert abs(one + three - foreseen_bytes(SIZES["tiny"]) - stimuli) < 0.02 * stimuli
 
 
 def test_recordings_say_where_they_come_from(tiny_recordings):
@@ -125,13 +128,22 @@ def test_recordings_hold_stimuli_movies_and_cuts(tiny_folder, tiny_recordings):
 
 def test_truth_has_a_value_for_every_unit(tiny_recordings):
     for recording in tiny_recordings:
-        per_unit = {name: v for name, v in recording.truth.items() if not name.endswith(("_cuts", "_drive"))}
-        assert len(per_unit) >= 20
-        assert all(values.shape == (recording.num_units,) for values in per_unit.values())
-        drive = recording.truth["drifting_gratings_drive"]
-        assert drive.shape == (8, 1, recording.num_units)
+        truth, num_units = recording.truth, recording.num_units
+        others = {"rate_hz": (-(-recording.num_frames // 3), num_units), "rate_bin_frames": (1,)}
+        others["affinity"] = (num_units, 5)
+        for movie in SIZES["tiny"].movies:
+            others[f"{movie.name}_drive"] = others[f"{movie.name}_rate_hz"] = (movie.num_frames, num_units)
+            others[f"{movie.name}_cuts"] = truth[f"{movie.name}_cuts"].shape
+        others["drifting_gratings_drive"] = others["drifting_gratings_rate_hz"] = (8, 1, num_units)
+        assert set(others) < set(truth)
+        assert len(set(truth) - set(others)) >= 28
+        for name, values in truth.items():
+            assert values.shape == others.get(name, (num_units,)), name
+            assert values.dtype == bool or np.isfinite(values).all(), name
         rate = recording.events.dense(recording.num_frames, recording.num_units).sum(0) / recording.duration_s
-        assert np.corrcoef(rate, recording.truth["mean_rate_hz"])[0, 1] > 0.5
+        assert np.corrcoef(rate, truth["mean_rate_hz"])[0, 1] > 0.5
+        # The mean over the session is what the truth says, up to the draw of the events and rounding to half precision.
+        np.testing.assert_allclose(truth["rate_hz"].mean(0, dtype=float), truth["mean_rate_hz"], rtol=0.01)
 
 
 def test_running_is_saved_on_the_imaging_clock(tiny_recordings):
@@ -141,10 +153,27 @@ def test_running_is_saved_on_the_imaging_clock(tiny_recordings):
         assert recording.running.values.max() < 120
 
 
+@pytest.fixture(scope="module")
+def mode_recordings(tmp_path_factory):
+    """The tiny folder with the Allen's earlier recipe, which leaves the shape of transients alone."""
+    folder = tmp_path_factory.mktemp("mode")
+    generate_observatory(folder, size="tiny", seed=0, dff_procedure="allen_mode")
+    return open_recordings(folder)
+
+
+def test_the_recipe_changes_traces_and_nothing_else(tiny_recordings, mode_recordings):
+    for one, two in zip(tiny_recordings, mode_recordings, strict=True):
+        assert (one.read_dff(0, 100) != two.read_dff(0, 100)).mean() > 0.9
+        np.testing.assert_array_equal(one.events.frame, two.events.frame)
+        assert set(one.truth) == set(two.truth)
+        for name, values in one.truth.items():
+            np.testing.assert_array_equal(values, two.truth[name])
+
+
 @pytest.mark.parametrize("index", [0, 1])
-def test_kernel_decay_is_recovered_from_the_file(tiny_recordings, index):
+def test_kernel_decay_is_recovered_from_the_file(mode_recordings, index):
     # Finite-impulse regression of dF/F on the events, then a line through the logarithm of its tail.
-    recording = tiny_recordings[index]
+    recording = mode_recordings[index]
     events = recording.events.dense(recording.num_frames, recording.num_units)
     dff = recording.read_dff(0, recording.num_frames)
     decay = float(recording.truth["kernel_decay_s"][0])

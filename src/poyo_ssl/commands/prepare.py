@@ -23,10 +23,12 @@ def prepare_observatory(
     world: str = "allen_like",
     size: str = "small",
     seed: int = 0,
+    dff_procedure: str = "allen_median",
+    as_nwb: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Simulate a small virtual Allen Brain Observatory with known truth.
+    """Simulate a virtual Allen Brain Observatory with known truth.
 
     Parameters
     ----------
@@ -35,9 +37,15 @@ def prepare_observatory(
     world : str
         allen_like, regularity_helps, null or noise_confounded.
     size : str
-        tiny (4 recordings), small (13, one per Cre line) or medium (40).
+        tiny (4 recordings), small (13, one per Cre line; minutes long), or with the real schedules medium (40:
+        sessions A, B and C of each line) or paper (433 sessions A).
     seed : int
         Same seed, same bytes, whatever the number of workers.
+    dff_procedure : str
+        allen_median (the Allen's recent one, which takes out sustained activity), allen_mode (its earlier one), maximin
+        or percentile.
+    as_nwb : bool
+        Write each recording as an Allen NWB 1 file too, into OUTPUT/ophys_experiment_data.
     workers : int, optional
         Processes; all cores by default.
     overwrite : bool
@@ -54,6 +62,8 @@ def prepare_observatory(
             world=world,
             size=size,
             seed=seed,
+            dff_procedure=dff_procedure,
+            as_nwb=as_nwb,
             workers=workers or os.cpu_count() or 1,
             overwrite=overwrite,
             progress=lambda _: progress.advance(task),

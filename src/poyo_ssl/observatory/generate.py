@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from poyo_ssl.config import check
 from poyo_ssl.data.dff import PROCEDURES
+from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.stimuli import load_movie, movie_path, save_movie
 from poyo_ssl.errors import RecordingError, ResourceError
+from poyo_ssl.observatory.allen_files import nwb_path, write_nwb_copy
 from poyo_ssl.observatory.allen_schedule import NOISE_TEMPLATES, NUM_SCENES
 from poyo_ssl.observatory.images import SCENE_SHAPE, draw_noise, render_scenes
 from poyo_ssl.observatory.movies import render_movie
@@ -31,6 +33,10 @@ BYTES_PER_VALUE = 6
 
 BYTES_PER_FRAME = 40
 BYTES_PER_PRESENTATION = 80
+BYTES_PER_NWB_VALUE = 16
+"""dF/F, raw, demixed and neuropil, 4 bytes each."""
+
+BYTES_PER_NWB_FRAME, BYTES_PER_NWB_UNIT = 130, 40_000
 
 
 def generate_observatory(
@@ -40,6 +46,7 @@ def generate_observatory(
     size: str = "small",
     seed: int = 0,
     dff_procedure: str = "allen_median",
+    as_nwb: bool = False,
     workers: int = 1,
     overwrite: bool = False,
     progress: Callable[[Path], None] | None = None,
@@ -62,6 +69,9 @@ def generate_observatory(
     dff_procedure : str
         How dF/F is computed, by name (`poyo_ssl.data.dff`): ``allen_median`` or ``allen_mode``, say, the Allen's
         recent and earlier procedure.
+    as_nwb : bool
+        Write every recording as an Allen NWB 1 file too, into the folder ``ophys_experiment_data``. Those hold the
+        movies' pixels and no truth.
     workers : int
         Processes, one recording at a time each.
     overwrite : bool
@@ -104,8 +114,11 @@ def generate_observatory(
     wanted: dict[str, str | int] = {"world": world, "size": size, "seed": seed, "dff_procedure": dff_procedure}
     earlier = _find_earlier(output, wanted, overwrite)
     paths = [output / f"{name}.h5" for name in recording_ids(spec)]
-    missing = [index for index, path in enumerate(paths) if overwrite or not path.exists()]
-    _check_disk(output, spec, missing)
+    copies = [nwb_path(output, seed, index) if as_nwb else paths[index] for index in range(len(paths))]
+    missing = [
+        n for n, files in enumerate(zip(paths, copies, strict=True)) if overwrite or not all(map(Path.exists, files))
+    ]
+    _check_disk(output, spec, missing, as_nwb)
     _claim_folder(output, wanted, earlier if overwrite else None)
     for index, path in enumerate(paths):
         if index not in missing and progress:
@@ -113,7 +126,7 @@ def generate_observatory(
     unrendered = [name for name in _template_names(spec) if not movie_path(output, name).exists()]
     for _ in _run(_render_one, [(output, size, seed, name) for name in unrendered], workers):
         pass
-    for path in _run(_write_one, [(output, *wanted.values(), index) for index in missing], workers):
+    for path in _run(_write_one, [(output, *wanted.values(), as_nwb, index) for index in missing], workers):
         if progress:
             progress(path)
     return paths
@@ -154,21 +167,33 @@ def _render_one(output: Path, size: str, seed: int, name: str) -> Path:
     return save_movie(output, name, pixels)
 
 
-def _write_one(output: Path, world: str, size: str, seed: int, dff_procedure: str, index: int) -> Path:
+def _write_one(output: Path, world: str, size: str, seed: int, dff_procedure: str, as_nwb: bool, index: int) -> Path:
+    """Write what a recording lacks of its files: an interruption may have left the first of two."""
+    spec = get_size(size)
+    session = spec.sessions[index]
+    path = output / f"{session.recording_id}.h5"
+    if not path.exists():
+        _simulate_one(output, world, spec, seed, dff_procedure, index).save(path)
+    if as_nwb and not nwb_path(output, seed, index).exists():
+        write_nwb_copy(output, session, seed, index)
+    return path
+
+
+def _simulate_one(
+    output: Path, world: str, size: ObservatorySize, seed: int, dff_procedure: str, index: int
+) -> Recording:
     from threadpoolctl import threadpool_limits
 
-    spec = get_size(size)
-    templates = {name: load_movie(output, name) for name in shown_templates(spec, spec.sessions[index])}
+    templates = {name: load_movie(output, name) for name in shown_templates(size, size.sessions[index])}
     # One thread each: processes do not crowd one another, and sums do not depend on the number of cores.
     with threadpool_limits(1):
-        recording = simulate_recording(
-            world=get_world(world), size=spec, seed=seed, index=index, templates=templates, dff_procedure=dff_procedure
+        return simulate_recording(
+            world=get_world(world), size=size, seed=seed, index=index, templates=templates, dff_procedure=dff_procedure
         )
-    return recording.save(output / f"{recording.recording_id}.h5", overwrite=True)
 
 
-def _find_earlier(output: Path, wanted: dict[str, str | int], overwrite: bool) -> ObservatorySize | None:
-    """Return the size of an earlier generation in the folder; refuse a folder that holds something else."""
+def _find_earlier(output: Path, wanted: dict[str, str | int], overwrite: bool) -> tuple[ObservatorySize, int] | None:
+    """Return size and seed of an earlier generation in the folder; refuse a folder that holds something else."""
     if output.exists() and not output.is_dir():
         raise RecordingError(f"{output} is a file", fix="choose a folder")
     manifest = output / MANIFEST
@@ -178,7 +203,7 @@ def _find_earlier(output: Path, wanted: dict[str, str | int], overwrite: bool) -
         return None
     try:
         found = json.loads(manifest.read_text())
-        earlier = SIZES[found["size"]]
+        earlier = SIZES[found["size"]], int(found["seed"])
     except (ValueError, KeyError, TypeError):
         raise RecordingError(f"{manifest} is damaged or from another version", fix="choose another folder") from None
     if found != wanted and not overwrite:
@@ -189,10 +214,10 @@ def _find_earlier(output: Path, wanted: dict[str, str | int], overwrite: bool) -
     return earlier
 
 
-def _claim_folder(output: Path, wanted: dict[str, str | int], replaced: ObservatorySize | None) -> None:
+def _claim_folder(output: Path, wanted: dict[str, str | int], replaced: tuple[ObservatorySize, int] | None) -> None:
     """Note in the folder what it will hold, after removing what is to be replaced."""
     if replaced is not None:
-        _remove_generation(output, replaced)
+        _remove_generation(output, *replaced)
     output.mkdir(parents=True, exist_ok=True)
     manifest = output / MANIFEST
     beside = manifest.with_suffix(".partial")
@@ -200,16 +225,17 @@ def _claim_folder(output: Path, wanted: dict[str, str | int], replaced: Observat
     beside.replace(manifest)
 
 
-def _remove_generation(output: Path, size: ObservatorySize) -> None:
+def _remove_generation(output: Path, size: ObservatorySize, seed: int) -> None:
     """Delete the recordings and stimuli that a generation of `size` makes, and nothing else."""
-    for name in recording_ids(size):
+    for index, name in enumerate(recording_ids(size)):
         (output / f"{name}.h5").unlink(missing_ok=True)
+        nwb_path(output, seed, index).unlink(missing_ok=True)
     for name in _template_names(size):
         movie_path(output, name).unlink(missing_ok=True)
     (output / MANIFEST).unlink(missing_ok=True)
 
 
-def foreseen_bytes(size: ObservatorySize, indices: Iterable[int] | None = None) -> int:
+def foreseen_bytes(size: ObservatorySize, indices: Iterable[int] | None = None, *, as_nwb: bool = False) -> int:
     """Return an upper estimate of the disk space of recordings of a size (all by default) and of its stimuli.
 
     Examples
@@ -218,26 +244,33 @@ def foreseen_bytes(size: ObservatorySize, indices: Iterable[int] | None = None) 
     (True, 51)
     """
     chosen = range(size.num_recordings) if indices is None else indices
-    return sum(_session_bytes(size, size.sessions[index]) for index in chosen) + _template_bytes(size)
+    made = sum(_session_bytes(size, size.sessions[index], as_nwb) for index in chosen)
+    return made + _template_bytes(size, _template_names(size))
 
 
-def _session_bytes(size: ObservatorySize, session: SessionPlan) -> int:
+def _session_bytes(size: ObservatorySize, session: SessionPlan, as_nwb: bool) -> int:
     num_frames = size.duration_s(session) * 30.3
     num_units = size.unit_range(session)[1]
     rows = sum(movie.num_frames * movie.repeats for movie in size.movies) + 12_000
     # Drives and expected rates of every movie frame.
     responses = 8 * num_units * sum(movie.num_frames for movie in size.movies)
-    return int(num_frames * (num_units * BYTES_PER_VALUE + BYTES_PER_FRAME) + rows * BYTES_PER_PRESENTATION) + responses
+    recording = num_frames * (num_units * BYTES_PER_VALUE + BYTES_PER_FRAME) + rows * BYTES_PER_PRESENTATION
+    copy = 0.0
+    if as_nwb:
+        copy = num_frames * (num_units * BYTES_PER_NWB_VALUE + BYTES_PER_NWB_FRAME) + num_units * BYTES_PER_NWB_UNIT
+        copy += rows * BYTES_PER_PRESENTATION + _template_bytes(size, shown_templates(size, session), scene_bytes=4)
+    return int(recording + copy) + responses
 
 
-def _template_bytes(size: ObservatorySize) -> int:
+def _template_bytes(size: ObservatorySize, names: Iterable[str], *, scene_bytes: int = 1) -> int:
     shapes: dict[str, Any] = {movie.name: (movie.num_frames, movie.height, movie.width) for movie in size.movies}
-    shapes |= {name: shape[:3] for name, shape in NOISE_TEMPLATES.items()} | {SCENES: (NUM_SCENES, *SCENE_SHAPE)}
-    return sum(int(np.prod(shapes[name])) for name in _template_names(size))
+    shapes |= {name: shape[:3] for name, shape in NOISE_TEMPLATES.items()}
+    shapes[SCENES] = (scene_bytes, NUM_SCENES, *SCENE_SHAPE)
+    return sum(int(np.prod(shapes[name])) for name in names)
 
 
-def _check_disk(output: Path, size: ObservatorySize, indices: Sequence[int]) -> None:
-    needed = foreseen_bytes(size, indices)
+def _check_disk(output: Path, size: ObservatorySize, indices: Sequence[int], as_nwb: bool) -> None:
+    needed = foreseen_bytes(size, indices, as_nwb=as_nwb)
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
