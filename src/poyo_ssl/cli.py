@@ -104,14 +104,17 @@ def preset_names() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
-BARE = ("--overwrite", "--list", "--download", "--published")
+BARE = ("--as_nwb", "--overwrite", "--list", "--download", "--published")
 """Flags that may stand without ``true`` behind them."""
 
 
 def _resolve(arguments: Sequence[str]) -> list[str]:
-    """Put the packaged file in the place of a preset's name, and a value behind a bare flag."""
+    """Put the packaged file in the place of a preset's name, a value behind a bare flag, ``--as_nwb`` for ``--as-nwb``."""
     resolved = []
     for previous, word, following in zip(["", *arguments], arguments, [*arguments[1:], ""], strict=False):
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            word = "--" + flag.removeprefix("--").replace("-", "_") + equals + value
         if word in BARE and following not in ("true", "false"):
             word += "=true"
         name = word.removeprefix("--config=")

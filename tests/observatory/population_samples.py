@@ -20,6 +20,7 @@ def make_population(**changes) -> Population:
         "simple": False,
         "tuned": True,
         "suppressed": False,
+        "exponent": 1.0,
         "affinity": np.ones(len(STIMULUS_KINDS)),
         "relative_rate": 1.0,
         "roi_row_px": 256.0,

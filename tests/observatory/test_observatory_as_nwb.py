@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
+from poyo_ssl.cli import main
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.errors import ResourceError
@@ -20,7 +21,7 @@ def with_copies(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("copies") / "tiny"
     shutil.copytree(tiny_folder, folder)
     when = {path: path.stat().st_mtime_ns for path in folder.glob("*.h5")}
-    generate_observatory(folder, size="tiny", seed=0, as_nwb=True)
+    assert main(["prepare", "observatory", str(folder), "--size", "tiny", "--as-nwb", "--workers", "1"]) == 0
     assert when == {path: path.stat().st_mtime_ns for path in folder.glob("*.h5")}
     return folder
 

@@ -117,6 +117,6 @@ def test_unknown_size_and_bad_sizes_are_refused():
     with pytest.raises(ConfigError, match="blocks"):
         replace(SIZES["tiny"], short=replace(SIZES["tiny"].short, blocks=("static_gratings",)))
     with pytest.raises(ConfigError, match="units"):
-        replace(SIZES["tiny"].short, num_units=(5, 4))
+        replace(SIZES["tiny"], num_units=(5, 4))
     with pytest.raises(ConfigError, match="gap_s"):
         replace(SIZES["tiny"].short, gap_s=0.0)

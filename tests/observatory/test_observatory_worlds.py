@@ -160,9 +160,8 @@ def test_allen_like_separates_and_can_be_decoded(tmp_path):
 def count_signal_to_noise(recording, burstiness):
     """Stimulus variance of a one-second count between gratings over its spiking variance, median over cells."""
     truth = recording.truth
-    drive = truth["drifting_gratings_drive"].reshape(-1, recording.num_units)
-    variance = truth["stimulus_depth"] ** 2 * drive.var(0)
-    return np.median((truth["mean_rate_hz"] * variance / burstiness)[truth["tuned"]])
+    variance = truth["drifting_gratings_rate_hz"].reshape(-1, recording.num_units).var(0)
+    return np.median((variance / (truth["mean_rate_hz"] * burstiness))[truth["tuned"]])
 
 
 @pytest.mark.slow

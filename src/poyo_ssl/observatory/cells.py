@@ -52,6 +52,8 @@ class Population:
         Of the temporal kernel, whose peak lies at twice that.
     simple, tuned, suppressed : ndarray
         Booleans: a simple cell; driven by stimuli at all; silenced by what would drive others.
+    exponent : ndarray
+        Power to which the filters' energy is raised; above 1 the cell answers to fewer pictures and the more to them.
     affinity : ndarray
         ``(N, 5)`` how much each of `STIMULUS_KINDS` drives the cell, about 1.
     relative_rate : ndarray
@@ -77,6 +79,7 @@ class Population:
     simple: NDArray[np.bool_]
     tuned: NDArray[np.bool_]
     suppressed: NDArray[np.bool_]
+    exponent: NDArray[np.float64]
     affinity: NDArray[np.float64]
     relative_rate: NDArray[np.float64]
     roi_row_px: NDArray[np.float64]
@@ -146,6 +149,7 @@ def draw_population(cell: CellClass, num_units: int, rng: np.random.Generator, *
         simple=rng.random(num_units) < cell.simple_fraction,
         tuned=rng.random(num_units) >= cell.untuned_fraction,
         suppressed=rng.random(num_units) < cell.suppressed_fraction,
+        exponent=np.full(num_units, cell.drive_exponent),
         affinity=np.exp(cell.affinity_spread * rng.standard_normal((num_units, kinds))),
         relative_rate=np.exp(cell.rate_spread * rng.standard_normal(num_units)),
         roi_row_px=row,

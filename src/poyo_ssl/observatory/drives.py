@@ -74,11 +74,14 @@ def _held_kernel(kernel: Complex, tick: int, hold: int) -> list[Complex]:
 
 
 def _respond(population: Population, preferred: Complex, opposite: Complex) -> Floats:
-    """Energy of complex cells, half-squared response of simple cells, from filtered projections ``(T, N)``."""
+    """Energy of complex cells, half-squared response of simple cells, from filtered projections ``(T, N)``.
+
+    Raised to the cell's exponent.
+    """
     both_ways = (1 - population.direction_selectivity).astype(np.float32)
     energy = preferred.real**2 + preferred.imag**2 + both_ways * (opposite.real**2 + opposite.imag**2)
     linear = np.maximum(preferred.real + both_ways * opposite.real, 0) ** 2
-    return np.where(population.simple, linear, energy)
+    return np.where(population.simple, linear, energy) ** population.exponent.astype(np.float32)
 
 
 def _shape_drive(population: Population, response: Floats, mean: NDArray[np.floating], kind: str) -> Floats:

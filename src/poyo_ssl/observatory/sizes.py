@@ -40,8 +40,6 @@ class ShortSchedule:
         Length of each spontaneous block.
     gap_s : float
         Gray before the first block, between blocks and after the last.
-    num_units : tuple of int
-        Fewest and most neurons of a recording, both included.
     """
 
     temporal_frequencies_hz: tuple[float, ...]
@@ -50,11 +48,8 @@ class ShortSchedule:
     blocks: tuple[str, ...]
     spontaneous_s: float
     gap_s: float
-    num_units: tuple[int, int]
 
     def __post_init__(self) -> None:
-        low, high = self.num_units
-        check(1 <= low <= high, f"{low} to {high} units", "fewest and most, 1 or more", "correct num_units")
         check(self.gap_s >= 1, f"gap_s of {self.gap_s}", "1 s or more", "raise it")
 
 
@@ -101,14 +96,20 @@ class ObservatorySize:
         Movies of the folder.
     short : ShortSchedule, optional
         Schedule of every recording; None for the Allen's own.
+    num_units : tuple of int, optional
+        Fewest and most neurons of a recording, both included; by default as many as is usual in its line.
     """
 
     name: str
     sessions: tuple[SessionPlan, ...]
     movies: tuple[MovieSpec, ...]
     short: ShortSchedule | None = None
+    num_units: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.num_units:
+            low, high = self.num_units
+            check(1 <= low <= high, f"{low} to {high} units", "fewest and most, 1 or more", "correct num_units")
         if self.short:
             known = {"drifting_gratings", "spontaneous", *(movie.name for movie in self.movies)}
             unknown = set(self.short.blocks) - known
@@ -153,7 +154,7 @@ class ObservatorySize:
 
     def unit_range(self, session: SessionPlan) -> tuple[int, int]:
         """Return the fewest and most neurons of a session, both included."""
-        return self.short.num_units if self.short else LINE_FACTS[session.cre_line].num_units
+        return self.num_units or LINE_FACTS[session.cre_line].num_units
 
 
 def _plan(containers: Sequence[tuple[str, Sequence[str]]]) -> Iterator[SessionPlan]:
@@ -188,8 +189,8 @@ _SMALL = ObservatorySize(
         ),
         spontaneous_s=60.0,
         gap_s=5.0,
-        num_units=(56, 64),
     ),
+    num_units=(56, 64),
 )
 
 _TINY = ObservatorySize(
@@ -203,8 +204,8 @@ _TINY = ObservatorySize(
         blocks=("drifting_gratings", "natural_movie_one", "spontaneous", "natural_movie_two", "drifting_gratings"),
         spontaneous_s=10.0,
         gap_s=2.0,
-        num_units=(16, 16),
     ),
+    num_units=(16, 16),
 )
 
 _FULL_MOVIES = tuple(MovieSpec(name, frames, FULL_HEIGHT, FULL_WIDTH) for name, frames in MOVIE_FRAMES.items())
