@@ -109,7 +109,7 @@ BARE = ("--as_nwb", "--overwrite", "--list", "--download", "--published")
 
 
 def _resolve(arguments: Sequence[str]) -> list[str]:
-    """Put the packaged file in the place of a preset's name, a value behind a bare flag, ``--as_nwb`` for ``--as-nwb``."""
+    """Put the packaged file in the place of a preset's name, a value behind a bare flag, underscores into flags."""
     resolved = []
     for previous, word, following in zip(["", *arguments], arguments, [*arguments[1:], ""], strict=False):
         if word.startswith("--"):
