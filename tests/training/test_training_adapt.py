@@ -17,7 +17,7 @@ from poyo_ssl.training.predict import open_task
 from poyo_ssl.training.restore import TrainedRun
 from poyo_ssl.training.run import finetune
 
-ANIMAL = "mouse_0_000"
+ANIMAL = "mouse_0_Cux2_00"
 QUICK = OptimConfig(epochs=2, epoch_windows=48, batch_size=16, learning_rate=1e-2)
 
 
@@ -101,7 +101,7 @@ def test_new_and_known_animals_are_not_mixed(tiny, source, finetune_config, tmp_
     first, second = open_recordings(tiny)[:2]
     later = replace(second, recording_id="another_session_of_a_known_animal")
     config = replace(finetune_config, adapt="embeddings", optim=QUICK)
-    with pytest.raises(ConfigError, match="another_session_of_a_known_animal is of animal 'mouse_0_001'"):
+    with pytest.raises(ConfigError, match="another_session_of_a_known_animal is of animal 'mouse_0_Pvalb_00'"):
         finetune([first, later], tmp_path / "run", pretrained=source, config=config, progress=False)
     alone = finetune([later], tmp_path / "alone", pretrained=source, config=config, progress=False)
     parts = next(iter(run_folder.read_splits(alone).values())).parts
