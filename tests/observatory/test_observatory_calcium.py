@@ -113,7 +113,11 @@ def test_noise_grows_with_the_light_of_the_cell():
 def test_both_allen_recipes_take_out_drift_and_only_the_recent_one_sustained_activity():
     rates = np.full((30_000, 4), 0.02, np.float32)
     rates[12_000:12_900] = 2.0  # half a minute
-    cell = CellClass(noise_level=0.05, noise_spread=0.0, neuropil_error=0.0, burstiness=1.0, saturation=None)
+    # The detrend takes 2.5 noise deviations at most, so the activity must be about as low as that.
+    dim = replace(GCAMP6F, amplitude=0.18)
+    cell = CellClass(
+        noise_level=0.05, noise_spread=0.0, neuropil_error=0.0, burstiness=1.0, saturation=None, indicator=dim
+    )
     true, median, mode = (
         simulate_fluorescence(cell, rates, RATE_HZ, np.random.default_rng(0), procedure=name).dff
         for name in (None, "allen_median", "allen_mode")
