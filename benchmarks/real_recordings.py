@@ -10,7 +10,9 @@ earlier outputs. The score is the share of test frames that are decoded within o
 directions is fixed, so a decoder of the second before the stimulus is the control for what the order alone gives away.
 
 The model is the mean of the probabilities of `--seeds` trainings that differ in their seed only. Its settings were
-chosen on validation repeats. A fold that is finished is read from its file in `--out`, so folds may run in parallel.
+chosen on validation repeats. Baselines read the same windows of dF/F, of the model's own input (compressed: robust
+z-scores through the inverse hyperbolic sine) and, for the movie, of the true events; each chooses its hyper-parameters
+on the fold's validation repeat. A fold that is finished is read from its file in `--out`, so folds may run in parallel.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from numpy.typing import NDArray
 from poyo_ssl.config import FinetuneConfig, ModelConfig, OptimConfig, SplitConfig, WindowConfig
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.stimuli import Presentations
+from poyo_ssl.data.vocabulary import fit_normalisation
 from poyo_ssl.data.windows import WindowTable
 from poyo_ssl.evaluation import (
     Baseline,
@@ -44,7 +47,7 @@ from poyo_ssl.training.modules import decide_frame
 from poyo_ssl.training.predict import predict_windows
 from poyo_ssl.training.restore import TrainedRun
 from poyo_ssl.training.run import finetune
-from poyo_ssl.training.tasks import prepare_task, task_windows
+from poyo_ssl.training.tasks import TaskData, prepare_task, task_windows
 
 Scores = dict[str, float]
 
@@ -69,6 +72,7 @@ MODEL = ModelConfig(
 MOVIE_CONFIG = FinetuneConfig(
     task="frame_number",
     movies=(MOVIE,),
+    value_skip_bins=3,
     model=MODEL,
     window=WindowConfig(
         window_s=1.0, bin_frames=10, normalisation="robust_asinh", noise=0.5, unit_dropout=False, units="all"
@@ -141,6 +145,16 @@ def _score(probabilities: Sequence[NDArray], tables: Sequence[WindowTable], tole
     return {"valid": valid, "test": test}
 
 
+def baseline_inputs(recording: Recording, data: TaskData) -> dict[str, NDArray]:
+    """dF/F as it is, and compressed as the model's input is, with statistics of the training domain alone."""
+    dff = recording.read_dff(0, recording.num_frames)
+    units = np.arange(recording.num_units)
+    normalisation = fit_normalisation(
+        recording, units, data.domains[recording.recording_id], method=MOVIE_CONFIG.window.normalisation
+    )
+    return {"dF/F": dff, "compressed": normalisation.apply(dff, units)}
+
+
 def movie_fold(recording: Recording, fold: int, out: Path, seeds: int) -> dict[str, Any]:
     """Scores of one test repeat: model on dF/F, baselines on dF/F and on the events behind it."""
     config = replace(MOVIE_CONFIG, split=movie_split(fold))
@@ -148,10 +162,8 @@ def movie_fold(recording: Recording, fold: int, out: Path, seeds: int) -> dict[s
     tables = [task_windows(data, config, part) for part in ("train", "valid", "test_repeat")]
     num_frames = len(data.class_values) if data.class_values is not None else 0
     assert recording.events is not None
-    inputs = {
-        "dF/F": recording.read_dff(0, recording.num_frames),
-        "events": recording.events.dense(recording.num_frames, recording.num_units),
-    }
+    inputs = baseline_inputs(recording, data)
+    inputs["events"] = recording.events.dense(recording.num_frames, recording.num_units)
     started = time.monotonic()
     scores = model_scores(recording, config, tables[1:], folder=out / f"fold{fold}", seeds=seeds, tolerance=TOLERANCE)
     seconds = round(time.monotonic() - started)
@@ -195,9 +207,10 @@ def gratings_fold(recording: Recording, fold: int, out: Path, seeds: int) -> dic
         folder = out / f"fold{fold}" / name.replace(" ", "_")
         found = model_scores(recording, config, tables[1:], folder=folder, seeds=seeds, tolerance=0)
         num_classes = len(data.class_values) if data.class_values is not None else 0
-        dff = recording.read_dff(0, recording.num_frames)
-        fresh = gratings_baselines(num_classes=num_classes)
-        found |= baseline_scores(fresh, dff, tables, num_bins=1, tolerance=0)
+        for kind, values in baseline_inputs(recording, data).items():
+            fresh = gratings_baselines(num_classes=num_classes)
+            of_kind = baseline_scores(fresh, values, tables, num_bins=1, tolerance=0)
+            found |= {f"{arm} ({kind})": score for arm, score in of_kind.items()}
         scores |= {f"{arm}, {name}": score for arm, score in found.items()}
     return {"fold": fold, "windows": [len(table) for table in tables], "scores": scores}
 
@@ -271,15 +284,18 @@ def main() -> None:
             prepare_events(args.data / "allen_501574836", prepared.parent, config=EventsConfig(), seed=0)
         folds = args.folds or range(MOVIE_REPEATS)
         results = run_folds("movie", Recording.open(prepared), folds, args.out, args.seeds)
-        for kind in ("dF/F", "events"):
-            others = [f"{name}, {kind}" for name in ("knn", "naive_bayes", "shrunk_lda")]
-            comparisons = {"model": others[:2]}
-            summary[f"movie, against {kind}"] = report(f"movie, against {kind}", results, comparisons)
-            print(f"  {others[2]:<40} {gains(results, 'model', others[2:])[others[2]]}")
+        for kind in ("dF/F", "compressed", "events"):
+            others = [name for name in results[0]["scores"] if name.endswith(f", {kind}")]
+            named = [f"{name}, {kind}" for name in ("knn", "naive_bayes")]
+            for title, against in ((f"kNN and naive Bayes, {kind}", named), (f"all baselines, {kind}", others)):
+                summary[f"movie, against {title}"] = report(f"movie, against {title}", results, {"model": against})
     if args.only != "movie":
         recording = gratings_recording(args.data / "v1_gratings_73cells" / "v1_gratings_73cells.npz")
         results = run_folds("gratings", recording, args.folds or range(GRATING_REPEATS), args.out, args.seeds)
-        comparisons = {f"model, {name}": [f"shrunk_lda, {name}"] for name in GRATING_WINDOWS}
+        comparisons = {
+            f"model, {name}": [f"shrunk_lda (dF/F), {name}", f"shrunk_lda (compressed), {name}"]
+            for name in GRATING_WINDOWS
+        }
         summary["gratings"] = report("gratings", results, comparisons)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"{args.only or 'real'}.json").write_text(json.dumps(summary, indent=1) + "\n")

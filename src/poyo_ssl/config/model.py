@@ -129,6 +129,10 @@ class ReadoutConfig:
     skips : bool
         Project the latent into every scale of the frame decoder (the published Skip-Connection U-Net);
         False is the paper's ablation.
+    value_skip_bins : int
+        Time bins of the linear path from dF/F to the logits of 'classes' (`poyo_ssl.models.value_skip`); 0 for none.
+    value_skip_dim : int
+        Width of that path.
     """
 
     kind: Literal["classes", "position", "frames"] = "classes"
@@ -136,8 +140,18 @@ class ReadoutConfig:
     height: int = 64
     width: int = 128
     skips: bool = True
+    value_skip_bins: int = 0
+    value_skip_dim: int = 64
 
     def __post_init__(self) -> None:
+        check(self.value_skip_bins >= 0, f"value_skip_bins of {self.value_skip_bins}", "0 or more", "raise it")
+        check(self.value_skip_dim >= 1, f"value_skip_dim of {self.value_skip_dim}", "1 or more", "raise it")
+        check(
+            self.kind == "classes" or not self.value_skip_bins,
+            f"value_skip_bins of {self.value_skip_bins} with a readout of '{self.kind}'",
+            "0, or a readout of classes",
+            "leave it out",
+        )
         check(self.num_classes >= 2, f"{self.num_classes} classes", "2 or more", "check the labels")
         for name in ("height", "width"):
             value = getattr(self, name)

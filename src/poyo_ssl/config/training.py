@@ -124,6 +124,11 @@ class FinetuneConfig:
     tolerance_s : float
         For classes of 'frame_number': the decoder names the frame with the largest probability within this
         distance; 0 names the most probable frame.
+    value_skip_bins : int
+        For tasks with classes: add the logits of a linear path from dF/F, averaged in this many time bins, to those
+        of the encoder; it starts from prototypes measured on the training part. 0 (as published) for none.
+    value_skip_dim : int
+        Width of that path, at most the number of classes.
     model : ModelConfig
         The encoder, when trained from scratch; a pretrained encoder brings its own.
     window : WindowConfig
@@ -154,6 +159,8 @@ class FinetuneConfig:
     skips: bool = True
     label_spread_frames: float = 10.0
     tolerance_s: float = 1.0
+    value_skip_bins: int = 0
+    value_skip_dim: int = 64
     model: ModelConfig = ModelConfig()
     window: WindowConfig = WindowConfig(units="unselected")
     split: SplitConfig = SplitConfig()
@@ -167,6 +174,15 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         check(self.seed >= 0, f"seed of {self.seed}", "0 or more", "change it")
         check(self.label_spread_frames >= 0, f"label_spread_frames of {self.label_spread_frames}", "0 or more", "raise")
+        check(self.value_skip_bins >= 0, f"value_skip_bins of {self.value_skip_bins}", "0 or more", "raise it")
+        check(self.value_skip_dim >= 1, f"value_skip_dim of {self.value_skip_dim}", "1 or more", "raise it")
+        without_classes = self.task == "frames" or (self.task == "frame_number" and self.readout == "position")
+        check(
+            not (self.value_skip_bins and without_classes),
+            f"value_skip_bins of {self.value_skip_bins} without classes",
+            "task gratings, or frame_number with readout 'classes'",
+            "leave it out",
+        )
         check(self.tolerance_s >= 0, f"tolerance_s of {self.tolerance_s}", "0 or more", "raise it")
         for name in ("frame_height", "frame_width"):
             value = getattr(self, name)

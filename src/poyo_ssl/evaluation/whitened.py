@@ -68,10 +68,18 @@ class Whitening:
         variance_floor : float
             Share of the average variance added to every variance, so that nearly silent neurons do not decide alone.
         """
-        covariance = (1 - shrinkage) * (residual.T @ residual) / len(residual)
-        variance = (residual**2).mean(axis=0)
-        np.fill_diagonal(covariance, variance + variance_floor * variance.mean() + 1e-9)
-        return cls(centre, cholesky(covariance, lower=True))
+        covariance = residual.T @ residual / len(residual)
+        return cls.from_covariance(covariance, centre=centre, shrinkage=shrinkage, variance_floor=variance_floor)
+
+    @classmethod
+    def from_covariance(
+        cls, covariance: FloatArray, *, centre: FloatArray, shrinkage: float, variance_floor: float = 0.05
+    ) -> Whitening:
+        """Shrink a noise covariance ``(F, F)``, which is left as it is; otherwise as `fit`."""
+        variance = np.diag(covariance)
+        shrunk = (1 - shrinkage) * covariance
+        np.fill_diagonal(shrunk, variance + variance_floor * variance.mean() + 1e-9)
+        return cls(centre, cholesky(shrunk, lower=True))
 
     def __call__(self, x: FloatArray) -> FloatArray:
         """Return ``(N, F)`` whitened features."""

@@ -28,6 +28,7 @@ from poyo_ssl.models.embeddings import GrowingEmbedding, normal_parameter
 from poyo_ssl.models.encoder import EncoderBlock, GridTokens, Latents, latent_times, send
 from poyo_ssl.models.token_grid import TokenGrid
 from poyo_ssl.models.unet import FrameDecoder
+from poyo_ssl.models.value_skip import ValueSkip
 
 
 class ProcessorBlock(nn.Module):
@@ -69,26 +70,51 @@ class Readout(nn.Module):
     dim : int
         Width of the model.
 
+    num_units, num_sessions : int
+        Known units and recordings, for the value skip.
+
     Examples
     --------
     >>> Readout(ReadoutConfig(num_classes=12), dim=8)(torch.zeros(2, 8)).shape
     torch.Size([2, 12])
     """
 
-    def __init__(self, config: ReadoutConfig, *, dim: int) -> None:
+    def __init__(self, config: ReadoutConfig, *, dim: int, num_units: int = 0, num_sessions: int = 0) -> None:
         super().__init__()
         self.config = config
         self.query = normal_parameter(dim)
+        self.skip: ValueSkip | None = None
+        if config.value_skip_bins:
+            self.skip = ValueSkip(
+                num_bins=config.value_skip_bins,
+                dim=config.value_skip_dim,
+                num_classes=config.num_classes,
+                num_units=num_units,
+                num_sessions=num_sessions,
+            )
         self.head: nn.Module
         if config.kind == "frames":
             self.head = FrameDecoder(dim, height=config.height, width=config.width, skips=config.skips)
         else:
             self.head = nn.Linear(dim, config.num_classes if config.kind == "classes" else 1)
 
-    def forward(self, vector: Tensor) -> Tensor:
-        """Return logits ``(B, K)``, positions ``(B,)`` of 0-1 or frames ``(B, H, W)`` of 0-1."""
+    def forward(self, vector: Tensor, batch: Batch | None = None) -> Tensor:
+        """Return logits ``(B, K)``, positions ``(B,)`` of 0-1 or frames ``(B, H, W)`` of 0-1.
+
+        With a value skip, `batch` is needed and the logits are the sum of both.
+        """
         out = self.head(vector)
+        if self.skip is not None:
+            if batch is None:
+                raise ConfigError("a readout with a value skip got no windows", fix="pass the batch to readout()")
+            return out + self.skip(batch)
         return torch.sigmoid(out.squeeze(-1)) if self.config.kind == "position" else out
+
+    def silence_head(self) -> None:
+        """Set weights and bias of the head of a value skip's readout to 0, so that the skip speaks alone at first."""
+        assert isinstance(self.head, nn.Linear)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
 
 class PoyoSSL(nn.Module):
@@ -147,7 +173,10 @@ class PoyoSSL(nn.Module):
             self.readout_feed_forward = FeedForward(config.dim, dropout=config.ffn_dropout)
             self.readout_dropout = Dropout(config.readout_dropout)
             self.readouts = nn.ModuleDict(
-                {task: Readout(readout, dim=config.dim) for task, readout in readouts.items()}
+                {
+                    task: Readout(readout, dim=config.dim, num_units=num_units, num_sessions=num_sessions)
+                    for task, readout in readouts.items()
+                }
             )
 
     def encode(self, batch: Batch, *, residuals: bool = True, form: CrossAttentionForm | None = None) -> Latents:
@@ -192,7 +221,15 @@ class PoyoSSL(nn.Module):
             latents = block(latents)
         return latents
 
-    def readout(self, task: str, latents: Latents, *, session_index: Tensor, target_time: Tensor) -> Tensor:
+    def readout(
+        self,
+        task: str,
+        latents: Latents,
+        *,
+        session_index: Tensor,
+        target_time: Tensor,
+        batch: Batch | None = None,
+    ) -> Tensor:
         """Read a task's output at one time per window.
 
         Parameters
@@ -205,6 +242,8 @@ class PoyoSSL(nn.Module):
             ``(B,)`` long.
         target_time : Tensor
             ``(B,)`` seconds from the start of the window; may lie outside it.
+        batch : Batch, optional
+            The windows themselves, for a readout with a value skip.
 
         Returns
         -------
@@ -214,7 +253,7 @@ class PoyoSSL(nn.Module):
         Raises
         ------
         ConfigError
-            If the model has no such readout.
+            If the model has no such readout, or it has a value skip and `batch` is not given.
         """
         if task not in self.readouts:
             raise ConfigError(
@@ -227,12 +266,14 @@ class PoyoSSL(nn.Module):
         at_query = self.rotary(target_time.unsqueeze(1), query.dtype)  # (B, 1, E/2)
         query = query + self.readout_attention(query, latents.values, at_query, latents.turns)  # (B, 1, D)
         query = query + self.readout_feed_forward(query)  # (B, 1, D)
-        return head(self.readout_dropout(query.squeeze(1)))
+        return head(self.readout_dropout(query.squeeze(1)), batch)
 
     def forward(self, batch: Batch, task: str) -> Tensor:
         """Return the output of `task` for `batch`: encode, process, readout."""
         latents = self.process(self.encode(batch))  # (B, L, D)
-        return self.readout(task, latents, session_index=batch.session_index, target_time=batch.target_time)
+        return self.readout(
+            task, latents, session_index=batch.session_index, target_time=batch.target_time, batch=batch
+        )
 
     def grow(self, *, num_units: int, num_sessions: int, generator: torch.Generator | None = None) -> None:
         """Make room for more units and recordings; the old ones keep their rows and predictions.
@@ -251,6 +292,11 @@ class PoyoSSL(nn.Module):
         """
         self.tokens.units.grow(num_units, generator)
         self.sessions.grow(num_sessions, generator)
+        for readout in self.readouts.values():
+            assert isinstance(readout, Readout)
+            if readout.skip is not None:
+                readout.skip.units.grow(num_units, generator)
+                readout.skip.centres.grow(num_sessions, generator)
 
     def num_parameters(self) -> dict[str, int]:
         """Count the parameters: `core`, `units`, `sessions`, `readouts` (queries and heads) and `total`.

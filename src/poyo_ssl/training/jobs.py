@@ -18,7 +18,7 @@ from poyo_ssl.data.splits import training_recordings
 from poyo_ssl.data.vocabulary import Vocabulary, fit_normalisation, make_unit_set
 from poyo_ssl.data.windows import Normalisation, UnitSet, WindowDataset, WindowTable
 from poyo_ssl.errors import ConfigError, ResourceError, SelectionError
-from poyo_ssl.models.poyo_ssl import PoyoSSL
+from poyo_ssl.models.poyo_ssl import PoyoSSL, Readout
 from poyo_ssl.selection.table import Selection
 from poyo_ssl.training import run_folder
 from poyo_ssl.training.modules import FinetuneModule, PretrainModule, SeededModule
@@ -38,6 +38,7 @@ from poyo_ssl.training.tasks import (
     pretraining_windows,
     task_windows,
 )
+from poyo_ssl.training.value_skip import fit_value_skip
 
 Data = Path | str | Sequence[Recording]
 
@@ -184,6 +185,7 @@ def finetuning_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -
     loaded = load_encoder(model, pretrained) if pretrained else None
     model.grow(num_units=vocabulary.num_units, num_sessions=vocabulary.num_sessions, generator=generator)
     inputs = Inputs(data, tables, vocabulary, normalisation, columns, units)
+    _start_value_skip(model, inputs, config)
     return _finetuning_job(folder, arguments, model, inputs, {"loaded": loaded}, progress=progress)
 
 
@@ -242,7 +244,32 @@ def adaptation_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -
     loaded = load_all_but_embeddings(model, source)
     facts = {"loaded": loaded, "new_animals": new_animals, "adapted_from": str(source.folder.resolve())}
     inputs = Inputs(data, tables, vocabulary, normalisation, columns, units)
+    _start_value_skip(model, inputs, config)
     return _finetuning_job(folder, arguments, model, inputs, facts, progress=progress)
+
+
+def _start_value_skip(model: PoyoSSL, inputs: Inputs, config: FinetuneConfig) -> None:
+    """Let a value skip, if there is one, start from the training part; the encoder's logits then start at 0.
+
+    Where only embeddings are fitted, prototypes and the encoder's head stay those of the trained run.
+    """
+    readout = model.readouts[config.task]
+    assert isinstance(readout, Readout)
+    if readout.skip is None:
+        return
+    adapts = config.adapt == "embeddings"
+    fit_value_skip(
+        readout.skip,
+        inputs.data.recordings,
+        inputs.units,
+        inputs.tables["train"],
+        dict(inputs.data.domains),
+        bin_frames=config.window.bin_frames,
+        smoothing=config.label_spread_frames if config.task == "frame_number" else 0.0,
+        keep_prototypes=adapts,
+    )
+    if not adapts:
+        readout.silence_head()
 
 
 def _are_new_animals(recordings: Sequence[Recording], source: TrainedRun) -> bool:

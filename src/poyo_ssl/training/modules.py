@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from typing import Any
 
 import lightning as L
@@ -117,8 +118,12 @@ class PretrainModule(SeededModule):
         return self.optimise(self.config.optim)
 
 
-FITTED = {"all": ("",), "embeddings": ("tokens.units.", "sessions."), "readout": ("readout", "sessions.")}
-"""What the names of parameters begin with that a kind of adaptation fits."""
+FITTED = {
+    "all": ("*",),
+    "embeddings": ("tokens.units.*", "sessions.*", "readouts.*.skip.units.*", "readouts.*.skip.centres.*"),
+    "readout": ("readout*", "sessions.*"),
+}
+"""Patterns of the names of parameters that a kind of adaptation fits."""
 
 
 class FinetuneModule(SeededModule):
@@ -145,7 +150,7 @@ class FinetuneModule(SeededModule):
         self.movie_loss = MovieLoss(config.movie_loss) if config.task == "frames" else None
         parameters = dict(model.named_parameters())
         for name, parameter in parameters.items():
-            if not name.startswith(FITTED[config.adapt]):
+            if not any(fnmatchcase(name, pattern) for pattern in FITTED[config.adapt]):
                 parameter.requires_grad_(False)
         for prefix in config.freeze:
             frozen = [name for name in parameters if name.startswith(prefix)]

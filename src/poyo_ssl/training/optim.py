@@ -13,7 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from poyo_ssl.config import OptimConfig
 
-EMBEDDINGS = frozenset({"tokens", "latents", "sessions", "query", "mask_token"})
+EMBEDDINGS = frozenset({"tokens", "latents", "sessions", "query", "mask_token", "skip"})
+SKIP_RATE = 0.1
+"""Learning rate of a value skip, which starts from measured weights, over that of the rest."""
 
 
 class Lamb(Optimizer):
@@ -97,21 +99,30 @@ def is_embedding(name: str) -> bool:
 def make_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
     """Make the optimiser of everything in `module` that trains."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    rate, decay = config.learning_rate, config.weight_decay
+    skip = {
+        "params": [p for name, p in named if "skip" in name.split(".")],
+        "lr": SKIP_RATE * rate,
+        "weight_decay": 0.0,
+    }
+    named = [(name, p) for name, p in named if "skip" not in name.split(".")]
     if config.optimiser == "lamb":
-        return Lamb([p for _, p in named], lr=config.learning_rate, weight_decay=config.weight_decay)
+        groups = [{"params": [p for _, p in named], "weight_decay": decay}, skip]
+        return Lamb([group for group in groups if group["params"]], lr=rate)
     # Decay of embeddings would pull rarely seen units to zero; of gains and biases it is not wanted either.
     decays = [p for name, p in named if p.ndim >= 2 and not is_embedding(name)]
     rest = [p for name, p in named if p.ndim < 2 or is_embedding(name)]
-    groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [{"params": decays, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}, skip]
     # One pass over the weights, not ten: five times as fast on a CPU. Under autocast Lightning cannot clip for it.
     fused = config.precision == "fp32"
-    return AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=fused)
+    return AdamW([group for group in groups if group["params"]], lr=rate, fused=fused)
 
 
 def make_schedule(optimizer: Optimizer, config: OptimConfig, *, num_steps: int) -> LRScheduler:
     """Make the learning-rate schedule over `num_steps` steps."""
     if config.schedule == "onecycle":
-        return OneCycleLR(optimizer, config.learning_rate, total_steps=max(num_steps, 2), cycle_momentum=False)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return OneCycleLR(optimizer, peaks, total_steps=max(num_steps, 2), cycle_momentum=False)
 
     def cosine(step: int) -> float:
         warm = max(num_steps // 20, 1)

@@ -79,6 +79,8 @@ def load_encoder(model: PoyoSSL, folder: Path | str) -> dict[str, Any]:
 
 
 EMBEDDING_TABLES = ("tokens.units.weight", "sessions.weight")
+SKIP_TABLES = (".skip.units.weight", ".skip.centres.weight")
+"""How the names of a value skip's tables end; `fit_value_skip` fills those of new recordings."""
 
 
 def load_all_but_embeddings(model: PoyoSSL, source: TrainedRun) -> dict[str, Any]:
@@ -93,7 +95,8 @@ def load_all_but_embeddings(model: PoyoSSL, source: TrainedRun) -> dict[str, Any
         What was loaded and what stayed fresh: ``from``, ``tensors``, ``parameters``, ``fresh`` (names).
     """
     stored, own = source.model.state_dict(), model.state_dict()
-    loaded = {name: tensor for name, tensor in stored.items() if name not in EMBEDDING_TABLES}
+    fresh = [name for name in stored if name in EMBEDDING_TABLES or name.endswith(SKIP_TABLES)]
+    loaded = {name: tensor for name, tensor in stored.items() if name not in fresh}
     model.load_state_dict(loaded, strict=False)
     for name in EMBEDDING_TABLES:
         rows, known = own[name][1:], stored[name][1:]
@@ -101,7 +104,7 @@ def load_all_but_embeddings(model: PoyoSSL, source: TrainedRun) -> dict[str, Any
         spread = known.std(dim=0) if len(known) > 1 else torch.zeros_like(known[0])
         rows.copy_(known.mean(dim=0) + rows / INIT_STD * spread)
     count = sum(tensor.numel() for tensor in loaded.values())
-    return {"from": str(source.folder), "tensors": len(loaded), "parameters": count, "fresh": list(EMBEDDING_TABLES)}
+    return {"from": str(source.folder), "tensors": len(loaded), "parameters": count, "fresh": fresh}
 
 
 def seen_animals(folder: Path | str) -> set[str]:

@@ -238,7 +238,10 @@ def make_readout(config: FinetuneConfig, class_values: NDArray[np.float64] | Non
         return ReadoutConfig("frames", height=config.frame_height, width=config.frame_width, skips=config.skips)
     assert class_values is not None
     kind: Literal["classes", "position"] = config.readout if config.task == "frame_number" else "classes"
-    return ReadoutConfig(kind, num_classes=len(class_values))
+    width = min(config.value_skip_dim, len(class_values))
+    return ReadoutConfig(
+        kind, num_classes=len(class_values), value_skip_bins=config.value_skip_bins, value_skip_dim=width
+    )
 
 
 def frame_duration_s(table: Presentations) -> float:
