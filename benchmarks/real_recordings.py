@@ -85,9 +85,10 @@ MOVIE_CONFIG = FinetuneConfig(
 )
 GRATINGS_CONFIG = FinetuneConfig(
     task="gratings",
+    value_skip_bins=1,
     model=MODEL,
     window=WindowConfig(bin_frames=5, normalisation="robust_asinh", noise=0.3, unit_dropout=False, units="all"),
-    optim=OptimConfig(learning_rate=2e-3, schedule="cosine", epochs=60, batch_size=16),
+    optim=OptimConfig(learning_rate=1e-3, schedule="cosine", epochs=4, batch_size=16),
     keep="last",
 )
 
