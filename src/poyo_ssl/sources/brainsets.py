@@ -36,6 +36,9 @@ from poyo_ssl.sources.hdf5 import (
 from poyo_ssl.sources.source import Source
 
 KINDS = ("Data", "ArrayDict", "Interval", "RegularTimeSeries", "IrregularTimeSeries")
+NUMBERS = ("orientation", "temporal_frequency", "spatial_frequency", "phase", "frame", "repeat", "pixel_size")
+"""Columns of stimuli that are numbers, as are those whose name ends in ``_id``."""
+
 REQUIRED = {"calcium_traces": "RegularTimeSeries", "rois": "ArrayDict", "domain": "Interval", "session": "Data"}
 FIX = "prepare it again with brainsets"
 
@@ -295,6 +298,12 @@ def _check_tables(file: h5py.File, warnings: list[str]) -> None:
                 warnings.append(f"{name} is empty")
             if not name.endswith("_domain"):
                 _check_inside(group, spans, (first, last), frame)
+                # The two noises of session C2 share a table and have a domain each.
+                if not any(key.startswith(name) and key.endswith("_domain") for key in file):
+                    warnings.append(f"no {name}_domain: the blocks of {name} are not known")
+            for key in group:
+                if key in NUMBERS or key.endswith("_id"):
+                    _require(group, key, 1)
         elif _kind(group) == "IrregularTimeSeries":
             times = read_numbers(_require(group, "timestamps", 1), 1)
             bad = np.flatnonzero(~(np.isfinite(times) & (np.diff(times, prepend=-np.inf) > 0)))

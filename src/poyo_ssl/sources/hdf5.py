@@ -63,14 +63,20 @@ def refuse_links_outside(file: h5py.File) -> None:
         If there is one; it is named.
     """
 
-    def look(name: str, link: Any) -> str | None:
-        return name if isinstance(link, h5py.ExternalLink) else None
+    outside: list[bytes] = []
 
-    found = file.visititems_links(look)
-    if found is not None:
-        target = file.get(found, getlink=True).filename
+    def look(name: bytes, info: Any) -> bool | None:
+        # Neither h5py's own walk nor `in` will do: they follow the link to see what it leads to.
+        if info.type == h5py.h5l.TYPE_EXTERNAL:
+            outside.append(name)
+        return True if outside else None
+
+    file.id.links.visit(look, info=True)
+    if outside:
+        target = file.id.links.get_val(outside[0])[0]
         raise RecordingError(
-            f"{file.filename}: '{found}' is a link to another file, '{target}'",
+            f"{file.filename}: '{outside[0].decode('utf-8', 'replace')}' is a link to another file, "
+            f"'{target.decode('utf-8', 'replace')}'",
             fix="export the file with its data, or delete the link from a copy",
         )
 
