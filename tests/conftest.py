@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.observatory import generate_observatory
+
+settings.register_profile("slow", max_examples=2000)
 
 MOVIE = "natural_movie_one"
 MOVIE_FRAMES = 60

@@ -83,7 +83,7 @@ def change_array(values, mutation):
         case "text":
             return np.full(values.shape, b"x")
         case "complex":
-            return values.astype(complex)
+            return values.astype(complex) if values.dtype.kind in "iufb" else values
         case "axis":
             return values[None]
         case "flatten":
@@ -107,7 +107,7 @@ def change_array(values, mutation):
         case "reverse":
             return values[::-1].copy()
         case "nan" | "inf":
-            values = values.copy()
+            values = values.astype(float) if values.dtype.kind in "iub" else values.copy()
             values[place] = np.nan if mutation.kind == "nan" else np.inf
             return values
     raise AssertionError(mutation)
@@ -142,6 +142,9 @@ def mutate_hdf5(path, mutation):
                 del file[mutation.item]
                 file[mutation.item] = h5py.ExternalLink("elsewhere.h5", "/")
                 return
+        if item.nbytes > 1 << 28:
+            # Another mutation has claimed that much.
+            return
         attributes = dict(item.attrs)
         if mutation.kind == "claim":
             shape, dtype = (HUGE, *item.shape[1:]), item.dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -19,6 +20,12 @@ from poyo_ssl.sources.source import check_size
 
 SUFFIXES = (".npy", ".npz", ".csv", ".mat")
 FIX_FILE = "the file is damaged; copy or write it again"
+
+HEADER_DAMAGE = (
+    *(ValueError, OSError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError),
+    *(zlib.error, tokenize.TokenError),
+)
+"""What numpy raises on a damaged header, which it reads as Python text."""
 
 
 def load_array(path: Path, key: str | None = None) -> NDArray:
@@ -100,7 +107,7 @@ def read_npy_header(stream: Any, what: str) -> tuple[tuple[int, ...], np.dtype]:
             # Headers of Python 2 are read with a warning.
             warnings.simplefilter("ignore")
             shape, _, dtype = read(stream)
-    except (ValueError, OSError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError, zlib.error) as error:
+    except HEADER_DAMAGE as error:
         raise RecordingError(f"{what} is not a complete npy file ({_one_line(error)})", fix=FIX_FILE) from None
     if dtype.hasobject:
         raise RecordingError(f"{what} holds pickled objects, which can run code", fix="save it as an array of numbers")

@@ -62,7 +62,6 @@ def refuse_links_outside(file: h5py.File) -> None:
     RecordingError
         If there is one; it is named.
     """
-
     outside: list[bytes] = []
 
     def look(name: bytes, info: Any) -> bool | None:
