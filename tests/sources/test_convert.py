@@ -170,3 +170,14 @@ def test_traces_are_made_finite_and_every_change_is_said(tmp_path):
 def test_warnings_do_not_change_files_without_them(tmp_path, make_recording):
     with h5py.File(make_recording("a").save(tmp_path / "a.h5")) as file:
         assert "notes" not in file
+
+
+@pytest.mark.parametrize("last", [1e8, 1e300])
+def test_a_clock_without_end_is_refused(last, tmp_path):
+    times = np.r_[np.arange(89) / 30, last]
+    dff = np.random.default_rng(0).normal(size=(90, 2))
+    with pytest.raises(
+        RecordingError, match=r"imaging_clock: timestamps run from 0 to 1e\+(08|300) s .allowed: 2.592e"
+    ):
+        Recording("r", dff, times, RecordingMetadata("m")).save(tmp_path / "r.h5")
+    assert list(tmp_path.iterdir()) == []

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 BRAINSET_ID = "allen_visual_coding_ophys_2016"
 BLANKS_SUFFIX = "_blank_sweeps"
+LONGEST_S = 2_592_000.0
+"""Thirty days: the layout has an index of one entry per second, which a damaged clock would make without end."""
+
 SCENES = "natural_scenes"
 """The layout counts its images from 1 and has 0 for a blank; in memory they count from 0 and a blank is -1."""
 
@@ -70,8 +73,14 @@ def _write_interval(parent: h5py.Group, name: str, start: NDArray, end: NDArray,
 
 
 def _write_irregular(parent: h5py.Group, name: str, timestamps: NDArray, **columns: NDArray) -> None:
-    group = _group(parent, name, "IrregularTimeSeries")
     timestamps = np.asarray(timestamps, float)
+    if not timestamps[-1] - timestamps[0] <= LONGEST_S:
+        raise RecordingError(
+            f"{name}: timestamps run from {timestamps[0]:g} to {timestamps[-1]:g} s",
+            allowed=f"{LONGEST_S:g} s",
+            fix="repair the clock",
+        )
+    group = _group(parent, name, "IrregularTimeSeries")
     _write_fields(group, {"timestamps": timestamps, **columns})
     group.attrs["timekeys"] = np.array(["timestamps"], dtype="S")
     _write_interval(group, "domain", timestamps[:1], timestamps[-1:])
