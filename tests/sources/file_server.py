@@ -2,9 +2,11 @@
 
 import hashlib
 import http.server
+import os
 import re
 import threading
 from contextlib import contextmanager
+from unittest import mock
 
 
 class FileServer(http.server.ThreadingHTTPServer):
@@ -74,8 +76,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def serve_files():
-    """Run a server on a free port of this machine."""
-    with FileServer() as server:
+    """Run a server on a free port of this machine, which no proxy stands in front of."""
+    with FileServer() as server, mock.patch.dict(os.environ, {"no_proxy": "*"}):
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

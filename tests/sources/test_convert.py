@@ -89,6 +89,40 @@ def test_a_run_goes_on_where_it_was_stopped(inputs, tmp_path):
     assert statuses(convert(ToySource(), folder, out))["a"] == "written"
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_many_files_interrupted_and_continued(inputs, tmp_path, workers):
+    names = [f"s{number:02d}" for number in range(40)]
+    folder = inputs(**dict.fromkeys(names, "fine"))
+    inputs(s17="bad", s23="fine warn")
+    out, seen = tmp_path / "out", []
+
+    def stop(outcome, total):
+        seen.append(outcome)
+        if len(seen) == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(ToySource(), folder, out, workers=workers, progress=stop)
+    # What is there is whole, and nothing else is.
+    assert not list(out.rglob("*.partial"))
+    there = {recording.recording_id for recording in open_recordings(out)}
+    assert {one.recording_id for one in seen if one.status == "written"} <= there < set(names)
+    made = {name: (out / f"{name}.h5").stat().st_mtime_ns for name in there}
+    outcomes = convert(ToySource(), folder, out, workers=workers)
+    status = statuses(outcomes)
+    assert [one.recording_id for one in outcomes] == names
+    assert {name for name in names if status[name] == "failed"} == {"s17"}
+    kept = {name for name in names if status[name] == "unchanged"}
+    # A recording that was written in the moment of the stop, but not yet noted as complete, is made again.
+    assert there - kept <= there - {one.recording_id for one in seen}
+    assert all((out / f"{name}.h5").stat().st_mtime_ns == made[name] for name in kept)
+    whole = stamps(out)
+    again = statuses(convert(ToySource(), folder, out, workers=workers))
+    assert {name for name, value in again.items() if value == "failed"} == {"s17"}
+    assert {value for name, value in again.items() if name != "s17"} == {"unchanged"}
+    assert stamps(out) == whole
+
+
 def test_a_recording_from_elsewhere_is_not_replaced(inputs, tmp_path, make_recording):
     folder, out = inputs(a="fine"), tmp_path / "out"
     make_recording("a").save(out / "a.h5")
