@@ -84,17 +84,6 @@ def test_rows_count_by_their_targets() -> None:
     assert (found.value, found.method) == (0.25, "none")
 
 
-def test_bootstrap_interval_covers_with_many_animals() -> None:
-    rng = np.random.default_rng(2)
-    hits = []
-    for _ in range(100):
-        found = estimate_mean(simulate(rng, animals=20), "accuracy", rng=rng, num_resamples=300).interval()
-        assert found.method == "bootstrap"
-        hits.append(found.low <= 0 <= found.high)
-    # Binomial standard error of 100 tables is 2.2 %.
-    assert 0.88 <= np.mean(hits) <= 1.0
-
-
 def test_bootstrap_repeats_with_the_same_generator() -> None:
     table = simulate(np.random.default_rng(3), animals=12)
     first, second = (estimate_mean(table, "accuracy", rng=np.random.default_rng(9)).interval() for _ in range(2))
