@@ -112,7 +112,10 @@ class SplitConfig:
     num_clips : int
         Held-out clips per movie; 0 turns the `clip` split off.
     clip_fraction : float
-        Share of a movie's frames in its held-out clips.
+        Share of a movie's frames in its held-out test clips.
+    valid_clip_fraction : float
+        Share of a movie's frames in validation clips, held out like the test clips, one beside each. They choose what
+        is chosen for tests on unseen frames; 0 leaves that to frames that trained, which favours identification.
     decay_s : float
         Decay time of the indicator; clips keep a gap of window + 3 decay times on each side.
     near_duplicate_correlation : float
@@ -141,6 +144,7 @@ class SplitConfig:
     repeat_test: tuple[int, ...] = protocol.REPEAT_TEST
     num_clips: int = 1
     clip_fraction: float = 0.15
+    valid_clip_fraction: float = 0.1
     decay_s: float = 0.4
     near_duplicate_correlation: float = protocol.NEAR_DUPLICATE_CORRELATION
     gratings_fractions: tuple[float, float, float] = protocol.GRATINGS_SPLIT_FRACTIONS
@@ -173,6 +177,8 @@ class SplitConfig:
         )
         check(self.num_clips >= 0, f"split.num_clips of {self.num_clips}", "0 or more", "raise it")
         check(0 < self.clip_fraction < 0.5, f"split.clip_fraction of {self.clip_fraction}", "0 to 0.5", "lower it")
+        share = self.valid_clip_fraction
+        check(0 <= share < 0.5, f"split.valid_clip_fraction of {share}", "0 or more, below 0.5", "lower it")
         total = sum(self.gratings_fractions)
         check(abs(total - 1) < 1e-6, f"gratings fractions with sum {total}", "a sum of 1", "correct them")
         check(min(self.gratings_fractions) > 0, f"fractions {self.gratings_fractions}", "above 0", "correct them")

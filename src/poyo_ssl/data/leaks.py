@@ -220,7 +220,7 @@ def check_unseen_frames(
 
 
 def check_gaps(recording: Recording, parts: Mapping[str, Intervals], movie: str, *, gap_s: float) -> list[Leak]:
-    """Check that no training presentation of a movie lies within `gap_s` seconds of a held-out clip.
+    """Check that nothing that trains or validates lies within `gap_s` seconds of a held-out clip.
 
     Parameters
     ----------
@@ -234,14 +234,17 @@ def check_gaps(recording: Recording, parts: Mapping[str, Intervals], movie: str,
         Window plus lag plus three decay times.
     """
     table = recording.stimulus(movie)
-    trains = contains(table.midpoint, as_intervals(parts["train"]))
-    clips = [as_intervals(spans) for name, spans in parts.items() if name.endswith("clip")]
-    for low, high in np.concatenate([*clips, np.zeros((0, 2))]):
-        away = np.maximum(low - table.end[trains], table.start[trains] - high)
-        # Tables round times to imaging frames.
-        if away.size and away.min() < gap_s - 1 / recording.rate_hz:
-            problem = f"training presentation of {movie} {away.min():.3f} s from the clip at {low:.3f} s"
-            return [Leak("gap", recording.recording_id, f"{problem}, {gap_s:.3f} s are due")]
+    learned = {name: as_intervals(v) for name, v in parts.items() if name == "train" or name.startswith("valid")}
+    clips = {name: as_intervals(v) for name, v in parts.items() if name.endswith("clip")}
+    for part, spans in learned.items():
+        shown = contains(table.midpoint, spans)
+        for name, held_out in clips.items():
+            for low, high in held_out if name != part else ():
+                away = np.maximum(low - table.end[shown], table.start[shown] - high)
+                # Tables round times to imaging frames.
+                if away.size and away.min() < gap_s - 1 / recording.rate_hz:
+                    problem = f"presentation of {movie} in {part} {away.min():.3f} s from {name} at {low:.3f} s"
+                    return [Leak("gap", recording.recording_id, f"{problem}, {gap_s:.3f} s are due")]
     return []
 
 

@@ -3,9 +3,13 @@
 One training serves all movie splits: it sees the training repeats without the held-out clips, the gaps around
 them and near-duplicates of their frames. `repeat` then tests the training frames in an unseen repeat
 (identification of known frames), `clip` tests the held-out clips in every repeat (frames never seen), `movie` other
-movies of the session (footage never seen). `gratings` tests trials among the training trials, `gratings_block` a block
-after them. `subject` tests animals that training leaves out; their own training part then is the adaptation part, on
-which nothing but embeddings is fitted, and their tests are called `subject_repeat`, `subject_clip` and so on.
+movies of the session (footage never seen). What validates follows what is tested: `valid`, training frames in an
+unseen repeat, for `repeat`; `valid_clip`, clips beside the test clips and held out like them, for `clip` and `movie`,
+since hyper-parameters chosen on known frames are those of identification.
+
+`gratings` tests trials among the training trials, `gratings_block` a block after them. `subject` tests animals that
+training leaves out; their own training part then is the adaptation part, on which nothing but embeddings is fitted,
+and their tests are called `subject_repeat`, `subject_clip` and so on.
 """
 
 from __future__ import annotations
@@ -26,6 +30,10 @@ from poyo_ssl.errors import RecordingError, SplitError, suggest
 
 GRATINGS = "drifting_gratings"
 
+VALID_CLIP = "valid_clip"
+UNSEEN_TESTS = ("clip", "movie")
+"""What the names of tests on frames that were never trained on end in."""
+
 LONGEST_PAUSE_S = 0.1
 """Presentations of one part that follow each other within this time share an interval; it bridges rounded times."""
 
@@ -37,7 +45,8 @@ class Split:
     Attributes
     ----------
     parts : dict
-        ``(K, 2)`` seconds by part: ``train``, ``valid`` and one ``test_<name>`` for each test, disjoint.
+        ``(K, 2)`` seconds by part: ``train``, ``valid``, perhaps ``valid_clip``, and one ``test_<name>`` for each
+        test, disjoint.
     unused : dict
         Presentations in no part, counted by reason.
     """
@@ -49,6 +58,22 @@ class Split:
     def tests(self) -> tuple[str, ...]:
         """Names of the test parts, for example ``('test_repeat', 'test_clip')``."""
         return tuple(name for name in self.parts if name.startswith("test_"))
+
+    @property
+    def validations(self) -> tuple[str, ...]:
+        """Names of the validation parts, ``('valid',)`` or ``('valid', 'valid_clip')``."""
+        return tuple(name for name in self.parts if name.startswith("valid"))
+
+    def validation_of(self, test: str) -> str:
+        """Name of the part that validates for a test: unseen frames for unseen frames, where there are any.
+
+        Examples
+        --------
+        >>> split = Split(dict.fromkeys(("train", "valid", "valid_clip", "test_repeat", "test_clip"), np.zeros((1, 2))))
+        >>> split.validation_of("test_repeat"), split.validation_of("test_clip")
+        ('valid', 'valid_clip')
+        """
+        return VALID_CLIP if test.endswith(UNSEEN_TESTS) and VALID_CLIP in self.parts else "valid"
 
     @property
     def held_out(self) -> Intervals:
@@ -198,6 +223,8 @@ def split_movie(
 ) -> Split:
     """Split one movie by repeats and, with `config.num_clips`, by held-out clips; a test movie tests as a whole.
 
+    Held-out clips are so in all repeats; `valid` and `test_repeat` show training frames alone.
+
     Parameters
     ----------
     recording : Recording
@@ -252,7 +279,7 @@ def _divide_movie(
         step = float(np.median(np.diff(table.start[repeat == repeat[0]])))
         role = clip_roles(pixels, config, gap_s=window_s + 3 * config.decay_s, frame_s=step)[frame]
         labels = np.where(role == "", labels, role)
-        parts.append("test_clip")
+        parts += [VALID_CLIP, "test_clip"] if config.valid_clip_fraction else ["test_clip"]
     if unseen is not None and pixels is not None:
         similar = nearest_correlation(pixels, unseen) > config.near_duplicate_correlation
         # A clip frame may resemble a test movie's: neither trains.
@@ -266,7 +293,8 @@ def _checked(recording: Recording, stimulus: str, split: Split) -> Split:
         if len(intervals) == 0:
             raise SplitError(
                 f"recording {recording.recording_id}: part '{part}' of {stimulus} has no presentation",
-                fix="change the split's fractions, repeats or clips, or take a recording with more repeats",
+                fix="change the split's fractions or repeats, shorten its clips (split.clip_fraction, "
+                "split.valid_clip_fraction) or take a recording with more repeats",
             )
     return split
 

@@ -111,18 +111,20 @@ def _unit_rows(frames: NDArray[np.uint8], mean: NDArray[np.float32]) -> NDArray[
 
 
 def clip_roles(pixels: NDArray[np.uint8], config: SplitConfig, *, gap_s: float, frame_s: float) -> NDArray[np.str_]:
-    """Name what held-out clips do to each movie frame: ``test_clip``, ``gap``, ``near-duplicate`` or nothing.
+    """Name what held-out clips do to each movie frame: ``test_clip``, ``valid_clip``, ``gap`` and so on, or nothing.
 
-    Clips are contiguous, equally long, spread evenly over the movie. Gaps go on over the movie's ends, since its
-    repeats follow each other. A training frame whose `nearest_correlation` with the clips exceeds
-    `config.near_duplicate_correlation` is a near-duplicate.
+    Test clips are contiguous, equally long, spread evenly over the movie. Before each, a gap away, lies a validation
+    clip; where there is no room for it, it is shorter. Gaps lie on both sides of either and go on over the movie's
+    ends, since its repeats follow each other. A frame of training or of a validation clip whose `nearest_correlation`
+    with the test clips exceeds `config.near_duplicate_correlation` is a ``near-duplicate``, and so is a training frame
+    that resembles a validation clip.
 
     Parameters
     ----------
     pixels : ndarray
         ``(frames, height, width)`` of the movie.
     config : SplitConfig
-        Number and length of clips, limit of correlation.
+        Number and lengths of clips, limit of correlation.
     gap_s : float
         Seconds to leave on each side of a clip.
     frame_s : float
@@ -136,13 +138,25 @@ def clip_roles(pixels: NDArray[np.uint8], config: SplitConfig, *, gap_s: float, 
     num_frames = len(pixels)
     length = max(round(config.clip_fraction * num_frames / config.num_clips), 1)
     gap = int(np.ceil(gap_s / frame_s))
-    role = np.full(num_frames, "", dtype="<U24")
+    valid_length = round(config.valid_clip_fraction * num_frames / config.num_clips)
     centres = (np.arange(config.num_clips) + 0.5) * num_frames / config.num_clips
     starts = np.round(centres - length / 2).astype(int)
-    for start in starts:
-        role[np.arange(start - gap, start + length + gap) % num_frames] = "gap"
-    for start in starts:
-        role[start : start + length] = "test_clip"
-    similar = nearest_correlation(pixels, pixels[role == "test_clip"]) > config.near_duplicate_correlation
-    role[similar & (role == "")] = "near-duplicate"
+    test = _frames_of(starts, length, num_frames)
+    beside = _frames_of(starts - gap, length + 2 * gap, num_frames) & ~test
+    # The test's own gap wins where a short movie brings a validation clip around to the next test clip.
+    valid = _frames_of(starts - gap - valid_length, valid_length, num_frames) & ~test & ~beside
+    first = np.flatnonzero(valid)
+    beside |= _frames_of(first - gap, 2 * gap + 1, num_frames) & ~test & ~valid
+    role = np.select([test, valid, beside], ["test_clip", "valid_clip", "gap"], "").astype("<U24")
+    limit = config.near_duplicate_correlation
+    role[(nearest_correlation(pixels, pixels[test]) > limit) & ~test & ~beside] = "near-duplicate"
+    if valid.any():
+        role[(nearest_correlation(pixels, pixels[valid]) > limit) & (role == "")] = "near-duplicate"
     return role
+
+
+def _frames_of(starts: NDArray[np.int64], length: int, num_frames: int) -> NDArray[np.bool_]:
+    """``(num_frames,)`` bool, True within `length` frames from any start, around the movie's ends."""
+    found = np.zeros(num_frames, bool)
+    found[(starts[:, None] + np.arange(length)) % num_frames] = True
+    return found

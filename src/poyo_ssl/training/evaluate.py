@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl.config import FinetuneConfig
+from poyo_ssl.data.windows import WindowTable
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.evaluation.comparison import MARGIN
 from poyo_ssl.evaluation.frame_images import mean_training_frame
@@ -120,12 +121,12 @@ def _name_runs(
 def _predict_run(
     arm: str, run: Path | str, data: Any, *, devices: int, nodes: int
 ) -> Iterator[tuple[TestPart, Predictions]]:
-    """Predict every test part of a run."""
-    model = TrainedRun.open(run)
+    """Predict every test part of a run, each with the weights that its validation part chose."""
     task_data, config, _ = open_task(run, data)
     means = _mean_frames(task_data, config)
     for name in task_data.tests:
         part = test_part(task_data, config, name)
+        model = TrainedRun.open(run, validation=task_data.validation_of(name))
         predictions = predict_test(model, part, arm=arm, devices=devices, nodes=nodes)
         predictions.mean_frames = means
         yield part, predictions
@@ -165,10 +166,37 @@ def _fit_baselines(
     *,
     seed: int,
 ) -> list[Predictions]:
-    """Fit every baseline, control and ceiling on every recording; predict all test parts."""
+    """Fit every baseline, control and ceiling on every recording; predict all test parts.
+
+    Tests on unseen frames have a validation part of their own, so for them all is fitted anew.
+    """
     data, config = tests[0].data, tests[0].config
-    train, valid = (task_windows(data, config, name) for name in ("train", "valid"))
     means = _mean_frames(data, config)
+    train = task_windows(data, config, "train")
+    filled: list[Predictions] = []
+    for name in data.validations:
+        own = [test for test in tests if data.validation_of(test.name) == name]
+        valid = task_windows(data, config, name)
+        filled += _fit_with(train, valid, own, columns, which, tell, seed=seed)
+    for predictions in filled:
+        predictions.mean_frames = means
+    return filled
+
+
+def _fit_with(
+    train: WindowTable,
+    valid: WindowTable,
+    tests: Sequence[TestPart],
+    columns: Mapping[str, NDArray],
+    which: BaselineSet,
+    tell: Callable[[str], None],
+    *,
+    seed: int,
+) -> list[Predictions]:
+    """Fit on `train`, choose on `valid`, predict the tests that `valid` serves."""
+    if not tests:
+        return []
+    data, config = tests[0].data, tests[0].config
     found: dict[tuple[str, ArmKind, str], NDArray] = {}
     known: dict[tuple[str, ArmKind, str], NDArray[np.bool_]] = {}
     for index, recording in enumerate(data.recordings):
@@ -191,9 +219,7 @@ def _fit_baselines(
             tell(f"leaving {name} out: some recordings lack what it reads")
             continue
         test = next(test for test in tests if test.name == test_name)
-        predictions = test.to_predictions(prediction, arm=name.replace("_", " "), kind=kind)
-        predictions.mean_frames = means
-        filled.append(predictions)
+        filled.append(test.to_predictions(prediction, arm=name.replace("_", " "), kind=kind))
     return filled
 
 

@@ -27,20 +27,33 @@ from poyo_ssl.training.modules import PretrainModule, is_better
 
 
 class KeepWeights(Callback):
-    """Writes ``model.safetensors`` after validation: of the best epoch so far, or of the last."""
+    """Writes weights after validation: of the best epoch so far for each validation part, or of the last.
 
-    def __init__(self, folder: Path, keep: str) -> None:
-        self.folder, self.keep, self.best, self.best_epoch = folder, keep, float("inf"), -1
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+    keep : {'best', 'last'}
+        Which epoch.
+    weights : dict
+        File by validation part.
+    """
+
+    def __init__(self, folder: Path, keep: str, weights: dict[str, str]) -> None:
+        self.folder, self.keep, self.weights = folder, keep, weights
+        self.best = dict.fromkeys(weights, float("inf"))
+        self.best_epoch = dict.fromkeys(weights, -1)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the weights if they are to be kept."""
         if trainer.sanity_checking:
             return
-        value = float(trainer.callback_metrics["valid/loss"])
-        if self.keep == "last" or is_better(value, self.best):
-            self.best, self.best_epoch = value, trainer.current_epoch
-            if trainer.is_global_zero:
-                save_weights(pl_module.model, self.folder / "model.safetensors")  # type: ignore[arg-type]
+        for part, name in self.weights.items():
+            value = float(trainer.callback_metrics[f"{part}/loss"])
+            if self.keep == "last" or is_better(value, self.best[part]):
+                self.best[part], self.best_epoch[part] = value, trainer.current_epoch
+                if trainer.is_global_zero:
+                    save_weights(pl_module.model, self.folder / name)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run must know."""
@@ -132,7 +145,7 @@ def _interruptible() -> Iterator[None]:
 def fit(job: Job) -> None:
     """Train to the end, from the last checkpoint if there is one, and write what came of it."""
     started = time.monotonic()
-    keeper = KeepWeights(job.folder, job.keep)
+    keeper = KeepWeights(job.folder, job.keep, job.weights)
     # Lightning writes its own "last" only beside a best one or at the end: one file, replaced after every epoch.
     place = last_checkpoint(job.folder)
     saver = ModelCheckpoint(place.parent, filename=place.stem, save_top_k=1, enable_version_counter=False)
@@ -198,6 +211,6 @@ class Loaders(L.LightningDataModule):
             epoch_windows=self.job.optim.epoch_windows,
         )
 
-    def val_dataloader(self) -> DataLoader:
-        """Return the validation windows in their own order."""
-        return self._loader(self.job.valid, seed=None)
+    def val_dataloader(self) -> list[DataLoader]:
+        """Return the windows of each validation part in their own order."""
+        return [self._loader(dataset, seed=None) for dataset in self.job.valid.values()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,16 +47,18 @@ Data = Path | str | Sequence[Recording]
 class Job:
     """A training that is ready to go: what Lightning fits and where it writes.
 
-    Nothing is written before `write_start`, which puts settings, data and inputs into the folder.
+    Nothing is written before `write_start`, which puts settings, data and inputs into the folder. `weights` names the
+    file for each validation part that chooses an epoch.
     """
 
     folder: Path
     write_start: Callable[[], None]
     module: SeededModule
     train: WindowDataset
-    valid: WindowDataset
+    valid: dict[str, WindowDataset]
     optim: OptimConfig
     keep: str
+    weights: dict[str, str]
     devices: int
     nodes: int
     progress: bool
@@ -168,7 +170,7 @@ def finetuning_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -
     recordings = training_recordings(open_data(arguments["data"]), config.split)
     recordings, columns = choose_units(recordings, arguments["selection"], config.window.units)
     data = prepare_task(recordings, config)
-    tables = {part: task_windows(data, config, part) for part in ("train", "valid")}
+    tables = {part: task_windows(data, config, part) for part in ("train", *data.validations)}
     if pretrained is not None:
         config = replace(config, model=load_model_config(pretrained))
         arguments = arguments | {"config": config}
@@ -232,7 +234,7 @@ def adaptation_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -
             fix="adapt to recordings of the same imaging rate",
         )
     data = replace(data, class_values=source.class_values)
-    tables = {part: task_windows(data, config, part) for part in ("train", "valid")}
+    tables = {part: task_windows(data, config, part) for part in ("train", *data.validations)}
     vocabulary, normalisation, units = _prepare_units(data, columns, config.window, Vocabulary())
     model = PoyoSSL(
         config.model,
@@ -298,6 +300,7 @@ def _finetuning_job(
         "task": config.task,
         "windows": {p: len(t) for p, t in tables.items()},
         "excluded": {part: dict(table.excluded) for part, table in tables.items()},
+        "weights": _weights(tables, config.keep),
     }
     if config.task != "gratings":
         facts["movie_frame_s"] = frame_duration_s(data.recordings[0].stimulus(config.movies[0]))
@@ -308,7 +311,7 @@ def _finetuning_job(
 
     datasets = _datasets(data, inputs.units, tables, config.window)
     num_targets = len(data.class_values) if data.class_values is not None else 0
-    module = FinetuneModule(model, config, num_targets=num_targets)
+    module = FinetuneModule(model, config, num_targets=num_targets, validations=data.validations)
     if not any(p.requires_grad for p in module.parameters()):
         raise ConfigError(f"freeze {list(config.freeze)} leaves nothing to train", fix="freeze fewer parameters")
     return _job(folder, arguments, module, datasets, write_start, progress=progress)
@@ -341,19 +344,27 @@ def _job(
     progress: bool,
 ) -> Job:
     config = arguments["config"]
+    # Reconstruction of a moving target has no best epoch: a collapsing encoder would win.
+    keep = "last" if isinstance(config, PretrainConfig) else config.keep
     return Job(
         folder=folder,
         write_start=write_start,
         module=module,
         train=datasets["train"],
-        valid=datasets["valid"],
+        valid={part: dataset for part, dataset in datasets.items() if part != "train"},
         optim=config.optim,
-        # Reconstruction of a moving target has no best epoch: a collapsing encoder would win.
-        keep="last" if isinstance(config, PretrainConfig) else config.keep,
+        keep=keep,
+        weights=_weights(datasets, keep),
         devices=arguments["devices"],
         nodes=arguments["nodes"],
         progress=progress,
     )
+
+
+def _weights(parts: Iterable[str], keep: str) -> dict[str, str]:
+    """Name the file of weights for each validation part; the last epoch is the same for all."""
+    validating = [part for part in parts if part != "train"]
+    return {part: run_folder.WEIGHTS[part] for part in (validating if keep == "best" else ["valid"])}
 
 
 def _write_inputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
@@ -62,7 +63,8 @@ class SeededModule(L.LightningModule):
     def log_part(self, part: str, values: dict[str, Tensor | float], size: int) -> None:
         """Log means over an epoch, over all processes."""
         named = {f"{part}/{name}": value for name, value in values.items()}
-        self.log_dict(named, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        # Names tell the parts apart; Lightning would add the loader's number to them.
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=size, sync_dist=True, add_dataloader_idx=False)
 
 
 class PretrainModule(SeededModule):
@@ -137,6 +139,8 @@ class FinetuneModule(SeededModule):
         Task, loss, optimiser and seed.
     num_targets : int
         Classes, or frames of the movie.
+    validations : sequence of str
+        Names of the validation parts, in the order of their loaders.
 
     Raises
     ------
@@ -144,8 +148,11 @@ class FinetuneModule(SeededModule):
         If a name to freeze fits no parameter.
     """
 
-    def __init__(self, model: PoyoSSL, config: FinetuneConfig, *, num_targets: int) -> None:
+    def __init__(
+        self, model: PoyoSSL, config: FinetuneConfig, *, num_targets: int, validations: Sequence[str] = ("valid",)
+    ) -> None:
         super().__init__(seed=config.seed)
+        self.validations = tuple(validations)
         self.model, self.config, self.num_targets = model, config, num_targets
         self.movie_loss = MovieLoss(config.movie_loss) if config.task == "frames" else None
         parameters = dict(model.named_parameters())
@@ -197,9 +204,9 @@ class FinetuneModule(SeededModule):
         self.log_part("train", dict(losses), len(batch))
         return losses["loss"]
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the loss."""
-        self.log_part("valid", dict(self.losses(batch)), len(batch))
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log the loss under the name of the validation part."""
+        self.log_part(self.validations[dataloader_idx], dict(self.losses(batch)), len(batch))
 
     def configure_optimizers(self) -> Any:
         """Return optimiser and schedule."""

@@ -152,7 +152,7 @@ class TestPart:
         table, recordings = self.table, self.data.recordings
         frames = np.zeros((0, 0, 0), np.uint8) if self.data.frame_bank is None else self.data.frame_bank
         values = self.data.class_values if class_values is None else class_values
-        parts = {"train": "train", "valid": "valid", "test": self.name}
+        parts = {"train": "train", "valid": self.data.validation_of(self.name), "test": self.name}
         return Predictions(
             task=self.config.task,
             split=self.split,

@@ -67,7 +67,7 @@ def load_encoder(model: PoyoSSL, folder: Path | str) -> dict[str, Any]:
     CheckpointError
         If the weights are missing, damaged, or of another model.
     """
-    path = Path(folder) / "model.safetensors"
+    path = Path(folder) / run_folder.WEIGHTS["valid"]
     stored = {k: v for k, v in run_folder.read_tensors(path).items() if not k.startswith("readouts.")}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("readouts.")}
     _check_match(path, stored, wanted)
@@ -149,6 +149,8 @@ class TrainedRun:
         How each recording's units are normalised, and which columns of dF/F they are, by recording id.
     movie_frame_s : float
         How long a movie frame is shown; 0 for gratings.
+    weights : str
+        File of the weights.
     """
 
     folder: Path
@@ -161,10 +163,19 @@ class TrainedRun:
     normalisation: dict[str, Normalisation]
     columns: dict[str, NDArray]
     movie_frame_s: float = 0.0
+    weights: str = run_folder.WEIGHTS["valid"]
 
     @classmethod
-    def open(cls, folder: Path | str) -> TrainedRun:
+    def open(cls, folder: Path | str, *, validation: str = "valid") -> TrainedRun:
         """Load a run's model.
+
+        Parameters
+        ----------
+        folder : path
+            The run folder.
+        validation : {'valid', 'valid_clip'}
+            Validation part whose best epoch is wanted: 'valid_clip' for the decoding of frames that never trained.
+            A run that kept one epoch only gives that one.
 
         Raises
         ------
@@ -184,17 +195,19 @@ class TrainedRun:
             num_sessions=vocabulary.num_sessions,
             readouts={task: make_readout(finetuning, class_values)},
         )
-        path = folder / "model.safetensors"
+        weights = facts.get("weights", {}).get(validation, run_folder.WEIGHTS["valid"])
+        path = folder / weights
         stored = run_folder.read_tensors(path)
         _check_match(path, stored, model.state_dict())
         model.load_state_dict({name: torch.from_numpy(value) for name, value in stored.items()})
         frames = facts["num_imaging_frames"]
         step = facts.get("movie_frame_s", 0.0)
-        return cls(folder, config, task, model.eval(), vocabulary, class_values, frames, normalisation, columns, step)
+        model.eval()
+        return cls(folder, config, task, model, vocabulary, class_values, frames, normalisation, columns, step, weights)
 
     def model_id(self) -> str:
         """Return the first 16 hexadecimal digits of the weights' SHA-256."""
-        with (self.folder / "model.safetensors").open("rb") as file:
+        with (self.folder / self.weights).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
     def unit_set(self, recording: Recording) -> UnitSet:

@@ -9,6 +9,7 @@
     recordings.json            imaging rate and names of the units used, of every recording
     normalisation.safetensors  centre and scale of every unit
     model.safetensors          weights
+    model_unseen.safetensors   weights of the epoch that decodes unseen frames best, where a validation clip tells
     checkpoints/last.ckpt      state of the training, for resuming
     log/                       TensorBoard events and metrics.csv; that of a resumed run in resumed_1 and so on
 """
@@ -32,7 +33,7 @@ from safetensors.numpy import load_file, save_file
 
 from poyo_ssl.data.intervals import as_intervals
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.splits import Split
+from poyo_ssl.data.splits import VALID_CLIP, Split
 from poyo_ssl.data.vocabulary import Vocabulary
 from poyo_ssl.data.windows import Normalisation
 from poyo_ssl.errors import CheckpointError
@@ -56,6 +57,8 @@ __all__ = [
     "write_start",
 ]
 
+WEIGHTS = {"valid": "model.safetensors", VALID_CLIP: "model_unseen.safetensors"}
+"""File of weights by the validation part that chose their epoch."""
 NORMALISATION = ("centre", "scale", "mean", "spread")
 
 

@@ -63,6 +63,15 @@ class TaskData:
         """Names of the test parts."""
         return next(iter(self.splits.values())).tests
 
+    @property
+    def validations(self) -> tuple[str, ...]:
+        """Names of the validation parts."""
+        return next(iter(self.splits.values())).validations
+
+    def validation_of(self, test: str) -> str:
+        """Name of the part that validates for a test part."""
+        return next(iter(self.splits.values())).validation_of(test)
+
     def bank_tensor(self) -> torch.Tensor | None:
         """Return the frame bank as float of 0-1."""
         return None if self.frame_bank is None else torch.from_numpy(self.frame_bank).float() / 255
