@@ -80,6 +80,14 @@ def test_any_stolen_trial_is_caught(make_recording, data):
         leaks.require_no_leaks(found)
 
 
+def test_a_validation_clip_beside_the_test_clip_without_a_gap_is_caught(movie_split):
+    recording, split = movie_split
+    edge = split.parts["test_clip"][:, 0]
+    parts = {**split.parts, "valid_clip": np.stack([edge - 0.2, edge], axis=1)}
+    found = leaks.check_gaps(recording, parts, MOVIE, gap_s=GAP_S)
+    assert any("in valid_clip" in leak.problem and "from test_clip" in leak.problem for leak in found)
+
+
 def test_inputs_that_reach_into_a_test_are_caught(movie_split):
     recording, split = movie_split
     tables = movie_tables(recording, split)

@@ -33,18 +33,20 @@ MOVIE_FRAMES = 60
 PIXELS = np.random.default_rng(5).integers(0, 256, (MOVIE_FRAMES, 6, 8), dtype=np.uint8)
 
 configs = st.builds(
-    lambda order, sizes, clips, fraction, decay: SplitConfig(
+    lambda order, sizes, clips, fraction, valid_fraction, decay: SplitConfig(
         repeat_train=tuple(order[: sizes[0]]),
         repeat_valid=tuple(order[sizes[0] : sizes[0] + sizes[1]]),
         repeat_test=tuple(order[sizes[0] + sizes[1] :]),
         num_clips=clips,
         clip_fraction=fraction,
+        valid_clip_fraction=valid_fraction,
         decay_s=decay,
     ),
     st.permutations(range(10)),
     st.sampled_from([(8, 1), (6, 2), (1, 1), (3, 6)]),
     st.integers(0, 3),
     st.sampled_from([0.04, 0.1, 0.2]),
+    st.sampled_from([0.0, 0.05, 0.1]),
     st.sampled_from([0.0, 0.02, 0.05]),
 )
 
@@ -138,12 +140,16 @@ def test_parts_are_disjoint_and_follow_the_rules(make_recording, shared_seconds,
     if config.num_clips:
         clip = np.unique(frame[inside["test_clip"]])
         assert not np.isin(frame[inside["train"]], clip).any()
+        assert ("valid_clip" in inside) == (config.valid_clip_fraction > 0)
+        seen = inside["train"] | inside["valid"] | inside["test_repeat"]
+        validating = inside.get("valid_clip", np.zeros(len(table), bool))
+        assert not np.isin(frame[validating], frame[seen | inside["test_clip"]]).any()
         # Seconds between the edges of anything else and of any clip.
         gap = window_s + 3 * config.decay_s
-        others = np.flatnonzero(inside["train"] | inside["valid"] | inside["test_repeat"])
-        for low, high in movie.parts["test_clip"]:
-            away = np.maximum(low - table.end[others], table.start[others] - high)
-            assert away.min() >= gap - 1e-6
+        for part, others in (("test_clip", seen | validating), ("valid_clip", seen | inside["test_clip"])):
+            for low, high in movie.parts.get(part, ()):
+                away = np.maximum(low - table.end[others], table.start[others] - high)
+                assert away.min() >= gap - 1e-6
     for _, high in recording.masked_domain:
         assert not any(contains(np.array([high - 1e-6]), intervals)[0] for intervals in parts.values())
     for intervals in parts.values():
@@ -157,24 +163,28 @@ def test_near_duplicates_against_a_double_loop():
     rng = np.random.default_rng(0)
     base = rng.normal(0, 40, (40, 5, 7))
     # Pairs of frames that resemble each other more or less.
-    for source, copy, share in [(20, 2, 0.99), (19, 35, 0.97), (21, 30, 0.9), (2, 5, 0.995)]:
+    pairs = [(20, 2, 0.99), (19, 35, 0.97), (21, 30, 0.9), (2, 5, 0.995), (12, 33, 0.99), (18, 13, 0.99)]
+    for source, copy, share in pairs:
         base[copy] = share * base[source] + np.sqrt(1 - share**2) * base[copy]
     pixels = np.clip(128 + base, 0, 255).astype(np.uint8)
     config = SplitConfig(num_clips=1, clip_fraction=0.1)
     role = clip_roles(pixels, config, gap_s=0.1, frame_s=1 / 30)
     # 10 % of 40 frames are 4, in the middle: 18 to 21; 0.1 s are 3 frames.
     assert np.flatnonzero(role == "test_clip").tolist() == [18, 19, 20, 21]
-    assert np.flatnonzero(role == "gap").tolist() == [15, 16, 17, 22, 23, 24]
+    # Another 4 before the gap validate, but for frame 13, which resembles a frame of the test clip.
+    assert np.flatnonzero(role == "valid_clip").tolist() == [11, 12, 14]
+    assert np.flatnonzero(role == "gap").tolist() == [8, 9, 10, 15, 16, 17, 22, 23, 24]
     centred = pixels.astype(float) - pixels.astype(float).mean(axis=0)
     expected = set()
     for i in range(40):
-        for clip in range(18, 22):
+        for clip in range(11, 22):
             correlation = np.corrcoef(centred[i].ravel(), centred[clip].ravel())[0, 1]
-            if i not in range(15, 25) and correlation > 0.95:
+            if i not in range(8, 25) and clip in (11, 12, 14, 18, 19, 20, 21) and correlation > 0.95:
                 expected.add(i)
+    expected.add(13)
     # Frame 5 resembles frame 2, which resembles a clip's; the rule is not transitive unless it does so itself.
     assert set(np.flatnonzero(role == "near-duplicate")) == expected
-    assert {2, 35} <= expected
+    assert {2, 33, 35} <= expected
     assert 30 not in expected
 
 

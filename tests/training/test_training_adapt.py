@@ -60,7 +60,7 @@ def test_the_new_animal_is_the_only_one_and_its_parts_are_disjoint(source, adapt
     assert list(run.columns) == ["obs_000_Cux2-CreERT2"]
     assert "obs_000_Cux2-CreERT2" not in TrainedRun.open(source).columns
     parts = run_folder.read_splits(adapted)["obs_000_Cux2-CreERT2"].parts
-    assert set(parts) == {"train", "valid", "test_subject_repeat", "test_subject_clip"}
+    assert set(parts) == {"train", "valid", "valid_clip", "test_subject_repeat", "test_subject_clip"}
     assert audit_run(adapted).leaks == ()
     assert run.config.task == "frames"
 

@@ -41,7 +41,7 @@ def test_frames_runs_with_every_test_part_pass(pair, quick, tmp_path):
     config = replace(quick, task="frames", split=replace(quick.split, test_movies=("natural_movie_two",)), seed=3)
     folder = run.finetune(pair, tmp_path / "run", config=config, progress=False)
     assert set(next(iter(run_folder.read_splits(folder).values())).parts) == {
-        "train", "valid", "test_repeat", "test_clip", "test_movie"
+        "train", "valid", "valid_clip", "test_repeat", "test_clip", "test_movie"
     }  # fmt: skip
     assert problems(audit_run(folder)) == []
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from operator import itemgetter
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from poyo_ssl.config import MODEL_SIZES, FinetuneConfig, ModelConfig, OptimConfig, SplitConfig, WindowConfig
@@ -16,6 +17,7 @@ from poyo_ssl.evaluation.parts import Part
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.training.evaluate import evaluate, read_results
 from poyo_ssl.training.predict import open_task, test_part
+from poyo_ssl.training.restore import TrainedRun
 from poyo_ssl.training.run import finetune
 
 MODEL = ModelConfig(**MODEL_SIZES["tiny"], attention_dropout=0.0, value_embedding="per_unit")
@@ -32,6 +34,7 @@ FRAMES = replace(
     frame_width=32,
     window=WindowConfig(window_s=0.3, bin_frames=9, units="all"),
     split=SplitConfig(decay_s=0.1),
+    optim=OptimConfig(epochs=3, batch_size=64, learning_rate=1e-2),
 )
 
 
@@ -93,6 +96,26 @@ def test_every_test_frame_is_scored_once_on_both_splits(frames_run, tiny, tmp_pa
     assert not set(repeat.frame_number) & set(clip.frame_number)
     assert set(repeat.repeat) == {9}
     assert set(clip.repeat) == set(range(10))
+
+
+def test_unseen_frames_choose_their_own_epoch_and_baselines(frames_run, tmp_path):
+    """Each validation part keeps the weights of its best epoch; test parts use those of the part that serves them."""
+    facts = json.loads((frames_run / "run.json").read_text())
+    metrics = pd.read_csv(frames_run / "log" / "metrics.csv")
+    for part in ("valid", "valid_clip"):
+        losses = metrics[["epoch", f"{part}/loss"]].dropna()
+        best = losses.loc[losses[f"{part}/loss"].idxmin()]
+        assert facts["best_epoch"][part] == best["epoch"]
+        assert facts["valid_loss"][part] == pytest.approx(best[f"{part}/loss"], rel=1e-5)
+    evaluate({"model": frames_run}, tmp_path / "results", baselines="core")
+    stored = {(p.arm, p.split): p for p in map(Predictions.load, (tmp_path / "results" / "predictions").iterdir())}
+    data, _, _ = open_task(frames_run)
+    for split, validation in (("repeat", "valid"), ("clip", "valid_clip")):
+        assert stored["model", split].model_id == TrainedRun.open(frames_run, validation=validation).model_id()
+        for recording_id, parts in data.splits.items():
+            for arm in ("model", "ridge"):
+                intervals = stored[arm, split].split_intervals[recording_id]["valid"]
+                np.testing.assert_array_equal(intervals, parts.parts[validation])
 
 
 def test_features_are_bin_means_of_the_windows(frames_run):
