@@ -34,7 +34,7 @@ FRAMES = replace(
     frame_width=32,
     window=WindowConfig(window_s=0.3, bin_frames=9, units="all"),
     split=SplitConfig(decay_s=0.1),
-    optim=OptimConfig(epochs=3, batch_size=64, learning_rate=1e-2),
+    optim=OptimConfig(epochs=3, epoch_windows=256, batch_size=32, learning_rate=1e-2),
 )
 
 
