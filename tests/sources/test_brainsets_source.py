@@ -163,6 +163,14 @@ MALFORMED = {
         _replace("drifting_gratings/orientation", lambda v: v[:-1]),
         r"drifting_gratings/orientation has shape \(15,\) for 16 rows",
     ),
+    "column missing": (
+        _drop("natural_movie_one/frame"),
+        r"natural_movie_one has no 'frame' .found: end, repeat, start",
+    ),
+    "column of texts": (
+        _replace("drifting_gratings/orientation", lambda v: v.astype("S3")),
+        r"drifting_gratings/orientation holds \|S3 of shape \(16,\)",
+    ),
     "NaN": (_replace("natural_movie_one/start", lambda v: v * np.nan), r"natural_movie_one: row 0 runs from nan"),
     "outside": (
         lambda f: [_replace(f"natural_movie_one/{key}", lambda v: v + 60)(f) for key in ("start", "end")],

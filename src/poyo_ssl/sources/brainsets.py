@@ -39,6 +39,15 @@ KINDS = ("Data", "ArrayDict", "Interval", "RegularTimeSeries", "IrregularTimeSer
 NUMBERS = ("orientation", "temporal_frequency", "spatial_frequency", "phase", "frame", "repeat", "pixel_size")
 """Columns of stimuli that are numbers, as are those whose name ends in ``_id``."""
 
+COLUMNS = {
+    "drifting_gratings": ("orientation", "temporal_frequency"),
+    "static_gratings": ("orientation", "spatial_frequency", "phase"),
+    "natural_scenes": ("frame",),
+    "natural_movie": ("frame", "repeat"),
+    "locally_sparse_noise": ("frame",),
+}
+"""What the stimuli whose name begins so must say of each presentation."""
+
 REQUIRED = {"calcium_traces": "RegularTimeSeries", "rois": "ArrayDict", "domain": "Interval", "session": "Data"}
 FIX = "prepare it again with brainsets"
 
@@ -301,9 +310,7 @@ def _check_tables(file: h5py.File, warnings: list[str]) -> None:
                 # The two noises of session C2 share a table and have a domain each.
                 if not any(key.startswith(name) and key.endswith("_domain") for key in file):
                     warnings.append(f"no {name}_domain: the blocks of {name} are not known")
-            for key in group:
-                if key in NUMBERS or key.endswith("_id"):
-                    _require(group, key, 1)
+                _check_columns(name, group)
         elif _kind(group) == "IrregularTimeSeries":
             times = read_numbers(_require(group, "timestamps", 1), 1)
             bad = np.flatnonzero(~(np.isfinite(times) & (np.diff(times, prepend=-np.inf) > 0)))
@@ -314,6 +321,14 @@ def _check_tables(file: h5py.File, warnings: list[str]) -> None:
                     fix=FIX,
                 )
             _check_lengths(group, len(times))
+
+
+def _check_columns(name: str, group: h5py.Group) -> None:
+    """Refuse a stimulus that lacks a column, or has a text where a number belongs."""
+    wanted = {key for kind, keys in COLUMNS.items() if name.startswith(kind) for key in keys}
+    numbers = {key for key in group if key in NUMBERS or key.endswith("_id")}
+    for key in sorted(wanted | numbers):
+        _require(group, key, 1)
 
 
 def _check_inside(group: h5py.Group, spans: NDArray[np.float64], whole: tuple[float, float], frame: float) -> None:
