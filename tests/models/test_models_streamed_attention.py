@@ -41,8 +41,8 @@ def results(model, batch, form):
     return [out, *torch.autograd.grad((out * weights).sum(), leaves)]
 
 
-def assert_equal_forms(model, batch, *, atol):
-    for ours, plain in zip(results(model, batch, "streamed"), results(model, batch, "plain"), strict=True):
+def assert_equal_forms(model, batch, *, atol, form="streamed"):
+    for ours, plain in zip(results(model, batch, form), results(model, batch, "plain"), strict=True):
         scale = plain.abs().max().clamp_min(1)
         torch.testing.assert_close(ours / scale, plain / scale, rtol=0, atol=atol)
 
@@ -66,11 +66,12 @@ def test_any_cut_into_pieces_gives_the_plain_form(make_batch, monkeypatch, setti
 
 
 @pytest.mark.parametrize("value_embedding", ["shared", "per_unit"])
-@pytest.mark.parametrize("causal", [False, True])
-def test_published_rotary_periods(make_batch, value_embedding, causal):
+@pytest.mark.parametrize("settings", SWITCHES)
+@pytest.mark.parametrize("form", ["streamed", "grid"])
+def test_published_rotary_periods(make_batch, settings, value_embedding, form):
     # Angles reach 1e4 rad, whose cosine float64 knows to about 1e-12.
-    model = build(value_embedding=value_embedding, causal_cross_attention=causal, rotary_t_min_s=1e-4)
-    assert_equal_forms(model, make_batch(), atol=1e-10)
+    model = build(value_embedding=value_embedding, rotary_t_min_s=1e-4, **settings)
+    assert_equal_forms(model, make_batch(), atol=1e-10, form=form)
 
 
 @pytest.mark.parametrize("value_embedding", ["shared", "per_unit"])
