@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.evaluation import metrics, scores
 from poyo_ssl.evaluation.predictions import Predictions
-from poyo_ssl.evaluation.scores import TABLE_COLUMNS, score_table
+from poyo_ssl.evaluation.scores import TABLE_COLUMNS, headline_score, score_table
+from poyo_ssl.evaluation.statistics import estimate_mean
 
 
 def make_frames(seed: int = 0) -> Predictions:
@@ -99,6 +100,27 @@ def test_every_target_is_scored_exactly_once(count: int, per_pass: int, block_s:
     pd.testing.assert_series_equal(
         weights, part.targets().groupby(["recording_id", "repeat"]).size(), check_names=False, check_dtype=False
     )
+
+
+@pytest.mark.parametrize(
+    ("split", "mean_frames", "metric"),
+    [
+        ("repeat", True, "ssim_16x20"),
+        ("clip", True, "spatial_correlation_mean_subtracted_16x20"),
+        ("clip", False, "ssim_16x20"),
+    ],
+)
+def test_the_headline_alone_is_that_of_the_table(
+    split: str, mean_frames: bool, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "FRAMES_PER_PASS", 17)
+    p = make_frames()
+    keep = np.flatnonzero((p.recording_id == "a") | (p.frame_number < 20))  # recordings of unequal length
+    names = ("prediction", "target", "time", "recording_id", "subject_id", "stimulus", "frame_number", "repeat")
+    p = replace(p, split=split, **{name: getattr(p, name)[keep] for name in names})
+    p = p if mean_frames else replace(p, mean_frames={})
+    expected = estimate_mean(score_table(p), metric, rng=np.random.default_rng(0)).value
+    assert headline_score(p) == (metric, pytest.approx(expected))
 
 
 def test_order_of_rows_does_not_matter() -> None:

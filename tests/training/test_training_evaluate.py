@@ -68,6 +68,11 @@ def test_rows_pair_every_arm_on_the_same_trials(gratings_runs, tmp_path):
     for predictions in files:
         np.testing.assert_array_equal(predictions.time, files[0].time)
         np.testing.assert_array_equal(predictions.target, files[0].target)
+    chosen = {p.arm: p.validation_score for p in files if p.kind == "baseline"}
+    assert {p.validation_metric for p in files if p.kind == "baseline"} == {"accuracy"}
+    best = max(chosen, key=chosen.__getitem__)
+    marked = {row["metric"]: row.get("best_baseline") for row in scores.rows if row["arm"] == "a"}
+    assert marked[f"accuracy minus {best}"] == "validation"
 
 
 def test_predictions_files_alone_give_the_same_rows(gratings_runs, tmp_path):
@@ -84,6 +89,12 @@ def test_every_test_frame_is_scored_once_on_both_splits(frames_run, tiny, tmp_pa
     assert {row["split"] for row in scores.rows} == {"repeat", "clip"}
     value = {(r["arm"], r["split"], r["metric"]): r["value"] for r in scores.rows}
     assert value["mean frame", "repeat", "spatial_correlation_mean_subtracted_16x32"] == 0
+    stored = [Predictions.load(path) for path in (tmp_path / "results" / "predictions").iterdir()]
+    headlines = {"repeat": "ssim_16x32", "clip": "spatial_correlation_mean_subtracted_16x32"}
+    for p in stored:
+        assert p.validation_metric == (headlines[p.split] if p.kind == "baseline" else "")
+    [mean_frame] = [p.validation_score for p in stored if (p.arm, p.split) == ("mean frame", "clip")]
+    assert mean_frame == 0
     data, config, _ = open_task(frames_run)
     for part in ("repeat", "clip"):
         table = test_part(data, config, f"test_{part}").table

@@ -9,6 +9,7 @@ import pandas as pd
 
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.evaluation import metrics
+from poyo_ssl.evaluation.metric_names import headline_metric
 from poyo_ssl.evaluation.metrics import Array, FloatArray, IntArray
 from poyo_ssl.evaluation.predictions import Predictions
 
@@ -100,6 +101,67 @@ def score_table(
         for name, value in whole.items():
             rows.append((*place, WHOLE_REPEAT, predictions.seed, name, value, len(part)))
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+
+
+def headline_score(predictions: Predictions) -> tuple[str, float]:
+    """Measure the metric that ranks the arms of a task and split, and no other.
+
+    Baselines are chosen by this score of their validation part.
+
+    Parameters
+    ----------
+    predictions : Predictions
+        Of any part; `split` names the split that it serves.
+
+    Returns
+    -------
+    metric, score : str, float
+        Name as in `score_table`, and the mean over animals as in `estimate_mean`.
+
+    Raises
+    ------
+    PredictionsError, ConfigError
+        See `score_table`.
+
+    Examples
+    --------
+    >>> two = np.arange(2)
+    >>> headline_score(Predictions(task="gratings", split="gratings", arm="majority", prediction=two * 0, target=two,
+    ...     time=two * 3.0, recording_id=np.full(2, "r"), subject_id=np.full(2, "m"),
+    ...     stimulus=np.full(2, "drifting_gratings"), frame_number=two - two - 1, repeat=two - two - 1,
+    ...     class_values=np.array([0.0, 45.0])))
+    ('accuracy', 0.5)
+    """
+    if predictions.task == "frames":
+        predictions.validate()
+        rows = [_headline_row(predictions, *group) for group in _groups(predictions)]
+        table = pd.DataFrame(rows, columns=["recording_id", "subject_id", "metric", "value", "num_targets"])
+    else:
+        table = score_table(predictions)
+    metric = headline_metric(predictions.task, predictions.split, set(table["metric"]))
+    table = table[table["metric"] == metric]
+    sums = table.assign(value=table["value"] * table["num_targets"])
+    sums = sums.groupby(["subject_id", "recording_id"])[["value", "num_targets"]].sum()
+    return metric, float((sums["value"] / sums["num_targets"]).groupby("subject_id").mean().mean())
+
+
+def _headline_row(
+    predictions: Predictions, place: tuple[str, str, str, int], part: IntArray
+) -> tuple[str, str, str, float, int]:
+    """Score the frames of one recording, stimulus and repeat."""
+    size = predictions.target_frames.shape[1:]
+    mean_frame = _mean_frame(predictions.mean_frames, place[0], size)
+    names = ["ssim"] if mean_frame is None else ["ssim", "spatial_correlation_mean_subtracted"]
+    name = headline_metric("frames", predictions.split, names)
+    total = 0.0
+    for start in range(0, len(part), FRAMES_PER_PASS):
+        rows = part[start : start + FRAMES_PER_PASS]
+        images = [np.asarray(predictions.prediction[rows]), predictions.target_frames[predictions.target[rows]]]
+        if mean_frame is not None and name != "ssim":
+            images = [metrics.subtract_mean_frame(own, mean_frame) for own in images]
+        measure = metrics.ssim if name == "ssim" else metrics.spatial_correlation
+        total += float(measure(*images).sum())
+    return place[0], place[1], "{}_{}x{}".format(name, *size), total / len(part), len(part)
 
 
 def merge_folds(table: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from poyo_ssl.evaluation.comparison import MARGIN
 from poyo_ssl.evaluation.frame_images import mean_training_frame
 from poyo_ssl.evaluation.parts import Part
 from poyo_ssl.evaluation.predictions import ArmKind, Predictions
+from poyo_ssl.evaluation.scores import headline_score
 from poyo_ssl.evaluation.split_baselines import BaselineSet, SplitBaseline, split_baselines
 from poyo_ssl.evaluation.summary import ScoredFile, Scores, free_path, read_results, summarise, write_results
 from poyo_ssl.training import run_folder
@@ -176,24 +178,23 @@ def _fit_baselines(
     filled: list[Predictions] = []
     for name in data.validations:
         own = [test for test in tests if data.validation_of(test.name) == name]
-        valid = task_windows(data, config, name)
-        filled += _fit_with(train, valid, own, columns, which, tell, seed=seed)
-    for predictions in filled:
-        predictions.mean_frames = means
+        valid = test_part(data, config, name)
+        filled += _fit_with(train, valid, own, columns, which, tell, means, seed=seed)
     return filled
 
 
 def _fit_with(
     train: WindowTable,
-    valid: WindowTable,
+    valid: TestPart,
     tests: Sequence[TestPart],
     columns: Mapping[str, NDArray],
     which: BaselineSet,
     tell: Callable[[str], None],
+    means: Mapping[str, NDArray],
     *,
     seed: int,
 ) -> list[Predictions]:
-    """Fit on `train`, choose on `valid`, predict the tests that `valid` serves."""
+    """Fit on `train`, choose on `valid`, predict the tests that `valid` serves; score baselines on `valid` too."""
     if not tests:
         return []
     data, config = tests[0].data, tests[0].config
@@ -201,11 +202,11 @@ def _fit_with(
     known: dict[tuple[str, ArmKind, str], NDArray[np.bool_]] = {}
     for index, recording in enumerate(data.recordings):
         units = columns[recording.recording_id]
-        own_train, own_valid = (Part.of(recording, units, table, index) for table in (train, valid))
+        own_train, own_valid = (Part.of(recording, units, table, index) for table in (train, valid.table))
         for baseline in make_baselines(data, config, own_train, which, seed=seed):
             tell(f"fitting {baseline.name} on {recording.recording_id}")
             baseline.fit(own_train, own_valid)
-            for test in tests:
+            for test in (*tests, valid):
                 rows = test.table.recording_index == index
                 prediction = baseline.predict(Part.of(recording, units, test.table, index))
                 key = (baseline.name, baseline.kind, test.name)
@@ -214,12 +215,21 @@ def _fit_with(
                 known.setdefault(key, np.zeros(len(test.table), bool))[rows] = True
     filled = []
     for (name, kind, test_name), prediction in found.items():
+        if test_name == valid.name:
+            continue
         # A control that only some recordings allow (running speed) cannot stand beside arms of all of them.
         if not known[(name, kind, test_name)].all():
             tell(f"leaving {name} out: some recordings lack what it reads")
             continue
         test = next(test for test in tests if test.name == test_name)
-        filled.append(test.to_predictions(prediction, arm=name.replace("_", " "), kind=kind))
+        predictions = test.to_predictions(prediction, arm=name.replace("_", " "), kind=kind)
+        predictions.mean_frames = means
+        if kind == "baseline":
+            # The best of them is chosen by this, without a look at the test.
+            on_valid = valid.to_predictions(found[(name, kind, valid.name)], arm=predictions.arm, kind=kind)
+            on_valid = replace(on_valid, split=test.split, split_intervals={}, mean_frames=means)
+            predictions.validation_metric, predictions.validation_score = headline_score(on_valid)
+        filled.append(predictions)
     return filled
 
 
