@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from poyo_ssl.evaluation.calibration import check_margins, check_tables, check_trainings, seed_power
 from poyo_ssl.evaluation.simulated_scores import SCATTER, World, simulate_arms, simulate_trainings
+from poyo_ssl.evaluation.statistics import crossed_error, estimate_difference, estimate_over_seeds
 
 CHANCE = 1e-4
 """How often a check may fail although the statistics are as they should be."""
@@ -64,14 +66,30 @@ def test_margins_are_not_crossed_too_often() -> None:
 
 
 def test_trainings_that_all_animals_share_are_part_of_the_error() -> None:
-    shares = check_trainings(10, 200, np.random.default_rng(2), seed_scatter=1.0)
-    assert_rare(shares["significant"], 200)
-    with pytest.raises(AssertionError):  # without it one would find differences that are the luck of five trainings
-        assert_rare(shares["animals alone"], 200)
-    assert check_trainings(10, 60, np.random.default_rng(3), seed_scatter=0.5, effect=1.5)["significant"] > 0.7
-    alone = check_trainings(1, 200, np.random.default_rng(4), seed_scatter=1.0)
-    assert_rare(alone["significant"], 200)
-    assert_covers(alone["covered"], 200)
+    rng = np.random.default_rng(2)
+    for animals, scatter in ((3, 1.0), (10, 1.0), (10, 0.3), (30, 0.5)):
+        shares = check_trainings(animals, 5000, rng, seed_scatter=scatter)
+        assert_covers(shares["covered"], 5000)
+        assert_rare(shares["significant"], 5000)
+        with pytest.raises(AssertionError):  # without it one finds differences that are the luck of five trainings
+            assert_rare(shares["animals alone"], 5000)
+    assert check_trainings(10, 2000, rng, seed_scatter=0.5, effect=1.5)["significant"] > 0.7
+    alone = check_trainings(1, 5000, rng, seed_scatter=1.0)
+    assert_rare(alone["significant"], 5000)
+    assert_covers(alone["covered"], 5000)
+
+
+def test_the_crossed_error_is_what_score_tables_get() -> None:
+    difference = simulate_trainings(np.random.default_rng(3), 1, 12, 5, seed_scatter=0.4)[0]
+    animal, seed = (index.ravel() for index in np.indices(difference.shape))
+    table = pd.DataFrame({"recording_id": animal, "subject_id": animal, "seed": seed, "metric": "accuracy"})
+    table = table.assign(value=difference.ravel(), num_targets=10)
+    found = estimate_difference(table, table.assign(value=0.0), "accuracy", rng=np.random.default_rng(0))
+    error, degrees = crossed_error(difference.mean(axis=1), difference.mean(axis=0))
+    assert (found.error, found.degrees, found.num_seeds) == (pytest.approx(error), pytest.approx(degrees), 5)
+    assert found.interval().method == "t"
+    over = estimate_over_seeds(table, table.assign(value=0.0), "accuracy")
+    assert over.error == pytest.approx(difference.mean(axis=0).std(ddof=1) / np.sqrt(5))
 
 
 @pytest.mark.parametrize(("seeds", "effect"), [(3, 1.0), (5, 1.0), (5, 2.0), (10, 1.0)])
@@ -102,8 +120,7 @@ def test_simulated_arms_have_the_stated_scatter(world: World) -> None:
 
 
 def test_simulated_trainings_share_their_luck_over_animals() -> None:
-    a, b = simulate_trainings(np.random.default_rng(6), 300, 5, seed_scatter=2.0)
-    per_seed = (a["value"] - b["value"]).groupby(a["seed"]).mean()
-    assert per_seed.std() > 1
-    same, other = simulate_trainings(np.random.default_rng(6), 300, 5, seed_scatter=0.0, animal_scatter=0.0)
-    assert (same["value"] - other["value"]).groupby(a["seed"]).mean().std() < 0.1
+    rng = np.random.default_rng(6)
+    for scatter, expected in ((2.0, 2.0), (0.0, 0.4 / np.sqrt(300))):
+        found = simulate_trainings(rng, 200, 300, 5, seed_scatter=scatter, animal_scatter=0.0).mean(axis=1)
+        assert found.std() == pytest.approx(expected, rel=0.1)

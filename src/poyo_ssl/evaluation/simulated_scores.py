@@ -87,34 +87,34 @@ def _frame(animal: np.ndarray) -> pd.DataFrame:
 
 def simulate_trainings(
     rng: np.random.Generator,
+    num_tables: int,
     num_animals: int,
     num_seeds: int,
     *,
     seed_scatter: float,
     animal_scatter: float = 0.5,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Simulate two trained arms without a true difference; every animal is decoded by the same trainings.
+) -> FloatArray:
+    """Simulate paired differences of two trained arms whose true difference is 0.
 
     Parameters
     ----------
     rng : numpy.random.Generator
         Source of everything.
-    num_animals, num_seeds : int
-        Animals and trainings; each animal has one recording and one score per training.
+    num_tables, num_animals, num_seeds : int
+        Tables, animals and trainings; every animal is decoded by the same trainings.
     seed_scatter, animal_scatter : float
-        Standard deviation of a training's luck, and of an animal's own difference; that of the rest is 0.3.
+        Standard deviation of a training's luck, and of an animal's own difference; that of the rest is 0.4.
+
+    Returns
+    -------
+    ndarray
+        ``(num_tables, num_animals, num_seeds)``.
 
     Examples
     --------
-    >>> ours, scratch = simulate_trainings(np.random.default_rng(0), 3, 5, seed_scatter=0.5)
-    >>> len(ours), ours["seed"].nunique()
-    (15, 5)
+    >>> simulate_trainings(np.random.default_rng(0), 7, 3, 5, seed_scatter=0.5).shape
+    (7, 3, 5)
     """
-    animal, seed = (i.ravel() for i in np.indices((num_animals, num_seeds)))
-    frame = pd.DataFrame(
-        {"recording_id": animal, "subject_id": animal, "seed": seed, "metric": "accuracy", "num_targets": 300}
-    )
-    shared = rng.normal(size=num_animals)[animal]
-    own = animal_scatter * rng.normal(size=num_animals)[animal] + seed_scatter * rng.normal(size=num_seeds)[seed]
-    rest = 0.3 * rng.normal(size=(2, len(animal)))
-    return frame.assign(value=shared + own + rest[0]), frame.assign(value=shared + rest[1])
+    animal = animal_scatter * rng.normal(size=(num_tables, num_animals, 1))
+    training = seed_scatter * rng.normal(size=(num_tables, 1, num_seeds))
+    return animal + training + 0.4 * rng.normal(size=(num_tables, num_animals, num_seeds))
