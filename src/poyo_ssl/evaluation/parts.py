@@ -127,8 +127,8 @@ def true_drive(part: Part) -> FloatArray:
     """``(N, C x 3)`` the true stimulus-driven rates of the units in three time bins, without noise.
 
     A simulation knows them: the rate that the movie frame or grating on the screen at each imaging frame gives while
-    everything else has its mean effect, and the rate on gray. On unseen frames a decoder of it is no upper bound: its
-    hyper-parameters are chosen on frames that trained (docs/log.md).
+    everything else has its mean effect, and the rate on gray. A decoder of it is a ceiling of unseen frames only
+    where a validation clip chooses its hyper-parameters: on frames that trained they overfit (docs/log.md).
 
     Raises
     ------
