@@ -108,9 +108,9 @@ class CellClass:
 
     mean_rate_hz: float = 0.16
     burstiness: float = 2.0
-    stimulus_information: float = 0.42
+    stimulus_information: float = 0.48
     rate_variance: float = 20.0
-    noise_level: float = 0.05
+    noise_level: float = 0.033
     indicator: Indicator = GCAMP6F
     rate_spread: float = 0.55
     noise_spread: float = 0.25
@@ -119,13 +119,13 @@ class CellClass:
     drive_exponent: float = 2.0
     rf_cycles: float = 0.4
     running_share: float = 0.3
-    shared_share: float = 0.45
+    shared_share: float = 0.55
     running_sign: float = 0.5
     suppressed_fraction: float = 0.05
     affinity_spread: float = 0.4
     drift: float = 0.1
     neuropil_error: float = 0.04
-    saturation: float | None = 5.0
+    saturation: float | None = 4.0
 
     def __post_init__(self) -> None:
         for name in ("mean_rate_hz", "rate_variance", "noise_level", "drive_exponent", "rf_cycles"):
@@ -193,7 +193,7 @@ def _allen_like() -> dict[str, CellClass]:
         "Fezf2-CreER": replace(exc, mean_rate_hz=0.20, stimulus_information=0.36),
         "Nr5a1-Cre": replace(exc, mean_rate_hz=0.17, simple_fraction=0.5),
         "Ntsr1-Cre_GN220": replace(
-            regular, mean_rate_hz=1.6, burstiness=3.0, stimulus_information=0.5, rate_variance=1.5, noise_level=0.06
+            regular, mean_rate_hz=1.6, burstiness=3.0, stimulus_information=0.5, rate_variance=3.0, noise_level=0.04
         ),
         "Pvalb-IRES-Cre": replace(
             inhibitory,
