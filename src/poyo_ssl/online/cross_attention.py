@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,20 @@ SAFE_RANGE = 2.0**60
 CLOCK_TOLERANCE_S = 1e-7
 """Times that differ by less are the same: a batch keeps them in float32, which resolves 6e-8 s."""
 
+GROUP_BYTES = 1 << 19
+"""Token times are taken together while their attention weights need no more: the second-level cache of a core."""
+
 NUM_SUMS = 4
 """Sums over neurons beside the values: of x r, m r, r and 1, each weighted by attention."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Slots of a window that are computed together, where their tokens are kept, and the first latent to see them."""
+
+    slots: slice
+    places: slice
+    first: int
 
 
 class SlidingCrossAttention:
@@ -139,10 +152,11 @@ class SlidingCrossAttention:
         zeros = torch.zeros
         self.scale = zeros(num, C, dtype=self.dtype)  # r, 0 where absent
         self.scaled_values = zeros(num, C, dtype=self.dtype)  # x r
-        self.rows = zeros(num, 1, NUM_SUMS, C, dtype=self.dtype)  # x r, m r, r and 1
+        self.rows = zeros(num, H, NUM_SUMS, C, dtype=self.dtype)  # x r, m r, r and 1, for each head
         self.columns = zeros(num, H, width, C, dtype=self.dtype)  # values, x r, m r, r and 1; 0 where absent
         self.present = zeros(num, C, dtype=torch.bool)
-        self.weights = zeros(H, L, C, dtype=self.dtype)
+        self.group_size = max(1, GROUP_BYTES // (H * L * C * self.scale.element_size()))
+        self.scratch = zeros(min(num, self.group_size) * H * L * C, dtype=self.dtype)
         self.over_time, self.over_time_values = zeros(H, L, C, dtype=self.dtype), zeros(H, L, C, dtype=self.dtype)
         self.edge_over_time = zeros(H, L, C, dtype=self.dtype)
 
@@ -174,8 +188,8 @@ class SlidingCrossAttention:
         mean = (self.own_mean[kind] + value_mean) / 2
         self.scale[place], self.scaled_values[place] = scale, values * scale
         sums = torch.stack((values * scale, mean * scale, scale, keep))  # (4, C)
-        self.rows[place, 0] = sums
-        self.rows[place, 0, 3] = 1.0
+        self.rows[place] = sums
+        self.rows[place, :, 3] = 1.0
         turning = self.dim_head // 2
         rows = torch.cat((self.moving["mean"], self.moving["types"][..., kind : kind + 1], self.moving["bias"]), -1)
         values_of_token = self.columns[place, :, :turning]  # (H, E/2, C)
@@ -223,54 +237,92 @@ class SlidingCrossAttention:
         kinds = parts["types"].split(1, dim=dim)
         return [torch.cat((along, parts["mean"], kind, parts["bias"]), dim=dim).contiguous() for kind in kinds]
 
-    def _logits(self, j: int, place: int) -> Tensor:
-        """Return the logits (base 2, less the reference) of the latents that see slot `j`: ``(H, l, C)``."""
+    def _groups(self, places: Sequence[int]) -> list[_Group]:
+        """Cut a window into runs of evenly spaced places (the ring's end breaks one) that the same latents see."""
+        groups: list[_Group] = []
+        start, num_latents = 0, len(self.latents)
+        for stop in range(1, len(places) + 1):
+            if stop < len(places):
+                step = places[stop] - places[stop - 1]
+                goes_on = (
+                    step == (places[start + 1] - places[start])
+                    and step > 0
+                    and self.first_latent[stop] == self.first_latent[start]
+                    and stop - start < self.group_size
+                )
+                if goes_on:
+                    continue
+            if self.first_latent[start] < num_latents:
+                step = places[start + 1] - places[start] if stop - start > 1 else 1
+                kept = slice(places[start], places[stop - 1] + 1, step)
+                groups.append(_Group(slice(start, stop), kept, self.first_latent[start]))
+            start = stop
+        edges = range(len(self.edge_kinds))
+        return groups + [
+            _Group(slice(start + i, start + i + 1), slice(self.num_places + i, self.num_places + i + 1), first)
+            for i, first in zip(edges, self.first_latent[start:], strict=True)
+            if first < num_latents
+        ]
+
+    def _logits(self, group: _Group) -> Tensor:
+        """Return the logits (base 2, less the reference) of the latents that see a group: ``(n, H, l, C)``."""
         assert self.table is not None
-        first = self.first_latent[j]
-        logits = self.weights[:, first:]
-        torch.mul(self.table[j, :, first:], self.scale[place], out=logits)
+        table = self.table[group.slots, :, group.first :]
+        logits = self.scratch[: table.numel()].view(table.shape)
+        torch.mul(table, self.scale[group.places, None, None], out=logits)
         if self.value_table is not None:
-            logits.addcmul_(self.value_table[j, :, first:], self.scaled_values[place])
-        return logits.baddbmm_(self.logits_of_rows[j, :, first:], self.rows[place].expand(self.heads, -1, -1))
+            along = self.value_table[group.slots, :, group.first :]
+            logits.addcmul_(along, self.scaled_values[group.places, None, None])
+        of_rows = self.logits_of_rows[group.slots, :, group.first :].flatten(0, 1)  # (n H, l, 4)
+        logits.flatten(0, 1).baddbmm_(of_rows, self.rows[group.places].flatten(0, 1))
+        return logits
 
-    def _gather(self, j: int, place: int, over_time: Tensor) -> None:
-        """Add one slot's weights to the sums over time, and set its sums over neurons."""
-        first = self.first_latent[j]
-        weights = self._logits(j, place).exp2_()
-        torch.bmm(self.columns[place], weights.mT, out=self.sums[j, ..., first:])
-        over_time[:, first:].addcmul_(weights, self.scale[place])
+    def _gather(self, group: _Group, over_time: Tensor, *, masked: bool) -> None:
+        """Add a group's weights to the sums over time, and set its sums over neurons."""
+        weights = self._logits(group).exp2_()
+        if masked:
+            weights.masked_fill_(~self.present[group.places, None, None], 0.0)
+        sums = self.sums[group.slots, ..., group.first :].flatten(0, 1)  # (n H, E/2 + 4, l)
+        torch.bmm(self.columns[group.places].flatten(0, 1), weights.flatten(0, 1).mT, out=sums)
+        seen = over_time[:, group.first :]
+        for each, scale in zip(weights.unbind(), self.scale[group.places].unbind(), strict=True):
+            seen.addcmul_(each, scale)
         if self.value_table is not None:
-            self.over_time_values[:, first:].addcmul_(weights, self.scaled_values[place])
+            seen = self.over_time_values[:, group.first :]
+            for each, value in zip(weights.unbind(), self.scaled_values[group.places].unbind(), strict=True):
+                seen.addcmul_(each, value)
 
-    def _set_reference(self, places: Sequence[int | None]) -> None:
+    def _set_reference(self, groups: Sequence[_Group]) -> None:
         """Take every latent's largest logit as the new origin of its logits."""
         self.logits_of_rows[..., 3] = self.base_of_bias
-        highest = torch.full(self.weights.shape[:2], -math.inf, dtype=self.dtype)
-        for j, place in enumerate(places):
-            first = self.first_latent[j]
-            if place is not None and first < len(self.latents):
-                seen = self._logits(j, place).masked_fill(~self.present[place], -math.inf).amax(dim=-1)
-                torch.maximum(highest[:, first:], seen, out=highest[:, first:])
+        highest = torch.full(self.over_time.shape[:2], -math.inf, dtype=self.dtype)
+        for group in groups:
+            absent = ~self.present[group.places, None, None]
+            seen = self._logits(group).masked_fill(absent, -math.inf).amax(dim=(0, 3))
+            torch.maximum(highest[:, group.first :], seen, out=highest[:, group.first :])
         self.reference = torch.where(highest.isfinite(), highest, 0.0)
         torch.sub(self.base_of_bias, self.reference, out=self.logits_of_rows[..., 3])
         self.edges_of = None
 
-    def _sum(self, places: Sequence[int | None], present: Tensor) -> Tensor:
-        """Go over all slots; return the softmax denominators ``(H, L)``."""
-        num_frames = len(places) - len(self.edge_kinds)
+    def _sum(self, groups: Sequence[_Group], present: Tensor, *, masked: bool = False) -> Tensor:
+        """Go over all slots; return the softmax denominators ``(H, L)``.
+
+        What is absent has scale and columns of zero, and so no share; `masked` sets its weights to zero too, for the
+        case that they are beyond the number range, where zero times infinity is not zero.
+        """
+        num_frames = len(self.table_times) - len(self.edge_kinds)
         if self.edges_of is None or not torch.equal(self.edges_of, present):
             self.edge_over_time.zero_()
-            for j in range(num_frames, len(places)):
-                self._gather(j, places[j], self.edge_over_time)  # type: ignore[arg-type]
+            for group in groups:
+                if group.slots.start >= num_frames:
+                    self._gather(group, self.edge_over_time, masked=masked)
             self.edges_of = present
         self.over_time.copy_(self.edge_over_time)
         if self.per_unit:
             self.over_time_values.zero_()
-        for j, place in enumerate(places[:num_frames]):
-            if place is None:
-                self.sums[j] = 0
-            elif self.first_latent[j] < len(self.latents):
-                self._gather(j, place, self.over_time)
+        for group in groups:
+            if group.slots.start < num_frames:
+                self._gather(group, self.over_time, masked=masked)
         return self.sums[:, :, -1].sum(0)
 
     @torch.no_grad()
@@ -287,20 +339,17 @@ class SlidingCrossAttention:
         times = torch.cat((times, self.edge_times))
         if self.table_times.shape != times.shape or (self.table_times - times).abs().max() > CLOCK_TOLERANCE_S:
             self._tabulate(times)
-        frames = list(places)
-        present = self.present[frames]
-        some, anywhere = present.any(dim=1).tolist(), present.any(dim=0)
+        anywhere = self.present[list(places)].any(dim=0)
         if self.edges_of is None or not torch.equal(self.edges_of, anywhere):
             for i, kind in enumerate(self.edge_kinds):
                 self._put(self.num_places + i, torch.zeros_like(self.scale[0]), anywhere, kind=kind)
-        edges = [self.num_places + i for i in range(len(self.edge_kinds))]
-        window = [place if there else None for place, there in zip(frames, some, strict=True)] + edges
+        groups = self._groups(places)
         if self.reference is None:
-            self._set_reference(window)
-        denominators = self._sum(window, anywhere)
+            self._set_reference(groups)
+        denominators = self._sum(groups, anywhere)
         if not self._is_safe(denominators):
-            self._set_reference(window)
-            denominators = self._sum(window, anywhere)
+            self._set_reference(groups)
+            denominators = self._sum(groups, anywhere, masked=True)
         return self._finish(denominators)
 
     def _is_safe(self, denominators: Tensor) -> bool:
