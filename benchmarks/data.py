@@ -3,9 +3,9 @@
     python benchmarks/data.py [--folder FOLDER] [--repeats 10] [--quick] [--json FILE]
 
 Forty recordings of 200 neurons are written once into the folder (a temporary one by default) and memory-mapped.
-Windows are made as in training, with neurons dropped and in random order over all recordings, on one thread; beside
-them stands the training step of the dim-64 model on the same batch, forward, backward and optimiser; the two take turns,
-and the table has medians of CPU seconds. `ratio` is how many such models one thread could feed.
+Windows are made as in training, with neurons dropped and in random order over all recordings, on one thread. Beside
+them stands the training step of the dim-64 model on the same batch, forward, backward and optimiser; the two take
+turns, and the table has medians of CPU seconds. `ratio` is how many such models one thread could feed.
 
 Moments are those of `select`: `measure_units`, skewness and kurtosis with signal to noise and event rate. `warm`: the
 file is in the page cache; the figure is megabytes of dF/F per CPU second. `cold`: the kernel is asked to forget the
