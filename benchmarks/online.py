@@ -131,18 +131,12 @@ def time_parts(decoder: Decoder, repeats: int = 50) -> dict[str, float]:
     places = list(range(NUM_FRAMES))
     times = (torch.arange(NUM_FRAMES, dtype=torch.float64) + 0.5) / RATE_HZ
     values, present = torch.randn(NUM_UNITS), torch.ones(NUM_UNITS, dtype=torch.bool)
-    z = torch.randn(1, len(latents), decoder.run.config.model.dim)
-    columns = z[0].mT.contiguous()
+    columns = torch.randn(decoder.run.config.model.dim, len(latents))
     stages: dict[str, Callable[[], Any]] = {
         "put": lambda: decoder.attention.put(0, values, present),
         "attend": lambda: decoder.attention.attend(places, times),
         "processor": lambda: decoder.processor(columns),
-        "readout": lambda: decoder.model.readout(
-            decoder.run.task,
-            decoder.latents.with_values(z),
-            session_index=decoder.session_index,
-            target_time=torch.tensor([0.5]),
-        ),
+        "readout": lambda: decoder.readout(columns, 0.5),
     }
     with torch.inference_mode():
         found = {}

@@ -19,6 +19,7 @@ from poyo_ssl.errors import CheckpointError, ConfigError, RecordingError, Stream
 from poyo_ssl.online.cross_attention import SlidingCrossAttention
 from poyo_ssl.online.frames import FoldedFrameDecoder
 from poyo_ssl.online.processor import ColumnProcessor
+from poyo_ssl.online.readout import SingleQueryReadout
 from poyo_ssl.training import run_folder
 from poyo_ssl.training.predict import decide
 from poyo_ssl.training.restore import TrainedRun
@@ -175,7 +176,8 @@ class Decoder:
             duration_s=self.duration_s,
         )
         with torch.no_grad():
-            self.latents = self.model.encode(empty)  # their times; the values are put in later
+            latents = self.model.encode(empty)  # for their times
+        self.readout = SingleQueryReadout(self.model, self.run.task, self.session_index, latents)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -324,13 +326,7 @@ class Decoder:
         token_times = torch.from_numpy(times).to(self.dtype).to(torch.float64)
         z = self.attention.latents + self.attention.attend(places, token_times)  # (L, D)
         z = z + self.model.encoder.feed_forward(z)
-        z = self.processor(z.mT.contiguous()).mT  # (L, D)
-        return self.model.readout(
-            self.run.task,
-            self.latents.with_values(z.unsqueeze(0)),
-            session_index=self.session_index,
-            target_time=torch.tensor([target_time], dtype=self.dtype),
-        )[0]
+        return self.readout(self.processor(z.mT.contiguous()), target_time)
 
     def _answer(self, time: float, coverage: float, output: torch.Tensor) -> Prediction:
         if self.run.task == "frames":

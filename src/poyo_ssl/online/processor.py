@@ -93,12 +93,12 @@ class ColumnProcessor:
         """Return the latents ``(D, L)`` after all blocks."""
         for block in self.blocks:
             z = self._attend(block, z)
-            value, gate = torch.addmm(block.expand_bias, block.expand, _standardise(z, block.eps[1])).chunk(2)
+            value, gate = torch.addmm(block.expand_bias, block.expand, standardise(z, block.eps[1])).chunk(2)
             z = torch.addmm(z + block.contract_bias, block.contract, F.gelu(gate).mul_(value))
         return z
 
     def _attend(self, block: BlockWeights, z: Tensor) -> Tensor:
-        qkv = torch.addmm(block.qkv_bias, block.to_qkv, _standardise(z, block.eps[0]))  # (3HE, L)
+        qkv = torch.addmm(block.qkv_bias, block.to_qkv, standardise(z, block.eps[0]))  # (3HE, L)
         qkv = qkv.unflatten(0, (3, self.heads, self.dim_head))  # (3, H, E, L)
         self._turn(qkv, self.sin)
         q, k, v = qkv
@@ -121,7 +121,7 @@ def _fold(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[Tensor, Tensor]:
     return (linear.weight * norm.weight).contiguous(), bias
 
 
-def _standardise(z: Tensor, eps: float) -> Tensor:
+def standardise(z: Tensor, eps: float) -> Tensor:
     """Bring every column to mean 0 and variance 1."""
     # Plain sums: torch.var_mean along the first dimension is five times slower.
     centred = z - z.mean(dim=0)
