@@ -196,6 +196,21 @@ def test_malformed_files_are_named_by_their_group(case, damaged):
         BrainsetsSource().read(damaged(change))
 
 
+@pytest.mark.parametrize(
+    ("name", "warning"),
+    [
+        ("drifting_gratings", "no table drifting_gratings: drifting_gratings_domain says that it was shown"),
+        ("spontaneous_domain", "no spontaneous_domain: when the screen was gray is not known"),
+    ],
+)
+def test_what_is_missing_gets_a_warning(name, warning, damaged, original):
+    def remove(file):
+        del file[name]
+
+    assert warning in BrainsetsSource().read(damaged(remove)).warnings
+    assert warning not in BrainsetsSource().read(original[1]).warnings
+
+
 def test_empty_stimuli_get_a_warning(damaged):
     def change(file):
         for key in list(file["natural_movie_one"]):

@@ -10,6 +10,7 @@ from nwb_samples import write_laboratory
 from suite2p_samples import write_plane
 
 from poyo_ssl.cli import main
+from poyo_ssl.commands.console import console
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.stimuli import save_movie
 from poyo_ssl.errors import RecordingError
@@ -22,7 +23,8 @@ MOVIE = "natural_movie_one"
 @pytest.fixture
 def ask(capsys, monkeypatch):
     """Return a function that runs the command on a path and gives exit code and words."""
-    monkeypatch.setenv("COLUMNS", "200")
+    # The width is read when the console is made, which another test may have done.
+    monkeypatch.setattr(console, "width", 200)
 
     def run(path):
         code = main(["doctor", str(path)])

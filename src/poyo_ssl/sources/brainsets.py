@@ -296,6 +296,9 @@ def _check_tables(file: h5py.File, warnings: list[str]) -> None:
         raise RecordingError(f"{name_of(file['domain'])} is empty", allowed="the time that was imaged", fix=FIX)
     first, last = whole[0, 0], whole[:, 1].max()
     frame = 1 / float(file["calcium_traces"].attrs["sampling_rate"])
+    if "spontaneous_domain" not in file:
+        # Every session of the Allen's has some.
+        warnings.append("no spontaneous_domain: when the screen was gray is not known")
     for name in file:
         group = get_group(file, name)
         if group is None or name == "domain":
@@ -305,7 +308,11 @@ def _check_tables(file: h5py.File, warnings: list[str]) -> None:
             _check_lengths(group, len(spans))
             if not len(spans):
                 warnings.append(f"{name} is empty")
-            if not name.endswith("_domain"):
+            if name.endswith("_domain"):
+                shown = name.removesuffix("_domain")
+                if shown.startswith(tuple(COLUMNS)) and not any(shown.startswith(key) for key in file):
+                    warnings.append(f"no table {shown}: {name} says that it was shown")
+            else:
                 _check_inside(group, spans, (first, last), frame)
                 # The two noises of session C2 share a table and have a domain each.
                 if not any(key.startswith(name) and key.endswith("_domain") for key in file):
