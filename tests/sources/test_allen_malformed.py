@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 from allen_samples import write_session
+from tests.sources.changes import drop, put, put_item
 
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.sources.allen import AllenSource, read_fluorescence
@@ -41,33 +42,6 @@ def damaged(originals, tmp_path):
     return make
 
 
-def _drop(*names):
-    def change(file):
-        for name in names:
-            del file[name]
-
-    return change
-
-
-def _put(name, make):
-    """Replace a dataset by what `make` gives for its values."""
-
-    def change(file):
-        values = make(file[name][()])
-        del file[name]
-        if values is not None:
-            file[name] = values
-
-    return change
-
-
-def _set(name, index, value):
-    def change(file):
-        file[name][index] = value
-
-    return change
-
-
 def _texts(**values):
     def change(file):
         for name, text in values.items():
@@ -82,7 +56,7 @@ def _texts(**values):
 
 
 def _swap_in_float(name, make):
-    return _put(name, lambda values: make(values.astype(float)))
+    return put(name, lambda values: make(values.astype(float)))
 
 
 def _with(values, index, value):
@@ -91,77 +65,77 @@ def _with(values, index, value):
 
 
 ERRORS = {
-    "pipeline module missing": (_drop(MODULE), r"no group 'processing/brain_observatory_pipeline' .found: "),
+    "pipeline module missing": (drop(MODULE), r"no group 'processing/brain_observatory_pipeline' .found: "),
     "another module": (
         lambda f: f.move(MODULE, "processing/visual_coding_pipeline"),
         r"found: visual_coding_pipeline.*for NWB 2 use",
     ),
-    "dff missing": (_drop(f"{MODULE}/DfOverF"), r"no group '.*DfOverF/imaging_plane_1' .found: .*Fluorescence"),
-    "dff data missing": (_drop(f"{DFF}/data"), r"no '.*DfOverF/imaging_plane_1/data'"),
-    "dff transposed": (_put(f"{DFF}/data", lambda v: v.T), r"transposed, .frames, ROIs.* .allowed"),
-    "dff of texts": (_put(f"{DFF}/data", lambda v: np.array([b"x"] * 5)), r"holds \|S1 of shape"),
-    "dff of one dimension": (_put(f"{DFF}/data", lambda v: v.ravel()), r"numbers of 2 dimensions"),
-    "dff two frames short": (_put(f"{DFF}/data", lambda v: v[:, :-2]), r"timestamps .allowed: .* up to 1 frames"),
-    "no timestamps": (_drop(f"{DFF}/timestamps", f"{MODULE}/Fluorescence"), "no timestamps"),
-    "timestamp NaN": (_set(f"{DFF}/timestamps", 17, np.nan), r"timestamp 17 is nan"),
-    "timestamp repeated": (_set(f"{DFF}/timestamps", slice(7, 9), 27.0), r"timestamp 8 is 27 after 27"),
+    "dff missing": (drop(f"{MODULE}/DfOverF"), r"no group '.*DfOverF/imaging_plane_1' .found: .*Fluorescence"),
+    "dff data missing": (drop(f"{DFF}/data"), r"no '.*DfOverF/imaging_plane_1/data'"),
+    "dff transposed": (put(f"{DFF}/data", lambda v: v.T), r"transposed, .frames, ROIs.* .allowed"),
+    "dff of texts": (put(f"{DFF}/data", lambda v: np.array([b"x"] * 5)), r"holds \|S1 of shape"),
+    "dff of one dimension": (put(f"{DFF}/data", lambda v: v.ravel()), r"numbers of 2 dimensions"),
+    "dff two frames short": (put(f"{DFF}/data", lambda v: v[:, :-2]), r"timestamps .allowed: .* up to 1 frames"),
+    "no timestamps": (drop(f"{DFF}/timestamps", f"{MODULE}/Fluorescence"), "no timestamps"),
+    "timestamp NaN": (put_item(f"{DFF}/timestamps", 17, np.nan), r"timestamp 17 is nan"),
+    "timestamp repeated": (put_item(f"{DFF}/timestamps", slice(7, 9), 27.0), r"timestamp 8 is 27 after 27"),
     "ids shorter": (
-        _put(f"{SEGMENTATION}/cell_specimen_ids", lambda v: v[:-1]),
+        put(f"{SEGMENTATION}/cell_specimen_ids", lambda v: v[:-1]),
         r"5 dF/F traces, 4 cell_specimen_ids, 5 roi_ids, 5 roi_list",
     ),
     "roi_list longer": (
-        _put(f"{SEGMENTATION}/imaging_plane_1/roi_list", lambda v: np.append(v, b"roi_0005")),
+        put(f"{SEGMENTATION}/imaging_plane_1/roi_list", lambda v: np.append(v, b"roi_0005")),
         r"5 dF/F traces, 5 cell_specimen_ids, 5 roi_ids, 6 roi_list",
     ),
-    "ids are fractions": (_put(f"{SEGMENTATION}/cell_specimen_ids", lambda v: v + 0.5), "whole numbers"),
-    "duplicate cells": (_set(f"{SEGMENTATION}/cell_specimen_ids", 1, 517472360), r"517472360 occurs [23] times"),
+    "ids are fractions": (put(f"{SEGMENTATION}/cell_specimen_ids", lambda v: v + 0.5), "whole numbers"),
+    "duplicate cells": (put_item(f"{SEGMENTATION}/cell_specimen_ids", 1, 517472360), r"517472360 occurs [23] times"),
     "duplicate rois": (
-        _put(f"{SEGMENTATION}/roi_ids", lambda v: _with(v, 1, v[0])),
+        put(f"{SEGMENTATION}/roi_ids", lambda v: _with(v, 1, v[0])),
         r"roi_ids 540000000 occurs 2 times",
     ),
     "both spellings": (
         lambda f: f.copy(GRATINGS, "stimulus/presentation/drifting_gratings"),
         r"both 'drifting_gratings' and 'drifting_gratings_stimulus'",
     ),
-    "frame_duration missing": (_drop(f"{GRATINGS}/frame_duration"), r"no 'frame_duration' .found: data, feature"),
-    "frame_duration short": (_put(f"{GRATINGS}/frame_duration", lambda v: v[:-1]), r"shape \(89, 2\) for 90 rows"),
-    "frame_duration of one column": (_put(f"{GRATINGS}/frame_duration", lambda v: v[:, :1]), r"\(90, 1\) for 90"),
+    "frame_duration missing": (drop(f"{GRATINGS}/frame_duration"), r"no 'frame_duration' .found: data, feature"),
+    "frame_duration short": (put(f"{GRATINGS}/frame_duration", lambda v: v[:-1]), r"shape \(89, 2\) for 90 rows"),
+    "frame_duration of one column": (put(f"{GRATINGS}/frame_duration", lambda v: v[:, :1]), r"\(90, 1\) for 90"),
     "frame_duration empty": (
-        lambda f: [_put(f"{MOVIE}/{k}", lambda v: v[:0])(f) for k in ("data", "frame_duration")],
+        lambda f: [put(f"{MOVIE}/{k}", lambda v: v[:0])(f) for k in ("data", "frame_duration")],
         "no presentations",
     ),
     "frame_duration NaN": (
         _swap_in_float(f"{GRATINGS}/frame_duration", lambda v: _with(v, (3, 0), np.nan)),
         r"row 3 of frame_duration runs from nan",
     ),
-    "start negative": (_set(f"{GRATINGS}/frame_duration", (4, 0), -1), r"row 4 .* from -1 to"),
-    "end beyond": (_set(f"{GRATINGS}/frame_duration", (4, 1), 10**6), r"row 4 .* to 1e\+06 .allowed: frames 0 to"),
-    "end before start": (_set(f"{GRATINGS}/frame_duration", (4, 1), 5), r"row 4 .* to 5 .*end not before start"),
-    "features missing": (_drop(f"{GRATINGS}/features"), "no 'features'"),
-    "features too few": (_put(f"{GRATINGS}/features", lambda v: v[:2]), "2 features for 3 columns"),
+    "start negative": (put_item(f"{GRATINGS}/frame_duration", (4, 0), -1), r"row 4 .* from -1 to"),
+    "end beyond": (put_item(f"{GRATINGS}/frame_duration", (4, 1), 10**6), r"row 4 .* to 1e\+06 .allowed: frames 0 to"),
+    "end before start": (put_item(f"{GRATINGS}/frame_duration", (4, 1), 5), r"row 4 .* to 5 .*end not before start"),
+    "features missing": (drop(f"{GRATINGS}/features"), "no 'features'"),
+    "features too few": (put(f"{GRATINGS}/features", lambda v: v[:2]), "2 features for 3 columns"),
     "feature unknown": (
-        _put(f"{GRATINGS}/features", lambda v: np.array([b"temporal_frequency", b"angle", b"blank_sweep"])),
+        put(f"{GRATINGS}/features", lambda v: np.array([b"temporal_frequency", b"angle", b"blank_sweep"])),
         "lack orientation",
     ),
-    "direction unknown": (_set(f"{GRATINGS}/data", (2, 1), 50.0), r"row 2 has orientation 50 .allowed: 0, 45"),
-    "value missing in a trial": (_set(f"{GRATINGS}/data", (2, 1), np.nan), "row 2 has no value"),
-    "data of gratings missing": (_drop(f"{GRATINGS}/data"), "no 'data'"),
+    "direction unknown": (put_item(f"{GRATINGS}/data", (2, 1), 50.0), r"row 2 has orientation 50 .allowed: 0, 45"),
+    "value missing in a trial": (put_item(f"{GRATINGS}/data", (2, 1), np.nan), "row 2 has no value"),
+    "data of gratings missing": (drop(f"{GRATINGS}/data"), "no 'data'"),
     "movie row missing": (
-        lambda f: [_put(f"{MOVIE}/{k}", lambda v: np.delete(v, 30, 0))(f) for k in ("data", "frame_duration")],
+        lambda f: [put(f"{MOVIE}/{k}", lambda v: np.delete(v, 30, 0))(f) for k in ("data", "frame_duration")],
         r"repeat 2 of natural_movie_one has image 7 where image 6 should be",
     ),
     "movie cut short": (
-        lambda f: [_put(f"{MOVIE}/{k}", lambda v: v[:-5])(f) for k in ("data", "frame_duration")],
+        lambda f: [put(f"{MOVIE}/{k}", lambda v: v[:-5])(f) for k in ("data", "frame_duration")],
         r"repeat 9 of natural_movie_one has the end of the table where image 7",
     ),
-    "movie image beyond template": (_set(f"{MOVIE}/data", 3, 12), r"row 3 shows image 12 .allowed: 0 to 11"),
-    "movie image negative": (_set(f"{MOVIE}/data", 3, -1), r"row 3 shows image -1"),
-    "movie images are fractions": (_put(f"{MOVIE}/data", lambda v: v + 0.5), "fractions or NaN"),
-    "spontaneous unpaired": (_set(f"{SPONTANEOUS}/data", 1, 1), r"spontaneous_stimulus: rows of \[1, 1\]"),
-    "spontaneous reversed": (_put(f"{SPONTANEOUS}/data", lambda v: -v), "not in pairs"),
+    "movie image beyond template": (put_item(f"{MOVIE}/data", 3, 12), r"row 3 shows image 12 .allowed: 0 to 11"),
+    "movie image negative": (put_item(f"{MOVIE}/data", 3, -1), r"row 3 shows image -1"),
+    "movie images are fractions": (put(f"{MOVIE}/data", lambda v: v + 0.5), "fractions or NaN"),
+    "spontaneous unpaired": (put_item(f"{SPONTANEOUS}/data", 1, 1), r"spontaneous_stimulus: rows of \[1, 1\]"),
+    "spontaneous reversed": (put(f"{SPONTANEOUS}/data", lambda v: -v), "not in pairs"),
     "masks of two sizes": (
         lambda f: [
-            _put(f"{SEGMENTATION}/imaging_plane_1/roi_0001/img_mask", lambda v: np.pad(v, 1))(f),
+            put(f"{SEGMENTATION}/imaging_plane_1/roi_0001/img_mask", lambda v: np.pad(v, 1))(f),
             f[f"{SEGMENTATION}/imaging_plane_1/roi_0001"].pop("pix_mask", None),
         ],
         r"masks of \(512, 512\) and of \(514, 514\)",
@@ -180,7 +154,7 @@ def test_a_damaged_file_is_refused_by_name(case, damaged):
 
 
 def test_scenes_have_118_images_and_a_blank(damaged):
-    path = damaged(_set("stimulus/presentation/natural_scenes_stimulus/data", 5, 118), "B")
+    path = damaged(put_item("stimulus/presentation/natural_scenes_stimulus/data", 5, 118), "B")
     with pytest.raises(RecordingError, match=r"row 5 shows image 118 .allowed: -1 to 117"):
         AllenSource().read(path)
     with h5py.File(path, "a") as file:
@@ -190,15 +164,15 @@ def test_scenes_have_118_images_and_a_blank(damaged):
 
 
 WARNINGS = {
-    "dff a frame short": (_put(f"{DFF}/data", lambda v: v[:, :-1]), r"frames of dF/F and \d+ timestamps: trimmed to"),
-    "stimulus missing": (_drop(GRATINGS), r"no 'drifting_gratings' or 'drifting_gratings_stimulus' .*should have"),
+    "dff a frame short": (put(f"{DFF}/data", lambda v: v[:, :-1]), r"frames of dF/F and \d+ timestamps: trimmed to"),
+    "stimulus missing": (drop(GRATINGS), r"no 'drifting_gratings' or 'drifting_gratings_stimulus' .*should have"),
     "stimulus unknown": (lambda f: f.copy(MOVIE, "stimulus/presentation/my_movie_stimulus"), r"'my_movie_stimulus' is"),
     "a repeat missing": (
-        lambda f: [_put(f"{MOVIE}/{k}", lambda v: v[:-12])(f) for k in ("data", "frame_duration")],
+        lambda f: [put(f"{MOVIE}/{k}", lambda v: v[:-12])(f) for k in ("data", "frame_duration")],
         "natural_movie_one has 9 repeats where 10 were shown",
     ),
     "session type": (_texts(session_type="OPHYS_1_images_A"), "unknown session type 'OPHYS_1_images_A'"),
-    "genotype absent": (_drop("general/subject/genotype"), "unknown line: genotype '' is none of the Allen's 13"),
+    "genotype absent": (drop("general/subject/genotype"), "unknown line: genotype '' is none of the Allen's 13"),
     "genotype foreign": (_texts(genotype="Gad2-IRES-Cre/wt"), "unknown line: genotype 'Gad2-IRES-Cre/wt'"),
     "age": (_texts(age="P114"), "general/subject/age 'P114' is no number of days; left empty"),
     "depth": (_texts(depth="deep"), "imaging depth 'deep' is no number"),
@@ -211,33 +185,33 @@ WARNINGS = {
     "empty mask": (
         lambda f: [
             f[f"{SEGMENTATION}/imaging_plane_1/roi_0003/img_mask"].write_direct(np.zeros((512, 512), np.uint8)),
-            _put(f"{SEGMENTATION}/imaging_plane_1/roi_0003/pix_mask", lambda v: v[:0])(f),
+            put(f"{SEGMENTATION}/imaging_plane_1/roi_0003/pix_mask", lambda v: v[:0])(f),
         ],
         "the mask is empty in row 3: position unknown",
     ),
     "pixel lists wrong": (
         lambda f: [
-            _put(f"{SEGMENTATION}/imaging_plane_1/roi_000{roi}/pix_mask", lambda v: v[:, ::-1])(f) for roi in range(5)
+            put(f"{SEGMENTATION}/imaging_plane_1/roi_000{roi}/pix_mask", lambda v: v[:, ::-1])(f) for roi in range(5)
         ],
         "pixel lists of the ROIs are not those of their images",
     ),
-    "no masks": (_drop(f"{SEGMENTATION}/imaging_plane_1"), "no ROI masks"),
-    "no cell ids": (_drop(f"{SEGMENTATION}/cell_specimen_ids"), "no cell specimen ids"),
-    "no roi ids": (_drop(f"{SEGMENTATION}/roi_ids"), "no roi_ids"),
+    "no masks": (drop(f"{SEGMENTATION}/imaging_plane_1"), "no ROI masks"),
+    "no cell ids": (drop(f"{SEGMENTATION}/cell_specimen_ids"), "no cell specimen ids"),
+    "no roi ids": (drop(f"{SEGMENTATION}/roi_ids"), "no roi_ids"),
     "running short": (
-        _put(f"{MODULE}/BehavioralTimeSeries/running_speed/data", lambda v: v[:-1]),
+        put(f"{MODULE}/BehavioralTimeSeries/running_speed/data", lambda v: v[:-1]),
         r"running_speed: \d+ samples for \d+ timestamps; left out",
     ),
     "running NaN": (
-        _set(f"{MODULE}/BehavioralTimeSeries/running_speed/data", slice(0, 9), np.nan),
+        put_item(f"{MODULE}/BehavioralTimeSeries/running_speed/data", slice(0, 9), np.nan),
         r"running speed: 9 of \d+ samples are not finite",
     ),
     "pupil rejected": (
-        _set(f"{MODULE}/EyeTracking/pupil_location/data", slice(4, 6), np.nan),
+        put_item(f"{MODULE}/EyeTracking/pupil_location/data", slice(4, 6), np.nan),
         r"pupil: 2 of \d+ samples rejected",
     ),
     "motion of one column": (
-        _put(f"{MODULE}/MotionCorrection/2p_image_series/xy_translation/data", lambda v: v[:, :1]),
+        put(f"{MODULE}/MotionCorrection/2p_image_series/xy_translation/data", lambda v: v[:, :1]),
         "motion of shape",
     ),
     "blank with values": (
@@ -280,7 +254,7 @@ def test_every_spelling_of_the_genotype(genotype, line, damaged):
 def test_images_of_masks_are_believed_before_lists(damaged, originals):
     def swap(file):
         for roi in range(5):
-            _put(f"{SEGMENTATION}/imaging_plane_1/roi_000{roi}/pix_mask", lambda v: v[:, ::-1])(file)
+            put(f"{SEGMENTATION}/imaging_plane_1/roi_000{roi}/pix_mask", lambda v: v[:, ::-1])(file)
 
     def drop(file):
         for roi in range(5):
@@ -295,7 +269,7 @@ def test_images_of_masks_are_believed_before_lists(damaged, originals):
 def test_end_at_the_last_frame_is_legal(damaged, originals):
     made = originals["A"][0]
     last = made.num_frames
-    found = AllenSource().read(damaged(_set(f"{GRATINGS}/frame_duration", (89, 1), last)))
+    found = AllenSource().read(damaged(put_item(f"{GRATINGS}/frame_duration", (89, 1), last)))
     assert found.stimuli["drifting_gratings"].end_frame[-1] == last
     assert found.stimuli["drifting_gratings"].end[-1] > made.timestamps[-1]
 
@@ -307,7 +281,7 @@ def test_frames_as_floats_are_cut_off(damaged, originals):
 
 
 def test_trimming_is_configurable(damaged):
-    path = damaged(_put(f"{DFF}/data", lambda v: v[:, :-3]))
+    path = damaged(put(f"{DFF}/data", lambda v: v[:, :-3]))
     found = AllenSource(max_trim_frames=3).read(path)
     assert found.num_frames == len(found.timestamps)
     with h5py.File(path) as file:
@@ -325,7 +299,7 @@ def test_constant_and_missing_values_of_traces_name_their_rows(damaged):
 
 
 def test_demixed_traces_are_replaced_on_request_only(damaged):
-    path = damaged(_drop(f"{MODULE}/Fluorescence/imaging_plane_1_demixed_signal"))
+    path = damaged(drop(f"{MODULE}/Fluorescence/imaging_plane_1_demixed_signal"))
     assert AllenSource().read(path).warnings == ()
     with pytest.raises(RecordingError, match="without_demixing=True"):
         read_fluorescence(path)
@@ -352,7 +326,7 @@ def test_no_file_and_files_of_another_kind(tmp_path, originals):
 
 def test_templates_that_are_no_pictures(damaged):
     name = "stimulus/templates/natural_scenes_image_stack/data"
-    path = damaged(_set(name, (0, 0, 0), 0.5), "B")
+    path = damaged(put_item(name, (0, 0, 0), 0.5), "B")
     with pytest.raises(RecordingError, match="no grey levels"):
         [pixels[:] for _, pixels in AllenSource().movies(path)]
     with h5py.File(path, "a") as file:

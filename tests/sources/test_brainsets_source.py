@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 from tests.sources.brainsets_samples import BEGIN, NUM_FRAMES, RATE_HZ, write_brainset
+from tests.sources.changes import drop, put
 
 from poyo_ssl.cli import main
 from poyo_ssl.data.recording import Recording
@@ -116,22 +117,6 @@ def _attribute(name, key, value):
     return change
 
 
-def _replace(name, make):
-    def change(file):
-        values = make(file[name][()])
-        del file[name]
-        file[name] = values
-
-    return change
-
-
-def _drop(name):
-    def change(file):
-        del file[name]
-
-    return change
-
-
 MALFORMED = {
     "no object": (_attribute("drifting_gratings", "object", None), r"h5: drifting_gratings has no attribute object"),
     "unknown object": (
@@ -140,43 +125,43 @@ MALFORMED = {
     ),
     "another object": (_attribute("rois", "object", "Interval"), r"rois is an object 'Interval' .allowed: ArrayDict"),
     "root": (_attribute("/", "object", None), "is no object 'Data' but ''"),
-    "no traces": (_drop("calcium_traces"), r"no group 'calcium_traces' .found: brainset, device, domain"),
-    "no dff": (_drop("calcium_traces/df_over_f"), r"calcium_traces has no 'df_over_f'"),
-    "no rois": (_drop("rois"), r"no group 'rois'"),
+    "no traces": (drop("calcium_traces"), r"no group 'calcium_traces' .found: brainset, device, domain"),
+    "no dff": (drop("calcium_traces/df_over_f"), r"calcium_traces has no 'df_over_f'"),
+    "no rois": (drop("rois"), r"no group 'rois'"),
     "empty domain": (
-        lambda f: [_replace(f"domain/{key}", lambda v: v[:0])(f) for key in ("start", "end")],
+        lambda f: [put(f"domain/{key}", lambda v: v[:0])(f) for key in ("start", "end")],
         r"h5: domain is empty",
     ),
     "empty domain of traces": (
-        lambda f: [_replace(f"calcium_traces/domain/{key}", lambda v: v[:0])(f) for key in ("start", "end")],
+        lambda f: [put(f"calcium_traces/domain/{key}", lambda v: v[:0])(f) for key in ("start", "end")],
         r"calcium_traces/domain is empty",
     ),
     "rate": (_attribute("calcium_traces", "sampling_rate", np.nan), "sampling_rate is np.float64.nan."),
-    "transposed": (_replace("calcium_traces/df_over_f", np.transpose), r"\(5, 2400\) for a domain of 2400 frames"),
-    "frames missing": (_replace("calcium_traces/df_over_f", lambda v: v[:-3]), r"\(2397, 5\) for a domain of 2400"),
-    "a ROI too few": (_replace("rois/id", lambda v: v[:-1]), r"rois/id has shape \(4,\) for 5 traces"),
+    "transposed": (put("calcium_traces/df_over_f", np.transpose), r"\(5, 2400\) for a domain of 2400 frames"),
+    "frames missing": (put("calcium_traces/df_over_f", lambda v: v[:-3]), r"\(2397, 5\) for a domain of 2400"),
+    "a ROI too few": (put("rois/id", lambda v: v[:-1]), r"rois/id has shape \(4,\) for 5 traces"),
     "unsorted": (
-        lambda f: [_replace(f"drifting_gratings/{key}", lambda v: v[::-1])(f) for key in ("start", "end")],
+        lambda f: [put(f"drifting_gratings/{key}", lambda v: v[::-1])(f) for key in ("start", "end")],
         r"drifting_gratings: row 1 runs from 54 to 56 s .allowed: finite times in their order",
     ),
     "column too short": (
-        _replace("drifting_gratings/orientation", lambda v: v[:-1]),
+        put("drifting_gratings/orientation", lambda v: v[:-1]),
         r"drifting_gratings/orientation has shape \(15,\) for 16 rows",
     ),
     "column missing": (
-        _drop("natural_movie_one/frame"),
+        drop("natural_movie_one/frame"),
         r"natural_movie_one has no 'frame' .found: end, repeat, start",
     ),
     "column of texts": (
-        _replace("drifting_gratings/orientation", lambda v: v.astype("S3")),
+        put("drifting_gratings/orientation", lambda v: v.astype("S3")),
         r"drifting_gratings/orientation holds \|S3 of shape \(16,\)",
     ),
-    "NaN": (_replace("natural_movie_one/start", lambda v: v * np.nan), r"natural_movie_one: row 0 runs from nan"),
+    "NaN": (put("natural_movie_one/start", lambda v: v * np.nan), r"natural_movie_one: row 0 runs from nan"),
     "outside": (
-        lambda f: [_replace(f"natural_movie_one/{key}", lambda v: v + 60)(f) for key in ("start", "end")],
+        lambda f: [put(f"natural_movie_one/{key}", lambda v: v + 60)(f) for key in ("start", "end")],
         r"natural_movie_one: row 0 .125 to 125.5 s. lies outside the recording .allowed: 10 to 90 s",
     ),
-    "running": (_replace("running/timestamps", lambda v: v[::-1]), r"running: timestamp 1 is 89.6"),
+    "running": (put("running/timestamps", lambda v: v[::-1]), r"running: timestamp 1 is 89.6"),
     "another session": (_attribute("session", "id", "7"), r"holds session '7' .* rename it to 7\.h5"),
     "elsewhere": (
         lambda f: f.__setitem__("pupil", h5py.ExternalLink("/dev/zero", "/")),
@@ -214,7 +199,7 @@ def test_what_is_missing_gets_a_warning(name, warning, damaged, original):
 def test_empty_stimuli_get_a_warning(damaged):
     def change(file):
         for key in list(file["natural_movie_one"]):
-            _replace(f"natural_movie_one/{key}", lambda v: v[:0])(file)
+            put(f"natural_movie_one/{key}", lambda v: v[:0])(file)
 
     assert "natural_movie_one is empty" in BrainsetsSource().read(damaged(change)).warnings
 

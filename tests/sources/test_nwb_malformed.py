@@ -5,6 +5,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+from tests.sources.changes import drop, put, put_item
 from tests.sources.nwb_samples import write_dandi, write_laboratory
 
 from poyo_ssl.data.recording import Recording
@@ -41,33 +42,6 @@ def damaged(originals, tmp_path):
     return make
 
 
-def _drop(*names):
-    def change(file):
-        for name in names:
-            del file[name]
-
-    return change
-
-
-def _put(name, make):
-    """Replace a dataset by what `make` gives for its values, attributes kept."""
-
-    def change(file):
-        values, attributes = make(file[name][()]), dict(file[name].attrs)
-        del file[name]
-        file[name] = values
-        file[name].attrs.update(attributes)
-
-    return change
-
-
-def _set(name, index, value):
-    def change(file):
-        file[name][index] = value
-
-    return change
-
-
 def _both(*changes):
     def change(file):
         for one in changes:
@@ -85,67 +59,67 @@ def _rename_columns(missing):
 
 
 def _session(text):
-    return _put("general/session_id", lambda _: text)
+    return put("general/session_id", lambda _: text)
 
 
 DANDI_ERRORS = {
     "dff and fluorescence missing": (
-        _drop("processing/ophys/DfOverF", "processing/ophys/Fluorescence"),
+        drop("processing/ophys/DfOverF", "processing/ophys/Fluorescence"),
         r"no dF/F or fluorescence .RoiResponseSeries. in any module",
     ),
-    "timestamp NaN": (_set(CLOCK, 17, np.nan), r"timestamp 17 is nan .allowed: finite seconds"),
-    "timestamps turned back": (_set(CLOCK, 9, 26.0), r"timestamp 9 .26 s. is not after timestamp 8"),
-    "clock two frames short": (_put(CLOCK, lambda v: v[:-2]), r"\(12080, 5\) for 5 ROIs and 12078 timestamps"),
-    "a trace more than ROIs": (_put(f"{SERIES}/data", lambda v: v[:, :4]), r"\(12080, 4\) for 5 ROIs and 12080"),
-    "of one dimension": (_put(f"{SERIES}/data", np.ravel), r"numbers of 2 dimensions"),
+    "timestamp NaN": (put_item(CLOCK, 17, np.nan), r"timestamp 17 is nan .allowed: finite seconds"),
+    "timestamps turned back": (put_item(CLOCK, 9, 26.0), r"timestamp 9 .26 s. is not after timestamp 8"),
+    "clock two frames short": (put(CLOCK, lambda v: v[:-2]), r"\(12080, 5\) for 5 ROIs and 12078 timestamps"),
+    "a trace more than ROIs": (put(f"{SERIES}/data", lambda v: v[:, :4]), r"\(12080, 4\) for 5 ROIs and 12080"),
+    "of one dimension": (put(f"{SERIES}/data", np.ravel), r"numbers of 2 dimensions"),
     "duplicate cells": (
-        _put(f"{ROIS}/id", lambda v: np.r_[v[1], v[1:]]),
+        put(f"{ROIS}/id", lambda v: np.r_[v[1], v[1:]]),
         r"id of 'PlaneSegmentation' 51747236\d occurs 2 times",
     ),
     "ROI outside its table": (
-        _set("processing/ophys/Fluorescence/Corrected/rois", 2, 99),
+        put_item("processing/ophys/Fluorescence/Corrected/rois", 2, 99),
         r"trace 2 is of row 99 of 'PlaneSegmentation' .allowed: 0 to 4",
     ),
     "a feature missing": (
         _both(
-            _drop(f"{GRATINGS}/orientation_in_degrees"),
+            drop(f"{GRATINGS}/orientation_in_degrees"),
             _rename_columns("orientation_in_degrees"),
         ),
         r"drifting_gratings has no numbers of 'orientation' .allowed: orientation, temporal_frequency",
     ),
     "a feature outside its values": (
-        _set(f"{GRATINGS}/temporal_frequency_in_hz", 5, 3.0),
+        put_item(f"{GRATINGS}/temporal_frequency_in_hz", 5, 3.0),
         r"row 5 has temporal_frequency 3 .allowed: 1, 2, 4, 8, 15",
     ),
     "a feature without value": (
-        _set(f"{GRATINGS}/temporal_frequency_in_hz", 5, np.nan),
+        put_item(f"{GRATINGS}/temporal_frequency_in_hz", 5, np.nan),
         r"row 5 has no value for a feature but is no blank",
     ),
     "gratings before the recording": (
-        _both(_set(f"{GRATINGS}/start_time", 0, -9.0), _set(f"{GRATINGS}/stop_time", 0, -7.0)),
+        _both(put_item(f"{GRATINGS}/start_time", 0, -9.0), put_item(f"{GRATINGS}/stop_time", 0, -7.0)),
         r"row 0 of drifting_gratings begins at -9 s .allowed: 26\.7",
     ),
     "gratings end before they begin": (
-        _set(f"{GRATINGS}/stop_time", 3, 0.0),
+        put_item(f"{GRATINGS}/stop_time", 3, 0.0),
         r"drifting_gratings: row 3 .drifting_gratings. runs from [\d.]+ s to 0 s",
     ),
-    "gratings without a time": (_set(f"{GRATINGS}/start_time", 3, np.nan), r"'start' of row 3 is 'nan'"),
+    "gratings without a time": (put_item(f"{GRATINGS}/start_time", 3, np.nan), r"'start' of row 3 is 'nan'"),
     "gratings out of order": (
-        _put(f"{GRATINGS}/start_time", lambda v: np.r_[v[1], v[0], v[2:]]),
+        put(f"{GRATINGS}/start_time", lambda v: np.r_[v[1], v[0], v[2:]]),
         r"runs from|row 1 of drifting_gratings begins before row 0",
     ),
     "a movie with a frame too few": (
-        _both(_put(f"{MOVIE}/data", lambda v: v[:-1]), _put(f"{MOVIE}/timestamps", lambda v: v[:-1])),
+        _both(put(f"{MOVIE}/data", lambda v: v[:-1]), put(f"{MOVIE}/timestamps", lambda v: v[:-1])),
         r"repeat 9 of natural_movie_one has the end of the table where image 11 should be",
     ),
     "a movie with another frame": (
-        _set(f"{MOVIE}/data", 30, 3),
+        put_item(f"{MOVIE}/data", 30, 3),
         r"repeat 2 of natural_movie_one has image 3 where image 6 should be",
     ),
-    "an image outside the template": (_set(f"{MOVIE}/data", 7, 12), r"row 7 shows image 12 .allowed: 0 to 11"),
-    "a movie's clock": (_set(f"{MOVIE}/timestamps", 7, np.inf), r"natural_movie_one_stimulus: timestamp 7 is inf"),
-    "a movie's clock too short": (_put(f"{MOVIE}/timestamps", lambda v: v[:-1]), r"has 120 images and 119 timestamps"),
-    "spontaneous outside": (_set(f"{SPONTANEOUS}/stop_time", 0, 1e6), r"spontaneous runs from [\d.]+ to 1e\+06 s"),
+    "an image outside the template": (put_item(f"{MOVIE}/data", 7, 12), r"row 7 shows image 12 .allowed: 0 to 11"),
+    "a movie's clock": (put_item(f"{MOVIE}/timestamps", 7, np.inf), r"natural_movie_one_stimulus: timestamp 7 is inf"),
+    "a movie's clock too short": (put(f"{MOVIE}/timestamps", lambda v: v[:-1]), r"has 120 images and 119 timestamps"),
+    "spontaneous outside": (put_item(f"{SPONTANEOUS}/stop_time", 0, 1e6), r"spontaneous runs from [\d.]+ to 1e\+06 s"),
     "not NWB 2": (
         lambda f: f.attrs.modify("nwb_version", "1.0.6"),
         r"is of NWB 1.0.6 .* 'prepare allen'",
@@ -157,19 +131,19 @@ DANDI_ERRORS = {
     ),
     "stored elsewhere": (
         _both(
-            _drop(f"{SERIES}/data"),
+            drop(f"{SERIES}/data"),
             lambda f: f[SERIES].create_dataset("data", (12080, 5), "f4", external=[("/dev/zero", 0, 12080 * 20)]),
         ),
         r"ophys/DfOverF/DfOverF/data is kept in another file",
     ),
     "claims more than there is": (
         _both(
-            _drop(f"{SERIES}/data"),
+            drop(f"{SERIES}/data"),
             lambda f: f[SERIES].create_dataset("data", (1 << 40, 5), "f4", chunks=(1 << 20, 5)),
         ),
         r"claims 1099511627776 x 5 values of float32",
     ),
-    "a group of the schema missing": (_drop("session_description"), r"pynwb cannot read it .*session_description"),
+    "a group of the schema missing": (drop("session_description"), r"pynwb cannot read it .*session_description"),
 }
 
 
@@ -182,37 +156,40 @@ def test_errors_of_dandi_files(case, damaged, tmp_path):
 
 
 DANDI_WARNINGS = {
-    "transposed": (_put(f"{SERIES}/data", np.transpose), r"has shape (5, 12080): transposed, it is read as (ROIs, fr"),
+    "transposed": (put(f"{SERIES}/data", np.transpose), r"has shape (5, 12080): transposed, it is read as (ROIs, fr"),
     "one frame more": (
-        _put(f"{SERIES}/data", lambda v: np.r_[v, v[-1:]]),
+        put(f"{SERIES}/data", lambda v: np.r_[v, v[-1:]]),
         "12081 frames of dF/F and 12080 timestamps; the last frame of dF/F is left out",
     ),
     "empty mask": (
-        _put(f"{ROIS}/pixel_mask_index", lambda v: np.r_[v[0], v[0], v[2:]]),
+        put(f"{ROIS}/pixel_mask_index", lambda v: np.r_[v[0], v[0], v[2:]]),
         "the mask is empty in row 1: position unknown",
     ),
-    "masks damaged": (_set(f"{ROIS}/pixel_mask_index", 0, 60000), "the ROIs have no masks: pixel_mask_index of 5 ROIs"),
-    "a stimulus missing": (_drop(MOVIE), "no 'natural_movie_one' among the stimuli, which three_session_A should have"),
+    "masks damaged": (
+        put_item(f"{ROIS}/pixel_mask_index", 0, 60000),
+        "the ROIs have no masks: pixel_mask_index of 5 ROIs",
+    ),
+    "a stimulus missing": (drop(MOVIE), "no 'natural_movie_one' among the stimuli, which three_session_A should have"),
     "an unknown stimulus": (
         lambda f: f.move(MOVIE, "stimulus/presentation/natural_movie_four_stimulus"),
         "stimulus 'natural_movie_four' is not one of the Allen's; left out",
     ),
     "a repeat missing": (
-        _both(_put(f"{MOVIE}/data", lambda v: v[:-12]), _put(f"{MOVIE}/timestamps", lambda v: v[:-12])),
+        _both(put(f"{MOVIE}/data", lambda v: v[:-12]), put(f"{MOVIE}/timestamps", lambda v: v[:-12])),
         "natural_movie_one has 9 repeats where 10 were shown",
     ),
     "unknown line": (
-        _put("general/subject/genotype", lambda _: "Gad2-IRES-Cre/wt"),
+        put("general/subject/genotype", lambda _: "Gad2-IRES-Cre/wt"),
         "unknown line: genotype 'Gad2-IRES-Cre/wt' is none of the Allen's 13",
     ),
-    "age": (_put("general/subject/age", lambda _: "adult"), "age 'adult' is no number of days or weeks"),
-    "no running": (_drop("processing/behavior/BehavioralTimeSeries"), LOST),
+    "age": (put("general/subject/age", lambda _: "adult"), "age 'adult' is no number of days or weeks"),
+    "no running": (drop("processing/behavior/BehavioralTimeSeries"), LOST),
     "running's clock": (
-        _set("processing/behavior/BehavioralTimeSeries/running_speed/timestamps", 5, 0.0),
+        put_item("processing/behavior/BehavioralTimeSeries/running_speed/timestamps", 5, 0.0),
         "running_speed: timestamps are not finite, increasing, and one per sample; left out",
     ),
     "no eye data": (
-        _drop("processing/behavior/EyeTracking", "processing/behavior/PupilTracking"),
+        drop("processing/behavior/EyeTracking", "processing/behavior/PupilTracking"),
         LOST,
     ),
     "session type": (
@@ -237,16 +214,16 @@ def test_warnings_of_dandi_files(case, damaged, originals):
 
 LABORATORY_ERRORS = {
     "no clock": (
-        _drop(f"{SERIES}/timestamps"),
+        drop(f"{SERIES}/timestamps"),
         r"has no clock; give --rate_hz or --timestamps|pynwb cannot read it",
     ),
-    "start of a trial": (_set("intervals/trials/start_time", 2, np.nan), r"'start' of row 2 is 'nan'"),
-    "stop before start": (_set("intervals/trials/stop_time", 2, 1.0), r"trials: row 2 .* runs from 11 s to 1 s"),
+    "start of a trial": (put_item("intervals/trials/start_time", 2, np.nan), r"'start' of row 2 is 'nan'"),
+    "stop before start": (put_item("intervals/trials/stop_time", 2, 1.0), r"trials: row 2 .* runs from 11 s to 1 s"),
     "no trial inside": (
-        _both(*(_put(f"intervals/trials/{name}_time", lambda v: v + 1e5) for name in ("start", "stop"))),
+        _both(*(put(f"intervals/trials/{name}_time", lambda v: v + 1e5) for name in ("start", "stop"))),
         r"none of 16 rows .* lies within the recording .2 to 61\.9",
     ),
-    "a column too short": (_put("intervals/trials/stop_time", lambda v: v[:-1]), r"differ in length|cannot read it"),
+    "a column too short": (put("intervals/trials/stop_time", lambda v: v[:-1]), r"differ in length|cannot read it"),
 }
 
 

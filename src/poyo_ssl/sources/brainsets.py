@@ -26,6 +26,7 @@ from poyo_ssl.sources.hdf5 import (
     get,
     get_dataset,
     get_group,
+    is_hdf5,
     name_of,
     open_hdf5,
     read_numbers,
@@ -84,13 +85,9 @@ class BrainsetsSource(Source):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         """Tell whether `path` is an HDF5 file with calcium traces in the layout."""
-        if path.suffix != ".h5" or not path.is_file():
-            return False
-        try:
-            with open_hdf5(path) as file:
-                return _kind(file) == "Data" and get_group(file, "calcium_traces") is not None
-        except RecordingError:
-            return False
+        return is_hdf5(
+            path, ".h5", lambda file: _kind(file) == "Data" and get_group(file, "calcium_traces") is not None
+        )
 
     def find(self, input: Path) -> list[Path]:
         """Return the file, or every ``*.h5`` of the folder or of the brainset's folder in it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,23 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             yield file
     except DAMAGE as error:
         raise RecordingError(f"{path} is damaged ({error})", fix="download or copy it again") from None
+
+
+def is_hdf5(path: Path, suffix: str, test: Callable[[h5py.File], bool]) -> bool:
+    """Tell, without raising, whether a path is an HDF5 file with this suffix that passes a test.
+
+    Examples
+    --------
+    >>> is_hdf5(Path("nowhere.nwb"), ".nwb", lambda file: "general" in file)
+    False
+    """
+    if path.suffix != suffix or not path.is_file():
+        return False
+    try:
+        with open_hdf5(path) as file:
+            return test(file)
+    except RecordingError:
+        return False
 
 
 def refuse_links_outside(file: h5py.File) -> None:

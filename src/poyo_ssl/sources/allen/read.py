@@ -18,11 +18,13 @@ from poyo_ssl.errors import RecordingError
 from poyo_ssl.sources.allen.about import read_metadata
 from poyo_ssl.sources.allen.stimuli import KNOWN, TEMPLATES, Clock, read_stimuli
 from poyo_ssl.sources.allen.traces import DFF, PIPELINE, RoiTraces, find_traces, read_clock
+from poyo_ssl.sources.behaviour import make_pupil, make_running
 from poyo_ssl.sources.checks import name_rows
 from poyo_ssl.sources.hdf5 import (
     get,
     get_dataset,
     get_group,
+    is_hdf5,
     name_of,
     open_hdf5,
     read_numbers,
@@ -56,13 +58,11 @@ class AllenSource(Source):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         """Tell whether `path` is an HDF5 file with the Allen's pipeline module or a text of NWB 1."""
-        if path.suffix != ".nwb" or not path.is_file():
-            return False
-        try:
-            with open_hdf5(path) as file:
-                return get(file, PIPELINE) is not None or read_text(file, "nwb_version").startswith("NWB-1")
-        except RecordingError:
-            return False
+        return is_hdf5(
+            path,
+            ".nwb",
+            lambda file: get(file, PIPELINE) is not None or read_text(file, "nwb_version").startswith("NWB-1"),
+        )
 
     def find(self, input: Path) -> list[Path]:
         """Return the file itself, or every ``*.nwb`` of a folder or of its ``ophys_experiment_data``."""
@@ -334,14 +334,10 @@ def _read_running(file: h5py.File, warnings: list[str]) -> TimeSeries | None:
     series = _read_series(file, f"{PIPELINE}/BehavioralTimeSeries/running_speed", warnings)
     if series is None:
         return None
-    times, values = series
-    if values.shape[1] != 1:
-        warnings.append(f"running_speed has {values.shape[1]} columns; left out")
+    if series[1].shape[1] != 1:
+        warnings.append(f"running_speed has {series[1].shape[1]} columns; left out")
         return None
-    valid = np.isfinite(values[:, 0])
-    if not valid.all():
-        warnings.append(f"running speed: {int((~valid).sum())} of {len(valid)} samples are not finite; left out")
-    return TimeSeries(times[valid], values[valid, 0].astype(np.float32)) if valid.any() else None
+    return make_running(series, warnings)
 
 
 def _read_pupil(file: h5py.File, warnings: list[str]) -> PupilTrace | None:
@@ -352,18 +348,7 @@ def _read_pupil(file: h5py.File, warnings: list[str]) -> PupilTrace | None:
         if place is not None or area is not None:
             warnings.append("pupil: no gaze on the monitor; left out")
         return None
-    times, location = place
-    size = np.full(len(times), np.nan)
-    if area is not None and area[1].shape == (len(times), 1) and np.array_equal(area[0], times):
-        size = area[1][:, 0]
-    elif area is not None:
-        warnings.append("pupil size has a clock of its own; left out")
-    valid = np.isfinite(location).all(axis=1) & (np.isfinite(size) | np.isnan(size).all())
-    if not valid.all():
-        warnings.append(f"pupil: {int((~valid).sum())} of {len(valid)} samples rejected by the eye tracker; left out")
-    if not valid.any():
-        return None
-    return PupilTrace(times[valid], location[valid].astype(np.float32), size[valid].astype(np.float32))
+    return make_pupil(place, area, warnings)
 
 
 def _read_motion(file: h5py.File, warnings: list[str]) -> TimeSeries | None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from poyo_ssl.data.series import PupilTrace, TimeSeries
 from poyo_ssl.errors import RecordingError
+from poyo_ssl.sources.behaviour import make_pupil, make_running
 from poyo_ssl.sources.hdf5 import read_numbers, require_inside
 
 RUNNING = ("running_speed", "speed")
@@ -29,12 +30,7 @@ def read_running(nwbfile: Any, path: Path, warnings: list[str]) -> TimeSeries | 
             "understood; left out"
         )
         return None
-    valid = np.isfinite(values[:, 0])
-    if not valid.all():
-        warnings.append(f"running speed: {int((~valid).sum())} of {len(valid)} samples are not finite; left out")
-    if not valid.any():
-        return None
-    return TimeSeries(times[valid], (factor * values[valid, 0]).astype(np.float32))
+    return make_running((times, factor * values), warnings)
 
 
 def read_pupil(nwbfile: Any, path: Path, warnings: list[str]) -> PupilTrace | None:
@@ -42,22 +38,11 @@ def read_pupil(nwbfile: Any, path: Path, warnings: list[str]) -> PupilTrace | No
     place = _find(nwbfile, ("pupil_location",), path, warnings)
     if place is None:
         return None
-    _, times, location = place
-    if location.shape[1] != 2:
-        warnings.append(f"pupil_location has {location.shape[1]} columns; left out")
+    if place[2].shape[1] != 2:
+        warnings.append(f"pupil_location has {place[2].shape[1]} columns; left out")
         return None
-    size = np.full(len(times), np.nan)
     area = _find(nwbfile, ("pupil_size",), path, warnings)
-    if area is not None and area[2].shape == (len(times), 1) and np.array_equal(area[1], times):
-        size = area[2][:, 0]
-    elif area is not None:
-        warnings.append("pupil size has a clock of its own; left out")
-    valid = np.isfinite(location).all(axis=1) & (np.isfinite(size) | np.isnan(size).all())
-    if not valid.all():
-        warnings.append(f"pupil: {int((~valid).sum())} of {len(valid)} samples rejected by the eye tracker; left out")
-    if not valid.any():
-        return None
-    return PupilTrace(times[valid], location[valid].astype(np.float32), size[valid].astype(np.float32))
+    return make_pupil(place[1:], None if area is None else area[1:], warnings)
 
 
 def _find(

@@ -14,7 +14,7 @@ from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.sources.arrays import check_dff_settings, dff_of_fluorescence
 from poyo_ssl.sources.companions import TABLE, Companions
-from poyo_ssl.sources.hdf5 import open_hdf5
+from poyo_ssl.sources.hdf5 import is_hdf5, open_hdf5
 from poyo_ssl.sources.nwb import about, behaviour, dandi, stimuli, templates
 from poyo_ssl.sources.nwb.opening import nwb_version, open_nwb
 from poyo_ssl.sources.nwb.traces import (
@@ -71,13 +71,7 @@ class NwbSource(Source):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         """Tell whether `path` is a file of NWB 2."""
-        if path.suffix != ".nwb" or not path.is_file():
-            return False
-        try:
-            with open_hdf5(path) as file:
-                return nwb_version(file).startswith("2")
-        except RecordingError:
-            return False
+        return is_hdf5(path, ".nwb", lambda file: nwb_version(file).startswith("2"))
 
     def find(self, input: Path) -> list[Path]:
         """Return the file, or every ``*.nwb`` in a folder at any depth, without the raw halves of DANDI 000728."""
