@@ -54,7 +54,7 @@ def offline(run, recording, stop):
     rows = [run.vocabulary.units[f"one/{unit}"] for unit in recording.unit_ids]
     times = stamps.reshape(-1, bins).mean(axis=1) - stamps[0] + 0.5 / rate
     batch = Batch(
-        dff=torch.from_numpy(values)[None],
+        dff=torch.from_numpy(values).to(run.model.latents.dtype)[None],
         unit_index=torch.tensor(rows)[None],
         unit_mask=torch.ones(1, len(rows), dtype=torch.bool),
         frame_times=torch.from_numpy(times)[None],
@@ -64,9 +64,10 @@ def offline(run, recording, stop):
     )
     with torch.no_grad():
         latents = run.model.process(run.model.encode(batch, form="plain"))
-        return run.model.readout(run.task, latents, session_index=batch.session_index, target_time=batch.target_time)[
-            0
-        ].numpy()
+        output = run.model.readout(
+            run.task, latents, session_index=batch.session_index, target_time=batch.target_time, batch=batch
+        )
+    return output[0].numpy()
 
 
 def raw_outputs(decoder, monkeypatch):
@@ -93,11 +94,42 @@ def test_equals_the_plain_model_for_every_switch(recording, monkeypatch, switche
         np.testing.assert_allclose(output, offline(run, recording, stop), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("bin_frames", [1, 3])
+def test_a_value_skip_reads_the_same_window(recording, monkeypatch, bin_frames):
+    run = make_run("skip", window={"bin_frames": bin_frames})
+    decoder = Decoder(run, recording)
+    seen = raw_outputs(decoder, monkeypatch)
+    for frame, time in zip(recording.dff[:20], recording.timestamps, strict=False):
+        decoder.step(frame, time)
+    for stop, output in zip(range(12, 21), seen, strict=True):
+        np.testing.assert_allclose(output, offline(run, recording, stop), rtol=1e-9, atol=1e-10)
+
+
+def test_missing_values_add_nothing_to_a_value_skip(recording, monkeypatch):
+    run = make_run("skip")
+    decoder = Decoder(run, recording)
+    frames = recording.dff[:12].copy()
+    frames[3, 2] = np.nan
+    found = []
+
+    def keep(batch):
+        found.append(batch.dff[0])
+        return torch.zeros(1, 8, dtype=torch.float64)
+
+    monkeypatch.setattr(decoder.readout.head.skip, "forward", keep)
+    for frame in frames:
+        decoder.step(frame)
+    expected = normalised(run, recording.dff[:12])
+    expected[3, 2] = 0
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("output", "normalise", "lag_s"),
     [
         ("gratings", True, 0.2),
         ("gratings", False, 0.0),
+        ("skip", True, 0.2),
         ("frame_number", True, 0.2),
         ("position", False, 0.0),
         ("frames", True, 0.2),

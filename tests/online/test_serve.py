@@ -266,11 +266,17 @@ def run_folder(tmp_path_factory):
     return folder / "run", recording.read_dff(0, 18)
 
 
+@contextlib.contextmanager
 def start(*arguments):
+    """Run the command; whatever happens, it does not outlive the test."""
     environment = os.environ | {"PYTHONPATH": str(Path(poyo_ssl.__file__).parents[1]), "COLUMNS": "300"}
     command = [sys.executable, "-m", "poyo_ssl", "serve", *map(str, arguments)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=environment, **pipes)
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_the_command_answers_in_a_pipe(run_folder):
@@ -292,15 +298,34 @@ def test_the_command_answers_on_a_port_until_it_is_stopped(run_folder):
     folder, frames = run_folder
     with start(folder, "--port", 0) as process:
         port = int(re.search(rb"on 127\.0\.0\.1:(\d+);", process.stderr.readline())[1])
-        with socket.create_connection(("127.0.0.1", port)) as connection, connection.makefile("rwb") as stream:
+        with socket.create_connection(("127.0.0.1", port), 60) as connection, connection.makefile("rwb") as stream:
             facts = json.loads(read(stream))
             statuses = [ask(stream, wire.encode_frame(frame))[0] for frame in frames]
-        assert statuses == [1] * (facts["num_frames"] - 1) + [0] * (len(frames) - facts["num_frames"] + 1)
-        process.send_signal(signal.SIGINT)
+            assert statuses == [1] * (facts["num_frames"] - 1) + [0] * (len(frames) - facts["num_frames"] + 1)
+            process.send_signal(signal.SIGTERM)
+            assert stream.read(1) == b""
         out, complaints = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 0, complaints
     assert out == b""
-    assert b"Traceback" not in complaints
+    connected, *last = sorted(complaints.decode().splitlines())
+    assert re.fullmatch(r"client \S+ connected", connected)
+    assert last == [
+        f"{connected.removesuffix('connected')}done: {len(frames)} frames, 0 dropped, 0 values missing",
+        "stopped",
+    ]
+
+
+def test_a_closed_server_leaves_no_thread_and_no_client():
+    before = threading.active_count()
+    with serving(make_decoder()) as (server, lines), connected(server) as (_, stream):
+        read(stream)
+        ask(stream, wire.encode_frame(DFF[0]))
+        server.shutdown()
+        server.server_close()
+        assert not server.busy.locked()
+        assert stream.read(1) == b""
+        assert threading.active_count() <= before + 1  # the one that called serve_forever
+    assert re.fullmatch(r"client \S+ done: 1 frames, 0 dropped, 0 values missing", lines[-1])
 
 
 @pytest.mark.parametrize(

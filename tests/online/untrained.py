@@ -16,6 +16,7 @@ RATE_HZ = 30.08
 NUM_UNITS = 7
 READOUTS = {
     "gratings": ReadoutConfig("classes", num_classes=8),
+    "skip": ReadoutConfig("classes", num_classes=8, value_skip_bins=4, value_skip_dim=5),
     "frame_number": ReadoutConfig("classes", num_classes=20),
     "position": ReadoutConfig("position"),
     "frames": ReadoutConfig("frames", height=16, width=32),
@@ -31,7 +32,7 @@ def make_recording() -> Recording:
 
 def make_run(output="gratings", *, num_frames=12, dtype=torch.float64, normalise=True, window=None, **model):
     """Return a run that nobody trained, in float64 unless asked otherwise."""
-    task = "frame_number" if output == "position" else output
+    task = {"position": "frame_number", "skip": "gratings"}.get(output, output)
     settings = {"dim": 16, "dim_head": 8, "depth": 2, "num_latents_per_step": 3, **model}
     config = FinetuneConfig(
         task=task,

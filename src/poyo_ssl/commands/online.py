@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -48,17 +49,21 @@ def serve(
         return
     decoder = Decoder(run, recording, min_coverage=min_coverage)
     warm_up(decoder)
-    with Server(decoder, port, report=lambda line: console.print(line, markup=False, highlight=False)) as server:
-        console.print(
-            f"decoding {decoder.recording_id} ({len(decoder.unit_ids)} neurons) on {LOOPBACK}:{server.port}; "
-            "stop with Ctrl-C",
-            highlight=False,
-            soft_wrap=True,
-        )
-        try:
+    # What supervises a rig's programs stops them by SIGTERM, and a script's background job does not hear Ctrl-C.
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Server(decoder, port, report=lambda line: console.print(line, markup=False, highlight=False)) as server:
+            console.print(
+                f"decoding {decoder.recording_id} ({len(decoder.unit_ids)} neurons) on {LOOPBACK}:{server.port}; "
+                "stop with Ctrl-C",
+                highlight=False,
+                soft_wrap=True,
+            )
             server.serve_forever()
-        except KeyboardInterrupt:
-            console.print("stopped")
+    except KeyboardInterrupt:
+        console.print("stopped")
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _serve_pipe(run: Path, recording: str | None, min_coverage: float) -> None:

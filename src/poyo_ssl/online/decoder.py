@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,7 +166,7 @@ class Decoder:
         )
         self.processor = ColumnProcessor(self.model, self.attention.times_of_latents)
         self.dtype = self.model.latents.dtype
-        empty = Batch(
+        self.empty = Batch(
             dff=torch.zeros(1, 1, num_units, dtype=self.dtype),
             unit_index=self.unit_index.unsqueeze(0),
             unit_mask=torch.ones(1, num_units, dtype=torch.bool),
@@ -176,7 +176,7 @@ class Decoder:
             duration_s=self.duration_s,
         )
         with torch.no_grad():
-            latents = self.model.encode(empty)  # for their times
+            latents = self.model.encode(self.empty)  # for their times
         self.readout = SingleQueryReadout(self.model, self.run.task, self.session_index, latents)
 
     @property
@@ -300,33 +300,42 @@ class Decoder:
         if window.num_seen < bins:
             return
         if bins > 1:
-            recent = window.values[np.arange(place - bins + 1, place + 1)]
-            there = ~np.isnan(recent)
-            count = there.sum(axis=0)
-            values = np.where(there, recent, 0).sum(axis=0) / np.where(count, count, np.nan).astype(np.float32)
+            values = _mean_of_known(window.values[np.arange(place - bins + 1, place + 1)])
         tensor = torch.from_numpy(values)
         self.attention.put(place, tensor, ~tensor.isnan())
 
     def _predict(self, time: float, coverage: float) -> Prediction:
         window = self.window
         newest = (window.num_seen - 1) % self.num_frames
-        stamps = window.times[np.arange(newest + 1, newest + 1 + self.num_frames) % self.num_frames]
+        order = np.arange(newest + 1, newest + 1 + self.num_frames) % self.num_frames
+        stamps = window.times[order]
         times = stamps.reshape(-1, self.bin_frames).mean(axis=1) - stamps[0] + 0.5 / self.rate_hz
         target_time = time - self.run.config.window.lag_s
         if self.run.task == "gratings":
             # In training the target was the middle of a trial that the window covers.
             target_time = time - 0.5 * self.num_frames / self.rate_hz
         with torch.inference_mode():
-            output = self._run_model(window.order[newest].tolist(), times, target_time - stamps[0])
+            batch = self._window_batch(order, times) if self.readout.head.skip is not None else None
+            output = self._run_model(window.order[newest].tolist(), times, target_time - stamps[0], batch)
         return self._answer(time, coverage, output)
 
-    def _run_model(self, places: list[int], times: NDArray[np.float64], target_time: float) -> torch.Tensor:
+    def _window_batch(self, order: NDArray[np.int64], times: NDArray[np.float64]) -> Batch:
+        """Return the window for a value skip, to which a missing value adds nothing."""
+        steps = self.window.values[order].reshape(-1, self.bin_frames, len(self.unit_ids))
+        values = torch.from_numpy(_mean_of_known(steps.swapaxes(0, 1))).nan_to_num_()
+        return replace(
+            self.empty, dff=values.to(self.dtype).unsqueeze(0), frame_times=torch.from_numpy(times).unsqueeze(0)
+        )
+
+    def _run_model(
+        self, places: list[int], times: NDArray[np.float64], target_time: float, batch: Batch | None
+    ) -> torch.Tensor:
         """Return the readout's output for the window, without its batch dimension."""
         # A batch holds times in the model's precision; so do we.
         token_times = torch.from_numpy(times).to(self.dtype).to(torch.float64)
         z = self.attention.latents + self.attention.attend(places, token_times)  # (L, D)
         z = z + self.model.encoder.feed_forward(z)
-        return self.readout(self.processor(z.mT.contiguous()), target_time)
+        return self.readout(self.processor(z.mT.contiguous()), target_time, batch)
 
     def _answer(self, time: float, coverage: float, output: torch.Tensor) -> Prediction:
         if self.run.task == "frames":
@@ -338,6 +347,13 @@ class Decoder:
         assert self.run.class_values is not None
         decided = decide(self.run, probabilities[None])[0]
         return Prediction(time, "ok", coverage, probabilities, float(self.run.class_values[decided]))
+
+
+def _mean_of_known(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean over the first axis of what is not NaN; NaN where nothing is known."""
+    there = ~np.isnan(values)
+    count = there.sum(axis=0)
+    return np.asarray(np.where(there, values, 0).sum(axis=0) / np.where(count, count, np.nan).astype(np.float32))
 
 
 def _name(run: TrainedRun, recording: str | Recording | None) -> str:

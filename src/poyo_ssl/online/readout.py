@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from poyo_ssl.data.batch import Batch
 from poyo_ssl.models.attention import rotate, split_heads
 from poyo_ssl.models.encoder import Latents
 from poyo_ssl.models.poyo_ssl import PoyoSSL, Readout
@@ -77,8 +78,11 @@ class SingleQueryReadout:
         self.target_time = target_time
 
     @torch.no_grad()
-    def __call__(self, z: Tensor, target_time: float) -> Tensor:
-        """Return the task's output for latents ``(D, L)``, read at `target_time` in seconds of the window."""
+    def __call__(self, z: Tensor, target_time: float, batch: Batch | None = None) -> Tensor:
+        """Return the task's output for latents ``(D, L)``, read at `target_time` in seconds of the window.
+
+        A value skip needs the window itself, as a `batch` of one.
+        """
         if not abs(target_time - self.target_time) <= CLOCK_TOLERANCE_S:
             self._aim(target_time)
         normal = standardise(z, self.eps)
@@ -86,5 +90,5 @@ class SingleQueryReadout:
         read = logits.softmax(-1) @ normal.mT  # (H, D)
         query = torch.addmv(self.start, self.values, read.flatten()).unsqueeze(0)  # (1, D)
         query = query + self.feed_forward(query)
-        output: Tensor = self.head(query)[0]
+        output: Tensor = self.head(query, batch)[0]
         return output

@@ -7,7 +7,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from poyo_ssl.errors import StreamError
 from poyo_ssl.online import wire
@@ -108,6 +108,9 @@ def _send(sink: Sink, data: bytes) -> None:
 class Server(socketserver.ThreadingTCPServer):
     """One client at a time on a loopback port; each starts with an empty window, others are told that it is busy.
 
+    Closing it ends every connection and waits for their threads: one that still computes when the interpreter goes
+    would crash it.
+
     Parameters
     ----------
     decoder : Decoder
@@ -128,10 +131,10 @@ class Server(socketserver.ThreadingTCPServer):
     """
 
     allow_reuse_address = True
-    daemon_threads = True
 
     def __init__(self, decoder: Decoder, port: int, *, report: Callable[[str], None]) -> None:
         self.decoder, self.report, self.busy = decoder, report, threading.Lock()
+        self.connections: set[socket.socket] = set()
         try:
             super().__init__((LOOPBACK, port), _Client)
         except (OSError, OverflowError) as error:
@@ -145,6 +148,23 @@ class Server(socketserver.ThreadingTCPServer):
     def port(self) -> int:
         """The port it listens on."""
         return int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread of its own."""
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget a connection that has been served."""
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """End every connection, wait for their threads and free the port."""
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()
 
 
 class _Client(socketserver.BaseRequestHandler):
