@@ -1,13 +1,18 @@
-"""Decoding of two small real recordings, leave one repeat out, against simple decoders on the very same windows.
+"""Decoding of small real recordings, leave one repeat out, against simple decoders on the very same windows.
 
-    python benchmarks/real_recordings.py --data ../shared/data/real --out runs/real [--only movie|gratings] [--folds 0]
+    python benchmarks/real_recordings.py --data ../shared/data/real --out runs/real [--only EXPERIMENT] [--folds 0]
 
-`movie`: frame number of natural movie one in Allen experiment 501574836 (real events, simulated dF/F), repeats 0-7;
-repeat k tests, k + 1 validates, the other six train. Windows are causal, one second long, and no decoder sees its
-earlier outputs. The score is the share of test frames that are decoded within one second (30 movie frames).
+`movie` and `movie_three`: frame number of natural movie one (900 frames) and three (3,600) in Allen experiment
+501574836 (real events, simulated dF/F), repeats 0-7, the others being masked; repeat k tests, k + 1 validates, the
+other six train. Windows are causal, one second long, and no decoder sees its earlier outputs. The score is the share of
+test frames that are decoded within one second (30 movie frames).
 
 `gratings`: 12 directions in `v1_gratings_73cells` (real dF/F, 5 Hz), six repeats, four train. The order of the
 directions is fixed, so a decoder of the second before the stimulus is the control for what the order alone gives away.
+
+`responses`: 8 directions from the mean responses of 172 cells to 598 gratings (`allen_501724959_gratings`, real dF/F).
+Time is not known, so there is no window for the model: baselines only, and running speed alone as the control. Of
+fifteen repetitions of a condition three test, the next three validate, nine train.
 
 The model is the mean of the probabilities of `--seeds` trainings that differ in their seed only. Its settings were
 chosen on validation repeats. Baselines read the same windows of dF/F, of the model's own input (compressed: robust
@@ -20,7 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +56,10 @@ from poyo_ssl.training.tasks import TaskData, prepare_task, task_windows
 
 Scores = dict[str, float]
 
-MOVIE, MOVIE_REPEATS, TOLERANCE = "natural_movie_one", 8, 30
+MOVIES = {"movie": "natural_movie_one", "movie_three": "natural_movie_three"}
+MOVIE_REPEATS, TOLERANCE = 8, 30
 GRATING_REPEATS = 6
+RESPONSE_FOLDS, RESPONSE_REPEATS = 5, 3
 INPUTS = ("dF/F", "compressed", "events")
 """What baselines read: dF/F, the model's own compressed input, or the true spike events (movie only)."""
 GRATING_WINDOWS = {"4 s of the stimulus": (4.0, 0.0), "first second": (1.0, 0.0), "second before": (1.0, -1.0)}
@@ -73,7 +80,7 @@ MODEL = ModelConfig(
 )
 MOVIE_CONFIG = FinetuneConfig(
     task="frame_number",
-    movies=(MOVIE,),
+    movies=(MOVIES["movie"],),
     value_skip_bins=3,
     model=MODEL,
     window=WindowConfig(
@@ -159,9 +166,11 @@ def baseline_inputs(recording: Recording, data: TaskData) -> dict[str, NDArray]:
     return {"dF/F": dff, "compressed": normalisation.apply(dff, units)}
 
 
-def movie_fold(recording: Recording, fold: int, out: Path, seeds: int, kinds: Sequence[str]) -> dict[str, Any]:
+def movie_fold(
+    recording: Recording, movie: str, fold: int, out: Path, seeds: int, kinds: Sequence[str]
+) -> dict[str, Any]:
     """Scores of one test repeat: model on dF/F, baselines on some of dF/F, compressed dF/F and the events behind it."""
-    config = replace(MOVIE_CONFIG, split=movie_split(fold))
+    config = replace(MOVIE_CONFIG, movies=(movie,), split=movie_split(fold))
     data = prepare_task([recording], config)
     tables = [task_windows(data, config, part) for part in ("train", "valid", "test_repeat")]
     num_frames = len(data.class_values) if data.class_values is not None else 0
@@ -221,6 +230,29 @@ def gratings_fold(recording: Recording, fold: int, out: Path, seeds: int, kinds:
     return {"fold": fold, "windows": [len(table) for table in tables], "scores": scores}
 
 
+def response_fold(path: Path, fold: int) -> dict[str, Any]:
+    """Scores of three test repetitions from the mean responses, and from running speed alone."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file.items())
+    shown = ~arrays["blank"]
+    part_of = (arrays["repetition"][shown] // RESPONSE_REPEATS - fold) % RESPONSE_FOLDS  # 0 tests, 1 validates
+    classes, target = np.unique(arrays["orientation"][shown], return_inverse=True)
+    inputs = {"dF/F": arrays["mean_dff_percent"][shown], "running": arrays["abs_mean_running_cm_s"][shown, None]}
+    scores: dict[str, dict[str, Any]] = {}
+    for kind, values in inputs.items():
+        train, valid, test = ((values[rows], target[rows]) for rows in (part_of > 1, part_of == 1, part_of == 0))
+        for baseline in gratings_baselines(num_classes=len(classes)):
+            fitted = baseline.fit(*train, *valid)
+            hits = {name: float((fitted.predict(x) == y).mean()) for name, (x, y) in (("valid", valid), ("test", test))}
+            chosen = {key: str(value) for key, value in fitted.chosen.items()}
+            scores[f"{baseline.name}, {kind}"] = {**hits, "chosen": chosen}
+    return {
+        "fold": fold,
+        "windows": [int((part_of > 1).sum()), *(int((part_of == i).sum()) for i in (1, 0))],
+        "scores": scores,
+    }
+
+
 def table_of(results: Sequence[Mapping[str, Any]]) -> str:
     """Lay out one row per decoder: test score of every repeat, mean with interval, mean on validation repeats."""
     folds = [result["fold"] for result in results]
@@ -245,15 +277,14 @@ def gains(results: Sequence[Mapping[str, Any]], model: str, against: Sequence[st
 
 
 def run_folds(
-    name: str, recording: Recording, folds: Sequence[int], out: Path, seeds: int, kinds: Sequence[str]
+    name: str, compute: Callable[[int], dict[str, Any]], folds: Sequence[int], out: Path
 ) -> list[dict[str, Any]]:
     """Return the results of folds; those with a file are read from it."""
     results = []
     for fold in folds:
         path = out / name / f"fold{fold}.json"
         if not path.exists():
-            compute = movie_fold if name == "movie" else gratings_fold
-            result = compute(recording, fold, out / name, seeds, kinds)
+            result = compute(fold)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(result, indent=1) + "\n")
         results.append(json.loads(path.read_text()))
@@ -276,38 +307,66 @@ def report(name: str, results: Sequence[Mapping[str, Any]], comparisons: Mapping
     return {"folds": list(results), "gains": compared}
 
 
+def movie_experiment(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Decode one movie of the Allen recording."""
+    prepared = args.out / "recordings" / "501574836.h5"
+    if not prepared.exists():
+        prepare_events(args.data / "allen_501574836", prepared.parent, config=EventsConfig(), seed=0)
+    recording = Recording.open(prepared)
+    results = run_folds(
+        name,
+        lambda fold: movie_fold(recording, MOVIES[name], fold, args.out / name, args.seeds, args.inputs),
+        args.folds or range(MOVIE_REPEATS),
+        args.out,
+    )
+    summary = {}
+    for kind in args.inputs:
+        others = [arm for arm in results[0]["scores"] if arm.endswith(f", {kind}")]
+        named = [f"{arm}, {kind}" for arm in ("knn", "naive_bayes")]
+        for title, against in ((f"kNN and naive Bayes, {kind}", named), (f"all baselines, {kind}", others)):
+            heading = f"{name}, against {title}"
+            summary[heading] = report(heading, results, {"model": against})
+    return summary
+
+
+def gratings_experiment(args: argparse.Namespace) -> dict[str, Any]:
+    """Decode the twelve directions."""
+    recording = gratings_recording(args.data / "v1_gratings_73cells" / "v1_gratings_73cells.npz")
+    results = run_folds(
+        "gratings",
+        lambda fold: gratings_fold(recording, fold, args.out / "gratings", args.seeds, args.inputs),
+        args.folds or range(GRATING_REPEATS),
+        args.out,
+    )
+    comparisons = {
+        f"model, {window}": [f"shrunk_lda ({kind}), {window}" for kind in args.inputs if kind != "events"]
+        for window in GRATING_WINDOWS
+    }
+    return report("gratings", results, comparisons)
+
+
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the real recordings")
     parser.add_argument("--out", type=Path, required=True, help="folder for recordings, runs and results")
-    parser.add_argument("--only", choices=["movie", "gratings"], help="one of the two experiments")
+    parser.add_argument("--only", choices=[*MOVIES, "gratings", "responses"], help="one of the experiments")
     parser.add_argument("--folds", type=int, nargs="+", help="test repeats; all by default")
     parser.add_argument("--seeds", type=int, default=2, help="trainings whose probabilities are averaged")
     parser.add_argument("--inputs", nargs="+", choices=INPUTS, default=INPUTS, help="what the baselines read")
     args = parser.parse_args()
     summary: dict[str, Any] = {"seeds": args.seeds}
-    if args.only != "gratings":
-        prepared = args.out / "recordings" / "501574836.h5"
-        if not prepared.exists():
-            prepare_events(args.data / "allen_501574836", prepared.parent, config=EventsConfig(), seed=0)
-        folds = args.folds or range(MOVIE_REPEATS)
-        results = run_folds("movie", Recording.open(prepared), folds, args.out, args.seeds, args.inputs)
-        for kind in args.inputs:
-            others = [name for name in results[0]["scores"] if name.endswith(f", {kind}")]
-            named = [f"{name}, {kind}" for name in ("knn", "naive_bayes")]
-            for title, against in ((f"kNN and naive Bayes, {kind}", named), (f"all baselines, {kind}", others)):
-                summary[f"movie, against {title}"] = report(f"movie, against {title}", results, {"model": against})
-    if args.only != "movie":
-        recording = gratings_recording(args.data / "v1_gratings_73cells" / "v1_gratings_73cells.npz")
-        results = run_folds(
-            "gratings", recording, args.folds or range(GRATING_REPEATS), args.out, args.seeds, args.inputs
-        )
-        comparisons = {
-            f"model, {name}": [f"shrunk_lda ({kind}), {name}" for kind in args.inputs if kind != "events"]
-            for name in GRATING_WINDOWS
-        }
-        summary["gratings"] = report("gratings", results, comparisons)
+    asked = [args.only] if args.only else [*MOVIES, "gratings", "responses"]
+    for name in asked:
+        if name in MOVIES:
+            summary |= movie_experiment(name, args)
+        elif name == "gratings":
+            summary[name] = gratings_experiment(args)
+        else:
+            path = args.data / "allen_501724959_gratings" / "trials.npz"
+            folds = args.folds or range(RESPONSE_FOLDS)
+            results = run_folds(name, lambda fold, path=path: response_fold(path, fold), folds, args.out)
+            summary[name] = report(name, results, {})
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"{args.only or 'real'}.json").write_text(json.dumps(summary, indent=1) + "\n")
 
