@@ -83,7 +83,7 @@ def demo_configs(seed: int) -> tuple[PretrainConfig, FinetuneConfig, FinetuneCon
         frame_height=32,
         frame_width=64,
         window=replace(inputs, window_s=0.5),
-        optim=OptimConfig(epochs=4, epoch_windows=4096, batch_size=64, learning_rate=2e-3),
+        optim=OptimConfig(epochs=6, epoch_windows=4096, batch_size=64, learning_rate=2e-3),
     )
     return pretraining, gratings, frames
 

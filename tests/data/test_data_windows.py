@@ -265,6 +265,13 @@ def test_an_epoch_may_take_a_random_share_of_the_windows():
     assert set().union(*(windows(epoch) for epoch in range(20))) == set(range(50))
 
 
+def test_a_share_without_a_seed_is_spread_evenly():
+    samplers = [BatchSampler(50, 8, seed=None, epoch=epoch, epoch_windows=8) for epoch in (0, 3)]
+    first, again = (np.concatenate([request.windows for request in sampler]).tolist() for sampler in samplers)
+    assert first == again == [0, 7, 14, 21, 28, 35, 42, 49]
+    assert len(samplers[0]) == 1
+
+
 @pytest.fixture
 def two_recordings(make_recording):
     return [make_recording("one", num_units=5, seed=1), make_recording("two", num_units=3, seed=2)]

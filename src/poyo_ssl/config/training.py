@@ -32,7 +32,8 @@ class OptimConfig:
     epochs : int
         Passes over the training windows.
     epoch_windows : int, optional
-        Windows per pass, drawn anew without repetition; all of them by default.
+        Windows per pass, drawn anew without repetition; all of them by default. Validation then takes at most a
+        quarter as many of each of its parts, evenly spread and always the same.
     batch_size : int
         Windows per step over all devices together.
     clip : float

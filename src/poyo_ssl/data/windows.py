@@ -326,7 +326,7 @@ class BatchSampler(Sampler[BatchRequest]):
     seed, epoch : int
         What the order is drawn from; `seed` None keeps the order and draws nothing (evaluation).
     epoch_windows : int, optional
-        Windows per epoch, a random subset in each; all by default.
+        Windows per epoch, all by default: a random subset in each epoch, without a `seed` one spread evenly.
     rank, num_ranks : int
         This process and the number of processes.
 
@@ -367,7 +367,7 @@ class BatchSampler(Sampler[BatchRequest]):
         return min(-(-self.epoch_windows // self.batch_size), self.epoch_windows // self.num_ranks)
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        order = np.arange(self.num_windows)
+        order = np.linspace(0, self.num_windows - 1, self.epoch_windows).round().astype(np.int64)
         if self.seed is not None:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_windows)[: self.epoch_windows]
         # Nearly equal batches: no step is left with a window or two, and every rank has work in each.

@@ -23,7 +23,10 @@ CrossAttentionForm = Literal["streamed", "grid", "plain"]
 
 MIN_STREAMED_TOKENS = 1000
 MIN_STREAMED_WIDTH = 32
-"""Without dropout the streamed form was slower below these."""
+"""Without dropout the streamed form was slower below these..."""
+
+FEW_LATENTS = 16
+"""...unless there are so few latents, whose logits cost next to nothing beside keys and values (docs/log.md)."""
 
 
 class RotaryTime(nn.Module):
@@ -256,29 +259,32 @@ class ReadoutAttention(nn.Module):
         return self.to_out(merge_heads(out))  # (B, Q, D)
 
 
-def choose_form(device: torch.device, *, num_tokens: int, dim_head: int, dropout: float) -> CrossAttentionForm:
+def choose_form(
+    device: torch.device, *, num_latents: int, num_tokens: int, dim_head: int, dropout: float
+) -> CrossAttentionForm:
     """Return the form whose step was measured to be the fastest.
 
     Parameters
     ----------
     device : device
         Where the attention runs; off the CPU torch's fused attention takes all keys and values at once.
-    num_tokens, dim_head : int
-        Tokens per window, width of a head.
+    num_latents, num_tokens, dim_head : int
+        Latents and tokens per window, width of a head.
     dropout : float
         Dropout of the attention probabilities.
 
     Examples
     --------
     >>> cpu = torch.device("cpu")
-    >>> choose_form(cpu, num_tokens=11_800, dim_head=64, dropout=0.2)
+    >>> choose_form(cpu, num_latents=128, num_tokens=11_800, dim_head=64, dropout=0.2)
     'streamed'
-    >>> choose_form(cpu, num_tokens=600, dim_head=64, dropout=0.0)
+    >>> choose_form(cpu, num_latents=128, num_tokens=600, dim_head=64, dropout=0.0)
     'grid'
     """
     if device.type != "cpu" or torch.compiler.is_compiling():
         return "grid"
-    return "streamed" if dropout or (num_tokens >= MIN_STREAMED_TOKENS and dim_head >= MIN_STREAMED_WIDTH) else "grid"
+    large = num_tokens >= MIN_STREAMED_TOKENS and dim_head >= MIN_STREAMED_WIDTH
+    return "streamed" if dropout or large or num_latents <= FEW_LATENTS else "grid"
 
 
 class GridCrossAttention(nn.Module):
@@ -328,7 +334,8 @@ class GridCrossAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if form is None:
             num_tokens = grid.values.shape[1] * grid.values.shape[2]
-            form = choose_form(q.device, num_tokens=num_tokens, dim_head=q.shape[-1], dropout=dropout)
+            L, E = q.shape[-2:]
+            form = choose_form(q.device, num_latents=L, num_tokens=num_tokens, dim_head=E, dropout=dropout)
         if form == "streamed":
             out = streamed_attention(q, grid, norm=self.norm_context, weight=self.to_kv.weight, dropout=dropout)
         else:

@@ -25,6 +25,9 @@ from poyo_ssl.training import run_folder
 from poyo_ssl.training.jobs import Job
 from poyo_ssl.training.modules import PretrainModule, is_better
 
+VALIDATION_SHARE = 0.25
+"""Of the windows of a shortened epoch: choosing the best epoch must not cost more than the training does."""
+
 
 class KeepWeights(Callback):
     """Writes weights after validation: of the best epoch so far for each validation part, or of the last.
@@ -212,5 +215,7 @@ class Loaders(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> list[DataLoader]:
-        """Return the windows of each validation part in their own order."""
-        return [self._loader(dataset, seed=None) for dataset in self.job.valid.values()]
+        """Return the windows of each validation part in their own order; of many a subset, always the same."""
+        most = self.job.optim.epoch_windows
+        share = None if most is None else max(1, int(most * VALIDATION_SHARE))
+        return [self._loader(dataset, seed=None, epoch_windows=share) for dataset in self.job.valid.values()]
