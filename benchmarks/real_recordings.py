@@ -296,12 +296,14 @@ def _short(result: Mapping[str, Any]) -> Scores:
     return {name: round(score["test"], 3) for name, score in result["scores"].items() if "seed" not in name}
 
 
-def report(name: str, results: Sequence[Mapping[str, Any]], comparisons: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Print the table and the paired gains; return what goes into the JSON file."""
+def report(
+    name: str, results: Sequence[Mapping[str, Any]], comparisons: Mapping[str, tuple[str, Sequence[str]]]
+) -> dict[str, Any]:
+    """Print the table and the paired gains of a decoder over others; return what goes into the JSON file."""
     print(f"\n{name}: leave one repeat out\n{table_of(results)}")
-    compared = {model: gains(results, model, against) for model, against in comparisons.items()}
-    for model, found in compared.items():
-        print(f"\npaired gain of '{model}' over")
+    compared = {title: gains(results, model, against) for title, (model, against) in comparisons.items()}
+    for title, found in compared.items():
+        print(f"\npaired gain of {title}")
         for against, interval in found.items():
             print(f"  {against:<40} {interval}")
     return {"folds": list(results), "gains": compared}
@@ -319,14 +321,15 @@ def movie_experiment(name: str, args: argparse.Namespace) -> dict[str, Any]:
         args.folds or range(MOVIE_REPEATS),
         args.out,
     )
-    summary = {}
+    comparisons: dict[str, tuple[str, Sequence[str]]] = {}
     for kind in args.inputs:
+        comparisons[f"the model over kNN and naive Bayes, {kind}"] = (
+            "model",
+            [f"{arm}, {kind}" for arm in ("knn", "naive_bayes")],
+        )
         others = [arm for arm in results[0]["scores"] if arm.endswith(f", {kind}")]
-        named = [f"{arm}, {kind}" for arm in ("knn", "naive_bayes")]
-        for title, against in ((f"kNN and naive Bayes, {kind}", named), (f"all baselines, {kind}", others)):
-            heading = f"{name}, against {title}"
-            summary[heading] = report(heading, results, {"model": against})
-    return summary
+        comparisons[f"the model over all baselines, {kind}"] = ("model", others)
+    return report(name, results, comparisons)
 
 
 def gratings_experiment(args: argparse.Namespace) -> dict[str, Any]:
@@ -339,7 +342,10 @@ def gratings_experiment(args: argparse.Namespace) -> dict[str, Any]:
         args.out,
     )
     comparisons = {
-        f"model, {window}": [f"shrunk_lda ({kind}), {window}" for kind in args.inputs if kind != "events"]
+        f"the model, {window}, over": (
+            f"model, {window}",
+            [f"shrunk_lda ({kind}), {window}" for kind in args.inputs if kind != "events"],
+        )
         for window in GRATING_WINDOWS
     }
     return report("gratings", results, comparisons)
@@ -359,7 +365,7 @@ def main() -> None:
     asked = [args.only] if args.only else [*MOVIES, "gratings", "responses"]
     for name in asked:
         if name in MOVIES:
-            summary |= movie_experiment(name, args)
+            summary[name] = movie_experiment(name, args)
         elif name == "gratings":
             summary[name] = gratings_experiment(args)
         else:
