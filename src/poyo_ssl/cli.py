@@ -80,7 +80,38 @@ class Parser(ArgumentParser):
         if isinstance(ex, PoyoError):
             raise ex
         text = " ".join(message.split())
+        if wrong := _wrong_value(text):
+            raise wrong
         raise ConfigError(text.rstrip(".") + _nearest(text, self), fix="see --help")
+
+
+KINDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true, false",
+    "<class 'tuple'>": "a list such as [one, two]",
+}
+"""Types of settings as jsonargparse names them, in words."""
+
+
+def _wrong_value(text: str) -> ConfigError | None:
+    r"""Return the error about a value of the wrong type, from what jsonargparse says of it; None for other mistakes.
+
+    Examples
+    --------
+    >>> print(_wrong_value("Parser key \"cells\": Expected a typing.Literal['iscell', 'all']. Got value: al"))
+    cells 'al', did you mean 'all'? (allowed: iscell, all); correct it
+    """
+    found = re.fullmatch(r'Parser key "([\w.]+)": (.*) (?:Got|Given) value: (.*?)\.?', text)
+    if not found:
+        return None
+    key, told, value = found.groups()
+    expected = told.split(" Given value type:")[0]
+    words = [word for choice in re.findall(r"Literal\[(.*?)\]", expected) for word in re.findall(r"'(\w+)'", choice)]
+    kinds = [kind for name, kind in KINDS.items() if name in expected]
+    if not words and not kinds:
+        return None
+    return ConfigError(f"{key} '{value}'{suggest(value, words)}", allowed=", ".join([*words, *kinds]), fix="correct it")
 
 
 def _nearest(text: str, parser: ArgumentParser) -> str:
@@ -93,8 +124,6 @@ def _nearest(text: str, parser: ArgumentParser) -> str:
         return suggest(f"{match[1]}.{match[2]}", names)
     if match := re.search(r"(?:Option|[Kk]ey) '([\w.]+)' is not (?:accepted|expected)", text):
         return suggest(match[1], names)
-    if match := re.search(r"Literal\[(.*?)\]\. Got value: (\w+)", text):
-        return suggest(match[2], re.findall(r"'(\w+)'", match[1]))
     return ""
 
 

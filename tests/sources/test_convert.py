@@ -135,6 +135,31 @@ def test_a_recording_from_elsewhere_is_not_replaced(inputs, tmp_path, make_recor
     assert statuses(convert(ToySource(), folder, out, overwrite=True)) == {"a": "written"}
 
 
+def test_two_inputs_of_one_name_do_not_replace_each_other(inputs, tmp_path):
+    folder, out = inputs(a="fine"), tmp_path / "out"
+    convert(ToySource(), folder, out)
+    before = (out / "a.h5").read_bytes()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.toy").write_text("fine but of another animal")
+    outcome = convert(ToySource(), other, out)[0]
+    assert outcome.status == "failed"
+    assert outcome.error == (
+        f"{out / 'a.h5'} was made of {folder / 'a.toy'} (prepare toy), not of {other / 'a.toy'}; "
+        "choose another output, or pass --overwrite to replace it"
+    )
+    assert (out / "a.h5").read_bytes() == before
+    assert statuses(convert(ToySource(), folder, out)) == {"a": "unchanged"}
+    # The folder was moved, then changed.
+    moved = folder.rename(tmp_path / "moved")
+    (moved / "a.toy").write_text("fine and longer")
+    assert statuses(convert(ToySource(), moved, out)) == {"a": "written"}
+    assert statuses(convert(ToySource(), other, out, overwrite=True)) == {"a": "written"}
+    record = out / "conversion" / "a.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"source": "arrays"}))
+    assert "(prepare arrays), not of" in convert(ToySource(), other, out)[0].error
+
+
 def test_a_killed_worker_costs_its_own_recording_only(inputs, tmp_path):
     folder = inputs(a="kill", b="fine", c="kill", d="fine", e="fine")
     outcomes = convert(ToySource(), folder, tmp_path / "out", workers=2)

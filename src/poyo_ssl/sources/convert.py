@@ -91,7 +91,7 @@ def convert(
     ray : str, optional
         Address of a Ray cluster, or ``local``; paths must mean the same on all its machines.
     overwrite : bool
-        Convert again what is there, and replace recordings that come from elsewhere.
+        Convert again what is there, and replace recordings of the same name that were made of something else.
     only : collection of str, optional
         Ids of the recordings to convert; by default all.
     progress : callable, optional
@@ -176,19 +176,35 @@ def _convert_one(task: _Task) -> Outcome:
 def _write(task: _Task) -> tuple[str, ...]:
     source, path, target = task.source, task.path, task.output / f"{task.recording_id}.h5"
     record = record_path(task.output, task.recording_id)
-    if target.exists() and not record.exists() and not task.overwrite:
-        raise RecordingError(f"{target} exists", fix="choose another output or pass --overwrite")
+    if target.exists() and not task.overwrite:
+        _refuse_another(source, path, target, record)
     # Before reading: a file that changes meanwhile is converted again next time.
     facts = _describe(source, path)
     recording = check_traces(source.read(path))
     recording.recording_id = task.recording_id
     for name, pixels in source.movies(path):
         _write_movie(task.output, clean_name(name), pixels, overwrite=task.overwrite)
-    facts |= {"warnings": list(recording.warnings), "version": version("poyo-ssl")}
+    facts |= {"path": str(path.absolute()), "warnings": list(recording.warnings), "version": version("poyo-ssl")}
     _write_json(record, facts | {"complete": False})
     source.save(recording, path, target)
     _write_json(record, facts | {"complete": True})
     return recording.warnings
+
+
+def _refuse_another(source: Source, path: Path, target: Path, record: Path) -> None:
+    """Refuse to replace a recording that was made of something else and happens to have the same name."""
+    fix = "choose another output, or pass --overwrite to replace it"
+    try:
+        made = json.loads(record.read_text())
+        kind, where = made["source"], Path(made["path"])
+    except FileNotFoundError:
+        raise RecordingError(f"{target} exists", fix=fix) from None
+    except (ValueError, KeyError, TypeError):
+        # A damaged record tells nothing.
+        return
+    # An input that is no longer where it was has been moved; one that is still there is another one.
+    if kind != source.name or (where != path.absolute() and where.exists() and not where.samefile(path)):
+        raise RecordingError(f"{target} was made of {where} (prepare {kind}), not of {path}", fix=fix)
 
 
 def record_path(output: Path, recording_id: str) -> Path:

@@ -25,6 +25,12 @@ SLAB_FRAMES = 8192
 TILE_FRAMES = 128
 """Frames turned at a time: a tile of 128 frames x 400 ROIs stays in the processor's cache."""
 
+MAX_PIECES = 100_000
+"""Of chunks times tiles, each of which costs a microsecond or two."""
+
+Block = tuple[int, list[tuple[int, Any]]]
+"""First frame, and traces ``(n, frames)`` with the first ROI of each, which together are all ROIs."""
+
 
 class RoiTraces:
     """Traces stored as ``(N, T)``, read as ``(T, N)`` float32 by slices of frames.
@@ -32,7 +38,7 @@ class RoiTraces:
     Parameters
     ----------
     dataset : h5py.Dataset
-        ``(N, T)`` numbers. A contiguous one is memory-mapped.
+        ``(N, T)`` numbers. What is stored as it is, whole or in chunks, is memory-mapped.
     num_frames : int
         Frames to show; those beyond are left out.
 
@@ -50,15 +56,18 @@ class RoiTraces:
     def __init__(self, dataset: h5py.Dataset, num_frames: int) -> None:
         self.shape = (num_frames, int(dataset.shape[0]))
         self._turned: NDArray[np.float32] | None = None
+        self._blocks: list[Block] = []
         offset, path = dataset.id.get_offset(), dataset.file.filename
         if dataset.chunks is None and offset is not None and dataset.size:
             mapped = np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
             # As a plain array: numpy does more for every slice of a memory map.
-            self._rows: Any = np.asarray(mapped)
+            self._blocks = [(0, [(0, np.asarray(mapped))])]
+        elif dataset.chunks is not None and (blocks := _map_chunks(dataset)):
+            self._blocks = blocks
         elif dataset.chunks is None or dataset.size * 4 <= CACHED_BYTES:
             self._turned = _unpack(dataset)
         else:
-            self._rows = _reopen(dataset)
+            self._blocks = [(0, [(0, _reopen(dataset))])]
 
     def __getitem__(self, frames: slice) -> NDArray[np.float32]:
         start, stop, step = frames.indices(self.shape[0])
@@ -66,7 +75,11 @@ class RoiTraces:
         if self._turned is not None:
             return self._turned[start:stop]
         turned = np.empty((stop - start, self.shape[1]), np.float32)
-        _turn(self._rows[:, start:stop], turned)
+        for first, parts in self._blocks:
+            begin, end = max(start, first), min(stop, first + parts[0][1].shape[1])
+            if begin < end:
+                pieces = [(roi, rows[:, begin - first : end - first]) for roi, rows in parts]
+                _turn(pieces, turned[begin - start : end - start])
         return turned
 
     def extremes(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
@@ -74,20 +87,59 @@ class RoiTraces:
 
         None where the traces lie by frame already or would have to be unpacked for it.
         """
-        if self._turned is not None or isinstance(self._rows, h5py.Dataset) or self._rows.dtype != np.float32:
+        if self._turned is not None or self._blocks[0][1][0][1].dtype != np.float32:
             return None
-        rows = self._rows[:, : self.shape[0]]
-        low, high = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
-        for unit, row in enumerate(rows):
-            # One row at a time stays in the processor's cache for the second look.
-            low[unit], high[unit] = row.min(), row.max()
+        low, high = np.full(self.shape[1], np.inf, np.float32), np.full(self.shape[1], -np.inf, np.float32)
+        for first, parts in self._blocks:
+            if first >= self.shape[0]:
+                # A last block of trimmed frames only.
+                continue
+            for roi, rows in parts:
+                if isinstance(rows, h5py.Dataset):
+                    return None
+                # One row at a time stays in the processor's cache for the second look.
+                for unit, row in enumerate(rows[:, : self.shape[0] - first], start=roi):
+                    low[unit], high[unit] = np.minimum(low[unit], row.min()), np.maximum(high[unit], row.max())
         return low, high
 
 
-def _turn(rows: NDArray, turned: NDArray[np.float32]) -> None:
-    """Write ``(N, n)`` into ``(n, N)``."""
+def _turn(parts: Sequence[tuple[int, NDArray]], turned: NDArray[np.float32]) -> None:
+    """Write rows of ``(n, frames)``, each from its first ROI on, into ``(frames, N)``."""
     for first in range(0, len(turned), TILE_FRAMES):
-        turned[first : first + TILE_FRAMES] = rows[:, first : first + TILE_FRAMES].T
+        tile = turned[first : first + TILE_FRAMES]
+        for roi, rows in parts:
+            tile[:, roi : roi + len(rows)] = rows[:, first : first + TILE_FRAMES].T
+
+
+def _map_chunks(dataset: h5py.Dataset) -> list[Block] | None:
+    """Map the chunks of a dataset, past HDF5, which would copy each of them once more.
+
+    None where that cannot be done: they are compressed, not all there, or so small that looking them up takes longer.
+    """
+    file, (rows, frames) = dataset.file, dataset.chunks
+    num_rois, num_frames = dataset.shape
+    across, along = -(-num_rois // rows), -(-num_frames // frames)
+    tiles = along * -(-min(frames, num_frames) // TILE_FRAMES)
+    if across * tiles > MAX_PIECES or dataset.id.get_create_plist().get_nfilters():
+        return None
+    # Only a file that nobody writes to has on disk what HDF5 would say.
+    if file.driver != "sec2" or file.mode != "r" or file.userblock_size:
+        return None
+    content = np.asarray(np.memmap(file.filename, np.uint8, "r"))
+    size = rows * frames * dataset.dtype.itemsize
+    found: list[Any] = []
+    dataset.id.chunk_iter(found.append)
+    blocks: dict[int, dict[int, NDArray]] = {frame: {} for frame in range(0, num_frames, frames)}
+    for chunk in found:
+        roi, frame = chunk.chunk_offset
+        if chunk.size != size or chunk.byte_offset + size > len(content) or frame not in blocks:
+            return None
+        stored = np.ndarray((rows, frames), dataset.dtype, content, chunk.byte_offset)
+        # Chunks at the edges are stored whole.
+        blocks[frame][roi] = stored[: num_rois - roi, : num_frames - frame]
+    if any(set(parts) != set(range(0, num_rois, rows)) for parts in blocks.values()):
+        return None
+    return [(frame, sorted(parts.items())) for frame, parts in blocks.items()]
 
 
 def _unpack(dataset: h5py.Dataset) -> NDArray[np.float32]:
@@ -96,7 +148,7 @@ def _unpack(dataset: h5py.Dataset) -> NDArray[np.float32]:
     slab = max(SLAB_FRAMES // length, 1) * length
     turned = np.empty(dataset.shape[::-1], np.float32)
     for first in range(0, len(turned), slab):
-        _turn(dataset[:, first : first + slab], turned[first : first + slab])
+        _turn([(0, dataset[:, first : first + slab])], turned[first : first + slab])
     return turned
 
 
