@@ -1,5 +1,8 @@
 """Folders as suite2p writes them, before and after 1.0, of any size."""
 
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
 import numpy as np
 
 NUM_ROIS, NUM_FRAMES = 6, 800
@@ -33,11 +36,13 @@ def write_plane(folder, *, seed=0, old=True, fs=15.5, tau=0.7, neucoeff=0.6, isc
             "med": [roi, 11],
         }
     np.save(folder / "stat.npy", stat, allow_pickle=True)
+    # As every run of suite2p leaves it: when it was, and where its input lay.
+    ran = {"date_proc": datetime(2024, 5, 1, 12, tzinfo=timezone(timedelta(hours=-7))), "data_path": [Path("raw")]}
     if old:
-        ops = {"fs": fs, "tau": tau, "neucoeff": neucoeff, "nplanes": 1, "meanImg": np.zeros((8, 8), np.float32)}
+        ops = {"fs": fs, "tau": tau, "neucoeff": neucoeff, "nplanes": 1, "meanImg": np.zeros((8, 8), np.float32)} | ran
         np.save(folder / "ops.npy", np.array(ops, dtype=object), allow_pickle=True)
     else:
-        settings = {"fs": np.float64(fs), "tau": tau, "extraction": {"neuropil_coefficient": neucoeff}}
+        settings = {"fs": np.float64(fs), "tau": tau, "extraction": {"neuropil_coefficient": neucoeff}} | ran
         np.save(folder / "settings.npy", np.array(settings, dtype=object), allow_pickle=True)
         np.save(folder / "db.npy", np.array({"nplanes": 1, "Ly": 32}, dtype=object), allow_pickle=True)
     return folder

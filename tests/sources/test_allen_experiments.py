@@ -126,6 +126,29 @@ def test_lists_that_are_damaged_name_record_and_field(tmp_path, content, message
         read_experiments(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "manifest.json is not JSON"),
+        ("[]", "manifest.json has no list 'manifest'"),
+        ('{"manifest": [{"type": "dir", "key": "BASEDIR"}]}', "manifest.json has no record of type 'manifest_version'"),
+        (
+            '{"manifest": [{"type": "manifest_version", "value": "0.2.1"}]}',
+            r"manifest.json: record 'manifest_version' has '0.2.1' as 'value' .allowed: 1.3.; give the cache",
+        ),
+    ],
+)
+def test_a_cache_of_another_layout_is_refused(tmp_path, content, message, capsys):
+    (tmp_path / "ophys_experiments.json").write_text(json.dumps(RECORDS))
+    (tmp_path / "manifest.json").write_text('{"manifest": [{"type": "manifest_version", "value": "1.3"}]}')
+    assert main(["prepare", "allen", str(tmp_path), "--list"]) == 0
+    (tmp_path / "manifest.json").write_text(content)
+    capsys.readouterr()
+    assert main(["prepare", "allen", str(tmp_path), "--list"]) == 2
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(capsys.readouterr().err)
+
+
 def test_a_mouse_without_a_cre_line_is_unknown(tmp_path):
     lost = record(1)
     lost["specimen"]["donor"]["transgenic_lines"].pop()

@@ -67,7 +67,7 @@ def test_names_of_numbers_get_their_parents(tmp_path):
     [
         ("iscell.npy", r"no .*iscell\.npy; add it, or pass --cells all"),
         ("Fneu.npy", r"no file .*Fneu\.npy"),
-        ("ops.npy", r"does not say the imaging rate \(fs\); give --rate_hz"),
+        ("ops.npy", r"plane0 does not say the imaging rate: no ops\.npy and no settings\.npy; give --rate_hz"),
         ("F.npy", "no suite2p output"),
     ],
 )
@@ -149,12 +149,23 @@ def test_nothing_is_run_or_allocated_by_a_pickle(tmp_path, content, message, mon
     if not isinstance(content, Huge):
         with pytest.raises(RecordingError, match=f"is not unpickled: .*{message}"):
             load_pickled(plane / "ops.npy")
-        with pytest.raises(RecordingError, match="does not say the imaging rate"):
+        with pytest.raises(RecordingError, match=f"does not say the imaging rate: .*ops.npy is not .*{message}"):
             Suite2pSource().read(plane)
     else:
         assert not isinstance(load_pickled(plane / "ops.npy")["evil"], np.ndarray)
     recording = Suite2pSource(Companions(rate_hz=30.0), neuropil_ratio=0.7).read(plane)
     assert recording.num_units == 4
+
+
+@pytest.mark.parametrize(("content", "reason"), [({"tau": 1.0}, "has no 'fs' above 0"), ([1], "hold a dictionary")])
+def test_settings_without_a_rate_say_why(tmp_path, content, reason):
+    plane = write_plane(tmp_path / "x" / "plane0", old=False)
+    np.save(plane / "settings.npy", np.array(content, dtype=object), allow_pickle=True)
+    with pytest.raises(RecordingError, match=f"the imaging rate: .*settings.npy .*{reason}; give --rate_hz"):
+        Suite2pSource().read(plane)
+    given = Suite2pSource(Companions(rate_hz=30.0)).read(plane)
+    assert any("settings.npy" in text for text in given.warnings)
+    assert "the neuropil ratio is not known: 0.7 is taken" in given.warnings
 
 
 def test_ordinary_pickles_come_back(tmp_path):

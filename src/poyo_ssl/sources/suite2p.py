@@ -169,13 +169,14 @@ class Suite2pSource(Source):
 
     def _settings(self, path: Path, planes: list[_Plane], warnings: list[str]) -> tuple[float, float]:
         """Return the rate in Hz and the neuropil ratio: given, or as suite2p was told."""
-        told = _read_settings(planes[0].folder, path, warnings)
+        told, missed = _read_settings(planes[0].folder, path)
+        warnings += missed
         rate_hz = self.companions.rate_hz
         if rate_hz is None:
             rate_hz = _positive(told.get("fs"))
             if rate_hz is None:
                 raise RecordingError(
-                    f"{planes[0].folder} does not say the imaging rate (fs)",
+                    f"{planes[0].folder} does not say the imaging rate: {', and '.join(missed)}",
                     fix="give --rate_hz (frames per second and plane)",
                 )
             if rate_hz == DEFAULT_FS:
@@ -268,28 +269,33 @@ def _load_traces(path: Path) -> NDArray:
     return traces
 
 
-def _read_settings(plane: Path, path: Path, warnings: list[str]) -> dict[str, Any]:
-    """Return fs, tau and neucoeff of whatever file says them: ops.npy, or settings.npy since 1.0."""
+def _read_settings(plane: Path, path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return fs, tau and neucoeff of whatever file says them, ops.npy or, since 1.0, settings.npy; and what did not."""
     told: dict[str, Any] = {}
+    missed: list[str] = []
     folders = dict.fromkeys((plane, *sorted(path.glob("plane*")), path))
-    files = [folder / name for folder in folders for name in ("settings.npy", "ops.npy")]
+    files = [file for folder in folders for name in ("settings.npy", "ops.npy") if (file := folder / name).is_file()]
+    if not files:
+        missed.append("no ops.npy and no settings.npy")
     for file in files:
-        if not file.is_file() or "fs" in told:
-            continue
+        if _positive(told.get("fs")):
+            break
         try:
             content = load_pickled(file)
         except RecordingError as error:
-            warnings.append(str(error))
+            missed.append(error.problem)
             continue
         if not isinstance(content, dict):
-            warnings.append(f"{file} does not hold a dictionary: not used")
+            missed.append(f"{file} does not hold a dictionary")
             continue
         extraction = content.get("extraction")
         nested = extraction.get("neuropil_coefficient") if isinstance(extraction, dict) else None
         told |= {key: content[key] for key in ("fs", "tau", "neucoeff") if key in content}
         if nested is not None:
             told["neucoeff"] = nested
-    return told
+        if not _positive(told.get("fs")):
+            missed.append(f"{file} has no 'fs' above 0")
+    return told, missed
 
 
 def _positive(value: Any) -> float | None:

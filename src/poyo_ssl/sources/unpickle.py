@@ -18,7 +18,7 @@ MAX_ITEM_BYTES = 4096
 
 
 class _Sealed:
-    """Stands for an object that is not wanted, such as a foreign path, or for a class that must not be called."""
+    """Stands for an object that is not wanted, such as a path or a date, or for a class that must not be called."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -112,6 +112,8 @@ ALLOWED: dict[tuple[str, str], Any] = {
         for module in ("pathlib", "pathlib._local")
         for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
     },
+    # suite2p notes when it ran.
+    **{("datetime", name): _Sealed for name in ("datetime", "date", "time", "timedelta", "timezone")},
 }
 """Everything that a pickle may name, and what stands for it."""
 

@@ -15,6 +15,7 @@ from poyo_ssl.errors import ConfigError, RecordingError, suggest
 from poyo_ssl.sources.allen.about import SESSION_TYPES, UNKNOWN_LINE, parse_cre_line, parse_indicator
 
 EXPERIMENTS_FILE, CONTAINERS_FILE = "ophys_experiments.json", "experiment_containers.json"
+MANIFEST_FILE, MANIFEST_VERSION = "manifest.json", "1.3"
 MAX_LIST_BYTES = 1 << 28
 SESSION_PREFIX = "three_session_"
 AREAS = ("VISp", "VISl", "VISal", "VISpm", "VISam", "VISrl")
@@ -139,10 +140,57 @@ class ExperimentFilter:
 
 
 def find_list(folder: Path) -> Path | None:
-    """Return the list of experiments of a folder as AllenSDK lays it out, or None; a file is taken as it is."""
+    """Return the list of experiments of a folder as AllenSDK lays it out, or None; a file is taken as it is.
+
+    Raises
+    ------
+    RecordingError
+        If the folder's manifest is of another layout; `check_manifest` says more.
+    """
     if folder.is_file():
         return folder
+    if (folder / MANIFEST_FILE).is_file():
+        check_manifest(folder / MANIFEST_FILE)
     return next((path for name in (EXPERIMENTS_FILE, CONTAINERS_FILE) if (path := folder / name).is_file()), None)
+
+
+def check_manifest(path: Path) -> None:
+    """Refuse an AllenSDK cache of another layout than that of the Visual Coding experiments.
+
+    Raises
+    ------
+    RecordingError
+        If its manifest is no JSON, has no version, or one other than 1.3; file, record and field are named.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "manifest.json"
+    >>> _ = path.write_text('{"manifest": [{"type": "manifest_version", "value": "1.3"}]}')
+    >>> check_manifest(path)
+    """
+    fix = "give the cache of the Visual Coding experiments, or remove the manifest"
+    manifest = _read_json(path)
+    records = manifest.get("manifest") if isinstance(manifest, Mapping) else None
+    if not isinstance(records, list):
+        raise RecordingError(f"{path} has no list 'manifest'", fix=fix)
+    entries = [one for one in records if isinstance(one, Mapping) and one.get("type") == "manifest_version"]
+    if not entries:
+        raise RecordingError(f"{path} has no record of type 'manifest_version'", fix=fix)
+    version = entries[0].get("value")
+    if version != MANIFEST_VERSION:
+        raise RecordingError(
+            f"{path}: record 'manifest_version' has '{str(version)[:40]}' as 'value'", allowed=MANIFEST_VERSION, fix=fix
+        )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_LIST_BYTES:
+            raise ValueError(f"{path.stat().st_size / 1e9:.1f} GB")
+        return json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RecordingError(f"{path} is not JSON ({error})", fix="download it again") from None
 
 
 def read_experiments(path: Path) -> list[Experiment]:
@@ -162,12 +210,7 @@ def read_experiments(path: Path) -> list[Experiment]:
     Traceback (most recent call last):
     poyo_ssl.errors.RecordingError: ...ophys_experiments.json: record 501574836 has no 'specimen'; ...
     """
-    try:
-        if path.stat().st_size > MAX_LIST_BYTES:
-            raise ValueError(f"{path.stat().st_size / 1e9:.1f} GB")
-        records = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RecordingError(f"{path} is not JSON ({error})", fix="download it again") from None
+    records = _read_json(path)
     if not isinstance(records, list):
         raise RecordingError(f"{path} holds no list of records", fix=f"give {EXPERIMENTS_FILE} or {CONTAINERS_FILE}")
     found = {one.experiment_id: one for one in (_read_record(record, path) for record in _flatten(records, path))}
