@@ -246,8 +246,9 @@ def test_running_off_the_imaging_clock_keeps_its_own(tmp_path):
 
 STORAGES = {
     "contiguous": {},
-    "chunked": {"chunks": (2, 500)},
+    "chunked": {"chunks": (4, 600)},
     "one chunk": {"chunks": (7, 3001)},
+    "small chunks": {"chunks": (2, 500)},
     "gzip": {"chunks": (1, 1000), "compression": "gzip"},
     "checksums": {"chunks": (3, 400), "fletcher32": True},
 }
@@ -277,7 +278,7 @@ def test_chunks_that_cannot_be_mapped_are_read_all_the_same(tmp_path):
     expected = np.where(np.arange(3000) < 1000, values, np.float32(0.5))
     for name, block in {"never written": 0, "behind a block of the user": 512}.items():
         with h5py.File(tmp_path / f"{name}.h5", "w", userblock_size=block) as file:
-            dataset = file.create_dataset("data", (7, 3000), "f4", chunks=(2, 500), fillvalue=0.5)
+            dataset = file.create_dataset("data", (7, 3000), "f4", chunks=(4, 600), fillvalue=0.5)
             dataset[:, : 3000 if block else 1000] = values if block else values[:, :1000]
             # Chunks of an open file may not be on disk yet.
             np.testing.assert_array_equal(RoiTraces(dataset, 3000)[0:3000].T, values if block else expected)
@@ -285,7 +286,7 @@ def test_chunks_that_cannot_be_mapped_are_read_all_the_same(tmp_path):
             np.testing.assert_array_equal(RoiTraces(file["data"], 3000)[0:3000].T, values if block else expected)
 
 
-@pytest.mark.parametrize("layout", [{"chunks": (2, 500)}, {}])
+@pytest.mark.parametrize("layout", [{"chunks": (4, 600)}, {}])
 def test_traces_that_are_not_finite_are_found_in_any_storage(layout, tmp_path):
     made, path = write_session(tmp_path)
     dff = made.dff.T.copy()

@@ -25,8 +25,10 @@ SLAB_FRAMES = 8192
 TILE_FRAMES = 128
 """Frames turned at a time: a tile of 128 frames x 400 ROIs stays in the processor's cache."""
 
-MAX_PIECES = 100_000
-"""Of chunks times tiles, each of which costs a microsecond or two."""
+LOOKED_AT_BYTES = 1 << 18
+
+MIN_CHUNK_BYTES = 8 << 10
+"""Of a chunk that is mapped; looking up smaller ones takes longer than to have HDF5 copy them."""
 
 Block = tuple[int, list[tuple[int, Any]]]
 """First frame, and traces ``(n, frames)`` with the first ROI of each, which together are all ROIs."""
@@ -62,7 +64,7 @@ class RoiTraces:
             mapped = np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
             # As a plain array: numpy does more for every slice of a memory map.
             self._blocks = [(0, [(0, np.asarray(mapped))])]
-        elif dataset.chunks is not None and (blocks := _map_chunks(dataset)):
+        elif dataset.chunks is not None and dataset.size and (blocks := _map_chunks(dataset)):
             self._blocks = blocks
         elif dataset.chunks is None or dataset.size * 4 <= CACHED_BYTES:
             self._turned = _unpack(dataset)
@@ -78,8 +80,8 @@ class RoiTraces:
         for first, parts in self._blocks:
             begin, end = max(start, first), min(stop, first + parts[0][1].shape[1])
             if begin < end:
-                pieces = [(roi, rows[:, begin - first : end - first]) for roi, rows in parts]
-                _turn(pieces, turned[begin - start : end - start])
+                rows = [rows[:, begin - first : end - first] for _, rows in parts]
+                _turn(rows[0] if len(rows) == 1 else np.concatenate(rows), turned[begin - start : end - start])
         return turned
 
     def extremes(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
@@ -97,18 +99,20 @@ class RoiTraces:
             for roi, rows in parts:
                 if isinstance(rows, h5py.Dataset):
                     return None
-                # One row at a time stays in the processor's cache for the second look.
-                for unit, row in enumerate(rows[:, : self.shape[0] - first], start=roi):
-                    low[unit], high[unit] = np.minimum(low[unit], row.min()), np.maximum(high[unit], row.max())
+                # What is looked at for the least value is still in the processor's cache for the greatest.
+                step = max(1, LOOKED_AT_BYTES // (rows.shape[1] * rows.itemsize))
+                for start in range(0, len(rows), step):
+                    some = rows[start : start + step, : self.shape[0] - first]
+                    place = slice(roi + start, roi + start + len(some))
+                    low[place] = np.minimum(low[place], some.min(axis=1))
+                    high[place] = np.maximum(high[place], some.max(axis=1))
         return low, high
 
 
-def _turn(parts: Sequence[tuple[int, NDArray]], turned: NDArray[np.float32]) -> None:
-    """Write rows of ``(n, frames)``, each from its first ROI on, into ``(frames, N)``."""
+def _turn(rows: NDArray, turned: NDArray[np.float32]) -> None:
+    """Write ``(N, n)`` into ``(n, N)``."""
     for first in range(0, len(turned), TILE_FRAMES):
-        tile = turned[first : first + TILE_FRAMES]
-        for roi, rows in parts:
-            tile[:, roi : roi + len(rows)] = rows[:, first : first + TILE_FRAMES].T
+        turned[first : first + TILE_FRAMES] = rows[:, first : first + TILE_FRAMES].T
 
 
 def _map_chunks(dataset: h5py.Dataset) -> list[Block] | None:
@@ -118,15 +122,13 @@ def _map_chunks(dataset: h5py.Dataset) -> list[Block] | None:
     """
     file, (rows, frames) = dataset.file, dataset.chunks
     num_rois, num_frames = dataset.shape
-    across, along = -(-num_rois // rows), -(-num_frames // frames)
-    tiles = along * -(-min(frames, num_frames) // TILE_FRAMES)
-    if across * tiles > MAX_PIECES or dataset.id.get_create_plist().get_nfilters():
+    size = rows * frames * dataset.dtype.itemsize
+    if size < MIN_CHUNK_BYTES or dataset.id.get_create_plist().get_nfilters():
         return None
     # Only a file that nobody writes to has on disk what HDF5 would say.
     if file.driver != "sec2" or file.mode != "r" or file.userblock_size:
         return None
     content = np.asarray(np.memmap(file.filename, np.uint8, "r"))
-    size = rows * frames * dataset.dtype.itemsize
     found: list[Any] = []
     dataset.id.chunk_iter(found.append)
     blocks: dict[int, dict[int, NDArray]] = {frame: {} for frame in range(0, num_frames, frames)}
@@ -148,7 +150,7 @@ def _unpack(dataset: h5py.Dataset) -> NDArray[np.float32]:
     slab = max(SLAB_FRAMES // length, 1) * length
     turned = np.empty(dataset.shape[::-1], np.float32)
     for first in range(0, len(turned), slab):
-        _turn([(0, dataset[:, first : first + slab])], turned[first : first + slab])
+        _turn(dataset[:, first : first + slab], turned[first : first + slab])
     return turned
 
 
