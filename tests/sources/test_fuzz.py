@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from scipy.io import savemat
 from tests.sources.allen_samples import draw_templates, make_session
 from tests.sources.brainsets_samples import write_brainset
 from tests.sources.mutations import in_arrays, in_bytes, in_groups, mutate
@@ -37,7 +39,8 @@ from poyo_ssl.sources.events import EventsSource
 from poyo_ssl.sources.nwb import NwbSource
 from poyo_ssl.sources.suite2p import Suite2pSource
 
-EXAMPLES = {"allen": 20, "nwb": 20, "dandi": 8, "brainsets": 40, "suite2p": 30, "arrays": 40, "events": 40}
+EXAMPLES = {"allen": 20, "nwb": 20, "dandi": 8, "brainsets": 40, "suite2p": 30, "arrays": 40}
+EXAMPLES |= {"tables": 20, "matlab": 20, "events": 40}
 """Of the short test; reading an NWB 2 file takes pynwb half a second."""
 
 LONGEST_S = 60
@@ -75,6 +78,31 @@ def _write_arrays(folder):
     return folder / "mouse7"
 
 
+def _write_tables(folder):
+    """Everything that a laboratory would write by hand: numbers as text, a gif, metadata."""
+    _write_arrays(folder)
+    mouse = folder / "mouse7"
+    for name in ("dff", "timestamps"):
+        np.savetxt(mouse / f"{name}.csv", np.load(mouse / f"{name}.npy")[:300], delimiter=",", fmt="%.5f")
+        (mouse / f"{name}.npy").unlink()
+    (mouse / "stimuli.csv").write_text("start,stop,name\n3,5,natural_movie_one\n6,8,natural_movie_one\n")
+    (mouse / "recording.json").write_text('{"subject_id": "mouse7", "cre_line": "Vip-IRES-Cre", "depth_um": 175}')
+    (mouse / "pixels").mkdir()
+    pictures = [Image.new("L", (6, 4), 20 * number) for number in range(8)]
+    pictures[0].save(mouse / "pixels" / "natural_movie_one.gif", save_all=True, append_images=pictures[1:])
+    return mouse
+
+
+def _write_matlab(folder):
+    _write_arrays(folder)
+    mouse = folder / "mouse7"
+    savemat(mouse / "dff.mat", {"dff": np.load(mouse / "dff.npy").astype(float)}, do_compression=True)
+    np.savez_compressed(mouse / "timestamps.npz", clock=np.load(mouse / "timestamps.npy"))
+    for name in ("dff", "timestamps"):
+        (mouse / f"{name}.npy").unlink()
+    return mouse
+
+
 SAMPLES = {
     "allen": (AllenSource(), _write_allen),
     "nwb": (NwbSource(), lambda folder: write_laboratory(folder)[2]),
@@ -82,6 +110,8 @@ SAMPLES = {
     "brainsets": (BrainsetsSource(), lambda folder: write_brainset(folder)[1]),
     "suite2p": (Suite2pSource(), lambda folder: write_plane(folder / "mouse7" / "suite2p" / "plane0").parent.parent),
     "arrays": (ArraysSource(), _write_arrays),
+    "tables": (ArraysSource(), _write_tables),
+    "matlab": (ArraysSource(), _write_matlab),
     "events": (EventsSource(), lambda folder: write_folder(folder / "mouse7")),
 }
 
