@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -166,32 +163,6 @@ def test_a_killed_worker_costs_its_own_recording_only(inputs, tmp_path):
     assert [name for name, status in statuses(outcomes).items() if status == "failed"] == ["a", "c"]
     assert "was killed (SIGKILL), often for want of memory" in outcomes[0].error
     assert [r.recording_id for r in open_recordings(tmp_path / "out")] == ["b", "d", "e"]
-
-
-RAY_ANSWERS = """
-import ray
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-assert ray.get(ray.remote(lambda: 1).remote()) == 1
-ray.shutdown()
-"""
-
-
-@pytest.fixture
-def ray_works(tmp_path, monkeypatch):
-    """Skip where Ray cannot start its servers, as in some containers, where it may try for ever."""
-    pytest.importorskip("ray", reason="Ray is not installed")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    said, command = tmp_path / "ray.txt", [sys.executable, "-c", RAY_ANSWERS]
-    with (
-        said.open("w") as file,
-        subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True) as process,
-    ):
-        try:
-            process.wait(timeout=180)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode != 0:
-        pytest.skip(f"Ray does not start here: {''.join(said.read_text().splitlines()[-1:])}")
 
 
 @pytest.mark.slow

@@ -114,6 +114,25 @@ def test_settings_of_suite2p_are_flags(tmp_path):
     assert {recording.recording_id for recording in open_recordings(tmp_path / "out")} == {"mouse7", "mouse8"}
 
 
+@pytest.mark.slow
+def test_ray_from_the_command_line(tmp_path, monkeypatch, capsys, ray_works):
+    # Ray's processes do not inherit pytest's import path.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"))
+    for number in range(3):
+        write_plane(tmp_path / "lab" / f"mouse{number}" / "suite2p" / "plane0", seed=number)
+    (tmp_path / "lab" / "mouse1" / "suite2p" / "plane0" / "Fneu.npy").unlink()
+    command = ["prepare", "suite2p", str(tmp_path / "lab"), str(tmp_path / "out"), "--ray", "local", "--workers", "2"]
+    assert main(command) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 written, 0 unchanged, 1 failed" in said
+    assert "poyo-ssl: 1 of 3 recordings could not be converted, mouse1 first" in said
+    assert main(["prepare", "suite2p", str(tmp_path / "lab"), str(tmp_path / "here"), "--workers", "1"]) == 2
+    for one, other in zip(open_recordings(tmp_path / "out"), open_recordings(tmp_path / "here"), strict=True):
+        assert one.checksum() == other.checksum()
+    assert main(command) == 2
+    assert "0 written, 2 unchanged, 1 failed" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_readme_on_own_recordings(tmp_path, monkeypatch, capsys):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     commands = re.search(r"<!-- own recordings -->\n```sh\n(.*?)```", readme, re.DOTALL)[1].strip().splitlines()
