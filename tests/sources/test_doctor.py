@@ -235,6 +235,27 @@ def test_a_folder_gets_a_row_each_and_names_the_damaged(tmp_path, make_recording
     assert said.endswith("poyo-ssl: 1 of 4 recordings could not be read; mend or remove them, see the lines above")
 
 
+def test_a_folder_of_several_kinds(tmp_path, ask):
+    lab = tmp_path / "lab"
+    for name in ("allen", "nwb"):
+        (lab / name).mkdir(parents=True)
+    write_session(lab / "allen")
+    write_laboratory(lab / "nwb")
+    write_plane(lab / "mouse8" / "suite2p" / "plane0")
+    write_arrays(lab / "mouse9")
+    write_events(lab / "mouse10")
+    (lab / "nwb" / "cut.nwb").write_bytes(b"nothing")
+    found = {path.name: kind.name for kind, path in recognise(lab)}
+    kinds = {"501574836.nwb": "allen", "mouse7.nwb": "nwb", "suite2p": "suite2p", "mouse9": "arrays"}
+    assert found == kinds | {"mouse10": "events", "cut.nwb": "nwb"}
+    code, said = ask(lab)
+    assert code == 2
+    for name in ("allen", "nwb", "suite2p", "arrays", "events"):
+        assert f"(poyo-ssl prepare {name})" in said
+    assert said.count("cut.nwb") == 1
+    assert said.endswith("poyo-ssl: 1 of 6 recordings could not be read; mend or remove them, see the lines above")
+
+
 def test_paths_that_hold_nothing(tmp_path, ask):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "cut.nwb").write_bytes(b"\x89HDF\r\n\x1a\n")

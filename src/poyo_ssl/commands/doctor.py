@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,16 +33,18 @@ def doctor(path: Path) -> None:
     from poyo_ssl.sources.doctor import examine, find_twins
     from poyo_ssl.sources.registry import recognise
 
-    kind, paths = recognise(path)
-    if len(paths) == 1:
-        show_examination(examine(paths[0], kind))
+    recognised = recognise(path)
+    if len(recognised) == 1:
+        kind, item = recognised[0]
+        show_examination(examine(item, kind))
         return
     found, failed = [], []
-    for item in track(paths, "examining", console=console, transient=True, disable=not console.is_terminal):
+    for kind, item in track(recognised, "examining", console=console, transient=True, disable=not console.is_terminal):
         try:
             found.append(examine(item, kind))
         except PoyoError as error:
-            failed.append(f"{item}: {error}")
+            text = str(error)
+            failed.append(text if str(item) in text else f"{item}: {text}")
     if found:
         show_examinations(found)
         _show_lines([f"{one.recording.recording_id}: {line}" for one in found for line in one.suspicions])
@@ -49,7 +52,7 @@ def doctor(path: Path) -> None:
     _show_lines(failed)
     if failed:
         raise RecordingError(
-            f"{len(failed)} of {len(paths)} recordings could not be read",
+            f"{len(failed)} of {len(recognised)} recordings could not be read",
             fix="mend or remove them, see the lines above",
         )
 
@@ -165,7 +168,9 @@ def show_examinations(found: Sequence[Examination]) -> None:
             str(len(one.suspicions)),
         )
     console.print(table)
-    console.print(f"{len(found)} recordings, medians over units. {found[0].kind}", highlight=False, soft_wrap=True)
+    kinds = Counter(one.kind for one in found)
+    each = ", ".join(kind if len(kinds) == 1 else f"{number} {kind}" for kind, number in kinds.items())
+    console.print(f"{len(found)} recordings, medians over units. {each}", highlight=False, soft_wrap=True)
 
 
 def _show_lines(lines: Sequence[str]) -> None:

@@ -43,18 +43,18 @@ def is_prepared(path: Path) -> bool:
         return False
 
 
-def recognise(path: Path) -> tuple[type[Source] | None, list[Path]]:
+def recognise(path: Path) -> list[tuple[type[Source] | None, Path]]:
     """Find out what a path holds.
 
     Parameters
     ----------
     path : path
-        A recording (file or folder) of any source, a prepared one, or a folder of some.
+        A recording (file or folder) of any source, a prepared one, or a folder of some, even of different sources.
 
     Returns
     -------
-    tuple of source class and list of Path
-        The source, or None for prepared recordings; and one path per recording.
+    list of tuple of source class and Path
+        For every recording its source, or None for prepared ones, and its path; sorted by path.
 
     Raises
     ------
@@ -66,28 +66,20 @@ def recognise(path: Path) -> tuple[type[Source] | None, list[Path]]:
     >>> import tempfile, numpy as np
     >>> folder = Path(tempfile.mkdtemp())
     >>> np.save(folder / "dff.npy", np.zeros((900, 4)))
-    >>> source, paths = recognise(folder)
-    >>> source.name, len(paths)
-    ('arrays', 1)
+    >>> for kind, path in recognise(folder): print(kind.name)
+    arrays
     """
     if not path.exists():
         raise RecordingError(f"nothing at {path}", fix="check the path")
     # Where one file is known, the others of the folder are examined too: a damaged one must not go unseen.
     files = [path] if path.is_file() else sorted(path.glob("*.h5"))
     if any(is_prepared(item) for item in files):
-        return None, files
-    for kind in SOURCES:
-        if kind.recognises(path):
-            return kind, [path]
-    if path.is_dir():
-        for kind in SOURCES:
-            try:
-                paths = kind().find(path)
-            except RecordingError:
-                continue
-            if any(kind.recognises(item) for item in paths):
-                return kind, paths
-    elif path.suffix.lower() in HDF5_SUFFIXES:
+        return [(None, item) for item in files]
+    if kind := _kind_of(path):
+        return [(kind, path)]
+    if path.is_dir() and (found := _search(path)):
+        return found
+    if path.suffix.lower() in HDF5_SUFFIXES and path.is_file():
         # A file that cannot be opened at all is answered with the reason.
         with open_hdf5(path) as file:
             held = ", ".join(sorted(file)[:12]) or "nothing"
@@ -95,6 +87,24 @@ def recognise(path: Path) -> tuple[type[Source] | None, list[Path]]:
             f"{path} is HDF5 (holds {held}), but of no kind that is known", allowed=_known(), fix="check the file"
         )
     raise RecordingError(f"{path} holds no recording of any kind that is known", allowed=_known(), fix="check the path")
+
+
+def _kind_of(path: Path) -> type[Source] | None:
+    return next((kind for kind in SOURCES if kind.recognises(path)), None)
+
+
+def _search(folder: Path) -> list[tuple[type[Source] | None, Path]]:
+    """Return what the sources find in a folder; what none recognises goes to the first that found it beside others."""
+    found: dict[Path, type[Source] | None] = {}
+    for kind in SOURCES:
+        try:
+            paths = kind().find(folder)
+        except RecordingError:
+            continue
+        if any(kind.recognises(item) for item in paths):
+            for item in paths:
+                found.setdefault(item, _kind_of(item) or kind)
+    return [(found[item], item) for item in sorted(found)]
 
 
 def _known() -> str:
