@@ -12,7 +12,8 @@ import yaml
 from allen_samples import write_session
 from suite2p_samples import write_plane
 
-from poyo_ssl.cli import main
+from poyo_ssl.cli import COMMANDS, build_parser, find_command, main
+from poyo_ssl.cli import _resolve as resolve
 from poyo_ssl.data.recording import Recording, open_recordings
 from poyo_ssl.sources.arrays import ArraysSource
 from poyo_ssl.sources.companions import Companions
@@ -112,6 +113,16 @@ def test_settings_of_suite2p_are_flags(tmp_path):
         expected = source.read(tmp_path / "lab" / recording.recording_id / "suite2p")
         np.testing.assert_array_equal(recording.dff, expected.dff)
     assert {recording.recording_id for recording in open_recordings(tmp_path / "out")} == {"mouse7", "mouse8"}
+
+
+def test_the_lines_of_the_documentation_parse():
+    text = (Path(__file__).parents[2] / "docs" / "recordings.md").read_text()
+    lines = [shlex.split(line.strip())[1:] for line in text.splitlines() if line.strip().startswith("poyo-ssl ")]
+    shown = {find_command(line)[0] for line in lines}
+    assert shown >= {command for command in COMMANDS if command.startswith("prepare ")} | {"doctor"}
+    for line in lines:
+        command, rest = find_command(line)
+        build_parser(command).parse_args(resolve(rest))
 
 
 @pytest.mark.slow
