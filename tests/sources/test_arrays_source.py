@@ -176,7 +176,8 @@ def test_axes_and_clock_are_checked(tmp_path, traces, clock, axes, message):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("begin,stop,name\n13,15,a\n", "has no column 'start'"),
+        ("begin,stop,name\n13,15,a\n", r"has no column 'start' .found: begin, stop, name"),
+        ("start;stop;name\n13;15;a\n", r"found: start;stop;name. .allowed: .* with commas between them"),
         ("start,stop,name\n", "has no rows"),
         ("start,stop,name\n13,soon,a\n", "'stop' of row 0 is 'soon'"),
         ("start,stop,name\n15,13,a\n", r"row 0 \(a\) runs from 15 s to 13 s"),
@@ -202,6 +203,8 @@ def test_bad_tables_get_a_named_error(tmp_path, table, message):
         ("start,stop,name\n13,16,a\n14,17,a\n30,31,a\n", "1 presentations begin before the one before them ends"),
         ("start,stop,name\n13,14,a/../b\n30,31,c\n", r"stimulus 'a/../b' is called 'a_.._b'"),
         ("start,stop,name\n12.5,12.6,a\n12.7,13.0,a\n", "is the table in seconds?"),
+        ("start,stop,name\n13,14,drifting_gratings\n", "drifting_gratings has no 'orientation' in "),
+        ("start,stop,name\n13,14,natural_movie_two\n", "natural_movie_two has no 'frame' in "),
         ("start,stop,name\n13,14,a\n30,31,a\n", "pixels of 'natural_movie_one', which the table does not mention"),
     ],
 )

@@ -31,6 +31,9 @@ ALIASES = {
 }
 """Other spellings of the columns."""
 
+NEEDED = {"drifting_gratings": "orientation", MOVIE_PREFIX: "frame"}
+"""What the stimuli whose name begins so must say of each presentation to be decoded."""
+
 INTEGERS = ("frame", "repeat")
 GRATINGS = {
     "orientation": protocol.GRATING_DIRECTIONS_DEG,
@@ -132,6 +135,9 @@ class StimulusTable:
                 start, stop, columns = _lay_frames(name, start, stop, columns, movie_frames[name])
             columns = finish_columns(name, columns, self.what, len(start), movie_frames.get(name))
             stimuli[name] = Presentations.from_times(name, timestamps, start, stop, columns)
+            needed = next((key for prefix, key in NEEDED.items() if name.startswith(prefix)), None)
+            if needed is not None and needed not in columns:
+                warnings.append(f"{name} has no '{needed}' in {self.what}: it cannot be decoded")
         return stimuli, epochs
 
 
@@ -181,9 +187,9 @@ def make_table(columns: Mapping[str, NDArray], what: str) -> StimulusTable:
     for wanted in ("start", "stop", "name"):
         if wanted not in spelled:
             raise RecordingError(
-                f"{what} has no column '{wanted}'{suggest(wanted, spelled)}",
-                allowed="start, stop (seconds), name, and any others",
-                fix="add it to the table",
+                f"{what} has no column '{wanted}'{suggest(wanted, spelled)} (found: {', '.join(columns)[:80]})",
+                allowed="start, stop (seconds), name, and any others, with commas between them",
+                fix="correct the table",
             )
     if len(spelled["start"]) == 0:
         raise RecordingError(f"{what} has no rows", fix="add the stimuli, or leave the table out")
