@@ -62,6 +62,7 @@ def bomb(folder):
         ("complex.npy", "holds values of type complex128"),
         ("words.csv", "'oops' in row 2 of the numbers, column 2"),
         ("empty.csv", "is not a table"),
+        ("names_only.csv", "has a line of names and no numbers; write"),
         ("binary.csv", "is not a table"),
         ("short.npy", "not a complete npy file"),
         ("short.npz", "not a complete npz file"),
@@ -81,6 +82,7 @@ def test_hostile_and_damaged_files_are_refused(tmp_path, name, message):
     np.save(tmp_path / "complex.npy", np.array([1j]))
     (tmp_path / "words.csv").write_text("x,y\n1,2\n3,oops\n")
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "names_only.csv").write_text("x,y\n")
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
     (tmp_path / "a.txt").write_text("1")
     for kind in ("npy", "npz", "mat"):

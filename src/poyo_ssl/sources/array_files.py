@@ -180,6 +180,8 @@ def _load_csv(path: Path) -> NDArray:
         raise RecordingError(
             f"{path} is not a table ({_one_line(error)})", fix="write comma-separated numbers"
         ) from None
+    if table.empty:
+        raise RecordingError(f"{path} has a line of names and no numbers", fix="write the numbers below it")
     for place in range(table.shape[1]):
         column = table.iloc[:, place]
         if column.dtype.kind in "biuf":
