@@ -56,6 +56,15 @@ def test_planes_are_joined_and_combined_ones_trimmed(tmp_path):
     assert combined.recording_id == apart.recording_id == "exp"
 
 
+def test_folders_of_any_name_are_found(tmp_path):
+    write_plane(tmp_path / "mouse7" / "suite2p" / "plane0")
+    write_plane(tmp_path / "mouse7" / "suite2p" / "plane1")
+    write_plane(tmp_path / "mouse8" / "second_try" / "plane0")
+    (tmp_path / "mouse9" / "plane0").mkdir(parents=True)
+    found = Suite2pSource().find(tmp_path)
+    assert found == [tmp_path / "mouse7" / "suite2p", tmp_path / "mouse8" / "second_try"]
+
+
 def test_names_of_numbers_get_their_parents(tmp_path):
     source = Suite2pSource()
     for path, name in (("mouse_a/2024-05-01/3/suite2p", "mouse_a_2024-05-01_3"), ("exp/suite2p/plane0", "exp")):

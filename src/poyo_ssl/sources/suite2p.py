@@ -64,14 +64,15 @@ class Suite2pSource(Source):
         return path.is_dir() and (_is_plane(path) or any(_is_plane(plane) for plane in path.glob("plane*")))
 
     def find(self, input: Path) -> list[Path]:
-        """Return the folder, or all ``suite2p`` folders below it."""
+        """Return the folder, or all folders of planes below it, whatever they were called."""
         if self.recognises(input):
             return [input]
-        found = sorted(path for path in input.rglob("suite2p") if self.recognises(path)) if input.is_dir() else []
+        planes = [plane for plane in input.rglob("plane*") if _is_plane(plane)] if input.is_dir() else []
+        found = sorted({plane.parent for plane in planes})
         if not found:
             raise RecordingError(
                 f"no suite2p output in {input}",
-                allowed="a folder with plane0/F.npy, or folders 'suite2p' below",
+                allowed="a folder with plane0/F.npy, or such folders below",
                 fix="give one",
             )
         return found
