@@ -26,8 +26,8 @@ def ask(capsys, monkeypatch):
     # The width is read when the console is made, which another test may have done.
     monkeypatch.setattr(console, "width", 200)
 
-    def run(path):
-        code = main(["doctor", str(path)])
+    def run(path, workers=1):
+        code = main(["doctor", str(path), f"--workers={workers}"])
         return code, " ".join(capsys.readouterr().err.split())
 
     return run
@@ -253,6 +253,8 @@ def test_a_folder_of_several_kinds(tmp_path, ask):
     for name in ("allen", "nwb", "suite2p", "arrays", "events"):
         assert f"(poyo-ssl prepare {name})" in said
     assert said.count("cut.nwb") == 1
+    # In other processes the same is found.
+    assert ask(lab, workers=2) == (code, said)
     assert said.endswith("poyo-ssl: 1 of 6 recordings could not be read; mend or remove them, see the lines above")
 
 

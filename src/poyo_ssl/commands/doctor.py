@@ -12,13 +12,13 @@ from rich.progress import track
 from rich.table import Table
 
 from poyo_ssl.commands.console import console
-from poyo_ssl.errors import PoyoError, RecordingError
+from poyo_ssl.errors import RecordingError
 
 if TYPE_CHECKING:
     from poyo_ssl.sources.doctor import Examination
 
 
-def doctor(path: Path) -> None:
+def doctor(path: Path, workers: int | None = None) -> None:
     """Say what is in a recording (units, rate, stimuli, Cre line, moments), and everything that looks wrong.
 
     Finds out by itself what the path holds: a prepared recording, files of any source that 'poyo-ssl prepare' knows, or
@@ -29,8 +29,10 @@ def doctor(path: Path) -> None:
     ----------
     path : path
         File or folder.
+    workers : int, optional
+        Processes that examine a folder; all cores by default.
     """
-    from poyo_ssl.sources.doctor import examine, find_twins
+    from poyo_ssl.sources.doctor import Examination, examine, examine_all, find_twins
     from poyo_ssl.sources.registry import recognise
 
     recognised = recognise(path)
@@ -38,13 +40,17 @@ def doctor(path: Path) -> None:
         kind, item = recognised[0]
         show_examination(examine(item, kind))
         return
-    found, failed = [], []
-    for kind, item in track(recognised, "examining", console=console, transient=True, disable=not console.is_terminal):
-        try:
-            found.append(examine(item, kind))
-        except PoyoError as error:
-            text = str(error)
-            failed.append(text if str(item) in text else f"{item}: {text}")
+    results = examine_all(recognised, workers=workers)
+    shown = track(
+        results, "examining", len(recognised), console=console, transient=True, disable=not console.is_terminal
+    )
+    # In the order of the paths, in whatever order they came.
+    answers = [answer for _, answer in sorted(shown, key=lambda one: one[0])]
+    found = [answer for answer in answers if isinstance(answer, Examination)]
+    failed = []
+    for (_, item), answer in zip(recognised, answers, strict=True):
+        if isinstance(answer, str):
+            failed.append(answer if str(item) in answer else f"{item}: {answer}")
     if found:
         show_examinations(found)
         _show_lines([f"{one.recording.recording_id}: {line}" for one in found for line in one.suspicions])

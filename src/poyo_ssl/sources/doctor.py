@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.stimuli import Presentations, load_movie, movie_path
-from poyo_ssl.errors import RecordingError
+from poyo_ssl.errors import ConfigError, PoyoError, RecordingError
 from poyo_ssl.selection.moments import UnitStatistics, measure_units
 from poyo_ssl.sources.checks import check_traces
 from poyo_ssl.sources.source import Source
 from poyo_ssl.sources.suspicions import find_suspicions, sample_frames
+from poyo_ssl.sources.workers import run_in_processes
 
 PREPARED = "prepared recording (brainsets HDF5)"
 
@@ -135,6 +137,63 @@ def examine(path: Path, kind: type[Source] | None) -> Examination:
         suspicions=tuple(dict.fromkeys(suspicions)),
         fingerprint=hashlib.sha256(np.ascontiguousarray(sample).tobytes()).hexdigest(),
     )
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Stands for dF/F that has been measured and is not sent to another process."""
+
+    shape: tuple[int, int]
+    ndim: int = 2
+
+
+def _examine_one(item: tuple[Path, type[Source] | None]) -> Examination | str:
+    """Examine one recording; whatever is wrong with its file is a text, not an exception."""
+    path, kind = item
+    try:
+        found = examine(path, kind)
+    except PoyoError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.strerror or error}; check the file and the disk"
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}; not foreseen, please report it"
+    recording = found.recording
+    light = replace(recording, dff=_Unread((recording.num_frames, recording.num_units)), roi_masks=None, truth={})
+    return replace(found, recording=light)
+
+
+def examine_all(
+    recordings: Sequence[tuple[type[Source] | None, Path]], *, workers: int | None = 1
+) -> Iterator[tuple[int, Examination | str]]:
+    """Examine many recordings; give what was found as it comes.
+
+    Parameters
+    ----------
+    recordings : sequence of tuple of source class and path
+        As `poyo_ssl.sources.registry.recognise` gives them.
+    workers : int, optional
+        Processes; with None all cores. With 1 nothing is started.
+
+    Yields
+    ------
+    tuple of int and Examination or str
+        Position of the recording, and what is in it (without dF/F and masks), or why it cannot be read.
+
+    Raises
+    ------
+    ConfigError
+        If `workers` is below 1.
+    """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"{workers} workers", allowed="1 or more", fix="raise it")
+    items = [(path, kind) for kind, path in recordings]
+    workers = min(workers or os.cpu_count() or 1, len(items))
+    if workers <= 1:
+        yield from ((position, _examine_one(item)) for position, item in enumerate(items))
+        return
+    for position, found, reason in run_in_processes(_examine_one, items, workers):
+        yield position, reason if found is None else found
 
 
 def _pixels_beside(recording: Recording) -> dict[str, tuple[int, ...]]:
