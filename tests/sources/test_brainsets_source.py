@@ -202,7 +202,7 @@ def test_a_recording_that_was_prepared_here_gets_no_warning(tmp_path, make_recor
     gratings = made.stimuli["drifting_gratings"]
     gratings.columns["blank_sweep"][3] = True
     spans = np.array([[made.timestamps[0], made.timestamps[-1]]])
-    made.epochs = {name: spans for name in (*made.stimuli, "spontaneous")}
+    made.epochs = dict.fromkeys((*made.stimuli, "spontaneous"), spans)
     assert BrainsetsSource().read(made.save(tmp_path / "501.h5")).warnings == ()
 
 
