@@ -171,6 +171,10 @@ WARNINGS = {
         lambda f: [put(f"{MOVIE}/{k}", lambda v: v[:-12])(f) for k in ("data", "frame_duration")],
         "natural_movie_one has 9 repeats where 10 were shown",
     ),
+    "more than two cuts": (
+        put(f"{GRATINGS}/frame_duration", lambda v: v - 400 * (np.arange(len(v)) < 3)[:, None]),
+        "drifting_gratings: 4 blocks, of which the Allen's sessions have up to 3",
+    ),
     "session type": (_texts(session_type="OPHYS_1_images_A"), "unknown session type 'OPHYS_1_images_A'"),
     "genotype absent": (drop("general/subject/genotype"), "unknown line: genotype '' is none of the Allen's 13"),
     "genotype foreign": (_texts(genotype="Gad2-IRES-Cre/wt"), "unknown line: genotype 'Gad2-IRES-Cre/wt'"),

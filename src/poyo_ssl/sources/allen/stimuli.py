@@ -52,6 +52,8 @@ EXPECTED = {
 BLOCK_GAP_FRAMES = 300
 """Two presentations further apart than this (10 s) belong to two blocks; between real blocks lie thousands."""
 
+MOST_BLOCKS = 3
+
 SDK_GAP_FRAMES = {"three_session_A": 39, "three_session_B": 15, "three_session_C": 7, "three_session_C2": 7}
 """Where AllenSDK cuts; a dropped frame or two can exceed it."""
 
@@ -342,6 +344,8 @@ def find_blocks(name: str, spans: NDArray[np.int64], session_type: str, warnings
             f"{name}: a gap of {gaps[row]} frames at frame {spans[row, 1]}{more} inside a block, "
             "where AllenSDK would cut it"
         )
+    if len(cuts) + 1 > MOST_BLOCKS:
+        warnings.append(f"{name}: {len(cuts) + 1} blocks, of which the Allen's sessions have up to {MOST_BLOCKS}")
     first, last = np.append(0, cuts + 1), np.append(cuts, len(spans) - 1)
     reach = np.maximum.accumulate(spans[:, 1])
     return np.stack([spans[first, 0], reach[last]], axis=1)
