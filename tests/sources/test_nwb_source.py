@@ -234,4 +234,8 @@ def test_the_command(tmp_path, capsys):
     assert not (tmp_path / "data").exists() or not list((tmp_path / "data").glob("*.h5"))
     flags = ["--series", "plane1_dff", "--tables", "[trials]", "--cells", "all"]
     assert main([*command, *flags]) == 0
-    assert len(Recording.open(tmp_path / "data" / "mouse7.h5").stimulus("drifting_gratings")) == 16
+    assert len(Recording.open(tmp_path / "data" / "mouse7_plane1_dff.h5").stimulus("drifting_gratings")) == 16
+    # The other plane stands beside it.
+    assert main([*command, "--series", "DfOverF/plane0_dff"]) == 0
+    names = sorted(item.name for item in (tmp_path / "data").glob("*.h5"))
+    assert names == ["mouse7_plane0_dff.h5", "mouse7_plane1_dff.h5"]

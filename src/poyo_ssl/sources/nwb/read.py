@@ -92,9 +92,13 @@ class NwbSource(Source):
         return path.with_name(stem.removesuffix(dandi.RAW) + dandi.WHOLE + path.suffix)
 
     def recording_id(self, path: Path) -> str:
-        """Return the experiment id of DANDI 000728, as the source `allen` does, or the file's name."""
+        """Return the experiment id of DANDI 000728, as the source `allen` does, or the file's name and that of a series."""
         found = dandi.FILE.fullmatch(path.stem)
-        return found[1] if found else clean_name(path.stem)
+        if found:
+            return found[1]
+        # One plane must not replace the other.
+        plane = [self.series.rpartition("/")[2]] if self.series else []
+        return clean_name("_".join([path.stem, *plane]))
 
     def files(self, path: Path) -> list[Path]:
         """Return the file and its companions."""
