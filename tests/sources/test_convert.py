@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 from tests.sources.toy import ToySource
 
+from poyo_ssl.cli import main
 from poyo_ssl.data.recording import Recording, RecordingMetadata, open_recordings
 from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.errors import ConfigError, RecordingError
@@ -238,3 +243,34 @@ def test_a_clock_without_end_is_refused(last, tmp_path):
     ):
         Recording("r", dff, times, RecordingMetadata("m")).save(tmp_path / "r.h5")
     assert list(tmp_path.iterdir()) == []
+
+
+COMMAND = """
+import signal, sys
+from poyo_ssl.cli import main
+# A test that runs in the background is started with Ctrl-C switched off.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_command_that_is_stopped_leaves_whole_recordings_and_no_traceback(tmp_path, name):
+    for number in range(60):
+        folder = tmp_path / "in" / f"s{number:02d}"
+        folder.mkdir(parents=True)
+        np.save(folder / "dff.npy", np.random.default_rng(number).gamma(0.5, 0.3, (3000, 40)).astype(np.float32))
+    out = tmp_path / "out"
+    arguments = ["prepare", "arrays", str(tmp_path / "in"), str(out), "--rate_hz", "30", "--workers", "2"]
+    with subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], stderr=subprocess.PIPE, text=True) as process:
+        while len(list(out.glob("*.h5"))) < 5 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(getattr(signal, name))
+        said = process.communicate(timeout=60)[1]
+    assert "Traceback" not in said
+    there = open_recordings(out)
+    assert 5 <= len(there) < 60
+    assert all(recording.num_frames == 3000 for recording in there)
+    assert main(arguments) == 0
+    assert len(open_recordings(out)) == 60
+    assert not list(out.rglob("*.partial"))

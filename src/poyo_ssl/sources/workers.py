@@ -23,7 +23,7 @@ def _serve(pipe: Connection, task: Callable[[Any], Any]) -> None:
     # A terminal's Ctrl-C reaches every process; only the parent decides, whose SIGTERM lets them clean up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
             pipe.send(task(pipe.recv()))
 
