@@ -92,7 +92,7 @@ class NwbSource(Source):
         return path.with_name(stem.removesuffix(dandi.RAW) + dandi.WHOLE + path.suffix)
 
     def recording_id(self, path: Path) -> str:
-        """Return the experiment id of DANDI 000728, as the source `allen` does, or the file's name and that of a series."""
+        """Return the experiment id of DANDI 000728, as the source `allen` does, or the names of file and series."""
         found = dandi.FILE.fullmatch(path.stem)
         if found:
             return found[1]
