@@ -26,6 +26,7 @@ TILE_FRAMES = 128
 """Frames turned at a time: a tile of 128 frames x 400 ROIs stays in the processor's cache."""
 
 LOOKED_AT_BYTES = 1 << 18
+"""Of traces whose extremes are sought at a time; they stay in the cache from one search to the other."""
 
 MIN_CHUNK_BYTES = 8 << 10
 """Of a chunk that is mapped; looking up smaller ones takes longer than to have HDF5 copy them."""
