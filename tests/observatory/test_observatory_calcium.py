@@ -89,6 +89,14 @@ def test_truth_of_noise_and_signal_share():
     )
 
 
+def test_noise_levels_are_log_normal_about_the_class_s():
+    cell = CellClass(noise_level=0.07, noise_spread=0.4)
+    level = simulate_fluorescence(
+        cell, np.zeros((40, 2000), np.float32), RATE_HZ, np.random.default_rng(0), procedure=None
+    ).noise_level
+    assert stats.kstest(np.log(level / 0.07) / 0.4, "norm").pvalue > 0.01
+
+
 def test_noise_grows_with_the_light_of_the_cell():
     # Shot noise: its variance is proportional to all light that the ROI collects.
     cell = CellClass(noise_level=0.1, noise_spread=0.0, neuropil_error=0.0, saturation=None, burstiness=1.0)

@@ -5,10 +5,13 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
+from poyo_ssl.cli import main
 from poyo_ssl.data.recording import Recording, open_recordings
 from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.errors import ConfigError, RecordingError, ResourceError
-from poyo_ssl.observatory import SIZES, foreseen_bytes, generate_observatory, movie_cuts
+from poyo_ssl.observatory import SIZES, foreseen_bytes, generate_observatory, get_world, movie_cuts
+from poyo_ssl.observatory.allen_files import experiment_id
+from poyo_ssl.observatory.sessions import simulate_recording
 
 
 def digests(folder):
@@ -39,13 +42,32 @@ def test_an_interrupted_generation_continues(tiny_folder, tmp_path, workers):
 
     with pytest.raises(InterruptedGenerationError):
         generate_observatory(tmp_path / "data", size="tiny", seed=0, workers=workers, progress=stop)
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").glob("*.h5")}
-    assert 1 <= len(kept) < 4 if workers == 1 else kept
+    recordings = set((tmp_path / "data").glob("*.h5"))
+    assert 1 <= len(recordings) < 4 if workers == 1 else recordings
+    # Movies are rendered once: they are kept too.
+    movies = set((tmp_path / "data" / "stimuli").iterdir())
+    assert {path.stem for path in movies} == {movie.name for movie in SIZES["tiny"].movies}
+    kept = {path: path.stat().st_mtime_ns for path in recordings | movies}
     seen = []
     paths = generate_observatory(tmp_path / "data", size="tiny", seed=0, progress=seen.append)
     assert sorted(seen) == paths
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     assert digests(tmp_path / "data") == digests(tiny_folder)
+
+
+def test_what_a_killed_generation_left_is_done_again(tiny_folder, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_folder, folder)
+    # Killed while it wrote a movie and a recording: both lie there in part, under other names.
+    movie, recording = (
+        folder / "stimuli" / "natural_movie_two.npy",
+        folder / f"{SIZES['tiny'].sessions[2].recording_id}.h5",
+    )
+    for path, rest in ((movie, "natural_movie_two.4711.partial"), (recording, f"{recording.name}.partial")):
+        (path.parent / rest).write_bytes(path.read_bytes()[:1000])
+        path.unlink()
+    generate_observatory(folder, size="tiny", seed=0)
+    assert digests(folder) == digests(tiny_folder)
 
 
 def test_a_folder_of_another_generation_is_refused_unless_overwritten(tiny_folder, tmp_path):
@@ -76,10 +98,34 @@ def test_foreign_recordings_and_damaged_manifests_are_refused(tiny_folder, tmp_p
 
 def test_wrong_settings_leave_no_folder(tmp_path):
     folder = tmp_path / "data"
-    for wrong in ({"world": "nul"}, {"size": "tyni"}, {"seed": -1}, {"workers": 0}, {"dff_procedure": "allen_mod"}):
-        with pytest.raises(ConfigError):
+    for wrong, message in (
+        ({"world": "nul"}, "no world 'nul', did you mean 'null'"),
+        ({"size": "tyni"}, "no size 'tyni' .*tiny, small, medium, paper"),
+        ({"seed": -1}, "seed of -1"),
+        ({"seed": 2**32}, r"seed of 4294967296 \(allowed: 0 to 4294967295\)"),
+        ({"workers": 0}, "0 workers"),
+        ({"dff_procedure": "allen_mod"}, "no dF/F procedure 'allen_mod'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             generate_observatory(folder, **{"size": "tiny"} | wrong)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("setting", ["--seed=-1", "--workers=0", "--world=nul"])
+def test_a_wrong_setting_is_one_line_and_exit_code_2(tmp_path, setting, capfd):
+    assert main(["prepare", "observatory", str(tmp_path / "data"), "--size=tiny", setting]) == 2
+    said = [line for line in capfd.readouterr().err.splitlines() if "poyo-ssl:" in line]
+    assert len(said) == 1
+    assert "allowed" in said[0]
+
+
+def test_the_largest_seed_has_ids_of_its_own(tmp_path):
+    size, largest = SIZES["tiny"], 2**32 - 1
+    templates = {movie.name: np.zeros((movie.num_frames, 16, 32), np.uint8) for movie in size.movies}
+    made = simulate_recording(world=get_world("null"), size=size, seed=largest, index=3, templates=templates)
+    assert len(np.unique(made.cell_specimen_ids)) == made.num_units
+    assert (made.cell_specimen_ids // 10**8 == largest).all()
+    assert int(f"{experiment_id(largest, 432)}{9999:04d}") < 2**63
 
 
 def test_too_little_disk_is_foreseen(tmp_path, monkeypatch):
@@ -88,6 +134,19 @@ def test_too_little_disk_is_foreseen(tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match="0 MB are free"):
         generate_observatory(tmp_path / "data", size="tiny")
     assert not (tmp_path / "data").exists()
+
+
+def test_a_complete_folder_needs_no_space(tiny_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_folder, folder)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    assert len(generate_observatory(folder, size="tiny", seed=0)) == 4
+    # One recording is missing, its movies are there: that recording's space is asked for.
+    (folder / f"{SIZES['tiny'].sessions[0].recording_id}.h5").unlink()
+    one = foreseen_bytes(SIZES["tiny"], [0]) - foreseen_bytes(SIZES["tiny"], [])
+    with pytest.raises(ResourceError, match=f"takes {one / 2**20:.0f} MB more"):
+        generate_observatory(folder, size="tiny", seed=0)
 
 
 def test_foreseen_space_is_enough_and_not_far_too_much(tiny_folder):

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,30 @@ def test_pixels_jump_at_cuts_only():
     assert neighbour[cuts - 1].max() < 0.6
     # Gravel and stars decorrelate fastest as they pass.
     assert neighbour[inside].min() > 0.7
+
+
+def test_shots_pan_and_zoom_smoothly(monkeypatch):
+    # Over a ramp from left to right, grey says where a view is and its slope how wide: pan and zoom up to one factor.
+    ramp = np.linspace(0, 1, 448) * np.ones((256, 1))
+    monkeypatch.setattr("poyo_ssl.observatory.movies.load_picture", lambda *given, **sizes: ramp)
+    zooms = []
+    for movie in MOVIES:
+        pixels = render_movie(movie, MOVIES, seed=0).astype(float)
+        for start, stop in itertools.pairwise([0, *movie_cuts(MOVIES, seed=0)[movie.name], movie.num_frames]):
+            shot = pixels[start:stop, :, 8:-8]
+            width = np.polyfit(np.arange(48), shot.mean(1).T, 1)[0]
+            place = shot.mean((1, 2)) / width.mean()
+            zooms.append(width[-1] / width[0])
+            # Steadily wider or narrower, steadily on its way (in pixels), rounding to grey levels aside.
+            steps, pan = np.diff(width) / width.mean(), np.diff(place)
+            assert np.abs(steps - steps.mean()).max() < 0.01
+            assert np.abs(steps).max() < 0.02
+            assert np.abs(pan - pan.mean()).max() < 0.5
+            assert 3 < abs(place[-1] - place[0]) < 64
+    zooms = np.array(zooms)
+    assert (zooms > 1).any()
+    assert (zooms < 1).any()
+    assert ((np.abs(np.log(zooms)) > np.log(1.15)) & (np.abs(np.log(zooms)) < np.log(1.85))).all()
 
 
 def test_movies_are_grey_contrasted_and_repeatable():

@@ -1,4 +1,4 @@
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +9,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from poyo_ssl import protocol
 from poyo_ssl.data.recording import open_recordings
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.observatory import WORLDS, CellClass, Indicator, generate_observatory, get_world
+from poyo_ssl.observatory import SIZES, WORLDS, CellClass, Indicator, generate_observatory, get_world
 from poyo_ssl.observatory.calcium import expected_moments
+from poyo_ssl.observatory.sessions import simulate_recording
+from poyo_ssl.observatory.worlds import GCAMP6S
 
 PREDICTABLE = protocol.PUBLISHED_PREDICTABLE_LINES
 
@@ -64,6 +66,8 @@ def test_unknown_world_is_named():
         {"running_share": 0.7, "shared_share": 0.7},
         {"running_sign": 3.0},
         {"saturation": 0.0},
+        {"saturation": float("inf")},
+        {"rate_variance": float("inf")},
     ],
 )
 def test_dials_outside_their_range_are_refused(change):
@@ -76,11 +80,43 @@ def test_indicator_without_decay_is_refused():
         Indicator("none", 0.05, 0.0, 0.1)
 
 
-def test_dials_are_independent():
-    # Changing one dial of a class changes no other.
-    base = CellClass()
-    changed = replace(base, burstiness=5.0)
-    assert [f.name for f in fields(base) if getattr(base, f.name) != getattr(changed, f.name)] == ["burstiness"]
+RATES = ("rate_hz", "mean_rate_hz", "stimulus_information", "natural_movie_one_rate_hz")
+NOISE = ("noise_level", "neuropil_ratio_found")
+
+
+@pytest.mark.parametrize(
+    ("change", "moved", "kept"),
+    [
+        # How noisy: neither what the cell fires nor what it stands for.
+        ({"noise_level": 0.2}, ("noise_level", "signal_share"), (*RATES, "events")),
+        # Which indicator.
+        ({"indicator": GCAMP6S}, ("kernel_decay_s", "signal_share"), (*RATES, *NOISE, "events")),
+        # How regular: other events from the same rates.
+        ({"burstiness": 8.0}, ("burstiness", "events"), RATES),
+        # How much of the stimulus it carries, at the same mean rate.
+        (
+            {"stimulus_information": 0.15},
+            ("stimulus_information", "rate_hz"),
+            ("mean_rate_hz", "direction_deg", "natural_movie_one_drive"),
+        ),
+        # How often: rates grow, their course and what of it the stimulus explains stay.
+        ({"mean_rate_hz": 1.6}, ("mean_rate_hz",), ("stimulus_information", "stimulus_depth", "running_gain")),
+    ],
+)
+def test_dials_are_independent(change, moved, kept):
+    line, size = "Cux2-CreERT2", SIZES["tiny"]
+    rng = np.random.default_rng(0)
+    templates = {m.name: rng.integers(0, 255, (m.num_frames, 16, 32), dtype=np.uint8) for m in size.movies}
+    truth = []
+    for cell in (CellClass(), replace(CellClass(), **change)):
+        world = replace(get_world("null"), classes={line: cell})
+        made = simulate_recording(world=world, size=size, seed=0, index=0, templates=templates)
+        assert made.metadata.cre_line == line
+        truth.append({**made.truth, "events": made.events.dense(made.num_frames, made.num_units)})
+    for name in moved:
+        assert not np.allclose(truth[0][name], truth[1][name]), name
+    for name in kept:
+        np.testing.assert_array_equal(truth[0][name], truth[1][name], err_msg=name)
 
 
 def test_pvalb_carries_the_slow_indicator():

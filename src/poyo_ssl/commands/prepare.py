@@ -64,7 +64,7 @@ def prepare_observatory(
             seed=seed,
             dff_procedure=dff_procedure,
             as_nwb=as_nwb,
-            workers=workers or os.cpu_count() or 1,
+            workers=(os.cpu_count() or 1) if workers is None else workers,
             overwrite=overwrite,
             progress=lambda _: progress.advance(task),
         )

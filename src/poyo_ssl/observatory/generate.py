@@ -37,6 +37,8 @@ BYTES_PER_NWB_VALUE = 16
 """dF/F, raw, demixed and neuropil, 4 bytes each."""
 
 BYTES_PER_NWB_FRAME, BYTES_PER_NWB_UNIT = 130, 40_000
+LARGEST_SEED = 2**32 - 1
+"""Cell ids and the whole numbers that AllenSDK wants are made of the seed and have 64 bits."""
 
 
 def generate_observatory(
@@ -53,8 +55,9 @@ def generate_observatory(
 ) -> list[Path]:
     """Generate a simulated data folder: one brainsets HDF5 file per recording; movies, scenes and noise once.
 
-    The same seed gives the same bytes whatever the number of workers. A generation that was interrupted
-    continues: recordings that are complete are kept.
+    The same seed gives the same bytes whatever the number of workers, on machines that round alike: elsewhere a
+    rate that differs in its last bit draws other events. A generation that was interrupted continues: recordings,
+    movies and scenes that are complete are kept.
 
     Parameters
     ----------
@@ -65,7 +68,7 @@ def generate_observatory(
     size : str
         One of `SIZES`.
     seed : int
-        0 or more.
+        0 to 4294967295.
     dff_procedure : str
         How dF/F is computed, by name (`poyo_ssl.data.dff`): ``allen_median`` or ``allen_mode``, say, the Allen's
         recent and earlier procedure.
@@ -102,7 +105,7 @@ def generate_observatory(
     """
     get_world(world)
     spec = get_size(size)
-    check(seed >= 0, f"seed of {seed}", "0 or more", "change it")
+    check(0 <= seed <= LARGEST_SEED, f"seed of {seed}", f"0 to {LARGEST_SEED}", "change it")
     check(workers >= 1, f"{workers} workers", "1 or more", "raise it")
     check(
         dff_procedure in PROCEDURES,
@@ -118,12 +121,18 @@ def generate_observatory(
     missing = [
         n for n, files in enumerate(zip(paths, copies, strict=True)) if overwrite or not all(map(Path.exists, files))
     ]
-    _check_disk(output, spec, missing, as_nwb)
+    # An earlier generation is replaced with its movies.
+    stimuli = _template_names(spec)
+    unrendered = stimuli if overwrite else [name for name in stimuli if not movie_path(output, name).exists()]
+    _check_disk(output, spec, missing, unrendered, as_nwb)
     _claim_folder(output, wanted, earlier if overwrite else None)
     for index, path in enumerate(paths):
         if index not in missing and progress:
             progress(path)
-    unrendered = [name for name in _template_names(spec) if not movie_path(output, name).exists()]
+    for name in unrendered:
+        # What a process left that was killed while it wrote; nobody would come back to it.
+        for rest in movie_path(output, name).parent.glob(f"{name}.*.partial"):
+            rest.unlink()
     for _ in _run(_render_one, [(output, size, seed, name) for name in unrendered], workers):
         pass
     for path in _run(_write_one, [(output, *wanted.values(), as_nwb, index) for index in missing], workers):
@@ -244,8 +253,11 @@ def foreseen_bytes(size: ObservatorySize, indices: Iterable[int] | None = None, 
     (True, 51)
     """
     chosen = range(size.num_recordings) if indices is None else indices
-    made = sum(_session_bytes(size, size.sessions[index], as_nwb) for index in chosen)
-    return made + _template_bytes(size, _template_names(size))
+    return _recording_bytes(size, chosen, as_nwb) + _template_bytes(size, _template_names(size))
+
+
+def _recording_bytes(size: ObservatorySize, indices: Iterable[int], as_nwb: bool) -> int:
+    return sum(_session_bytes(size, size.sessions[index], as_nwb) for index in indices)
 
 
 def _session_bytes(size: ObservatorySize, session: SessionPlan, as_nwb: bool) -> int:
@@ -269,12 +281,15 @@ def _template_bytes(size: ObservatorySize, names: Iterable[str], *, scene_bytes:
     return sum(int(np.prod(shapes[name])) for name in names)
 
 
-def _check_disk(output: Path, size: ObservatorySize, indices: Sequence[int], as_nwb: bool) -> None:
-    needed = foreseen_bytes(size, indices, as_nwb=as_nwb)
+def _check_disk(
+    output: Path, size: ObservatorySize, indices: Sequence[int], stimuli: Sequence[str], as_nwb: bool
+) -> None:
+    """Compare the free space with what recordings and stimuli that are not there yet will take."""
+    needed = _recording_bytes(size, indices, as_nwb) + _template_bytes(size, stimuli)
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ResourceError(
-            f"size '{size.name}' takes {needed / 2**20:.0f} MB, {free / 2**20:.0f} MB are free in {output}",
+            f"size '{size.name}' takes {needed / 2**20:.0f} MB more, {free / 2**20:.0f} MB are free in {output}",
             fix="free some space or choose a smaller size",
         )

@@ -8,13 +8,22 @@ fire often and regularly, as measured in vivo; the other worlds are made to test
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
 from poyo_ssl import protocol
 from poyo_ssl.config import check
 from poyo_ssl.errors import ConfigError, suggest
+
+
+def _check_finite(dials: Indicator | CellClass, who: str = "") -> None:
+    """Refuse infinities and NaN, which pass or fail comparisons with bounds as they like."""
+    for field in fields(dials):
+        value = getattr(dials, field.name)
+        finite = not isinstance(value, float) or math.isfinite(value)
+        check(finite, f"{who}{field.name} of {value}", "finite numbers", "change it")
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Indicator:
     amplitude: float
 
     def __post_init__(self) -> None:
+        _check_finite(self, f"indicator {self.name}: ")
         for field in ("rise_s", "decay_s", "amplitude"):
             value = getattr(self, field)
             check(value > 0, f"indicator {self.name}: {field} of {value}", "above 0", "raise it")
@@ -128,6 +138,7 @@ class CellClass:
     saturation: float | None = 4.0
 
     def __post_init__(self) -> None:
+        _check_finite(self)
         for name in ("mean_rate_hz", "rate_variance", "noise_level", "drive_exponent", "rf_cycles"):
             check(getattr(self, name) > 0, f"{name} of {getattr(self, name)}", "above 0", "raise it")
         for name in ("rate_spread", "noise_spread", "affinity_spread", "drift", "neuropil_error"):
