@@ -5,14 +5,14 @@
 Real events are those of Allen experiment 501574836 (Cux2, session A, MLspike: at most one event in a frame), real
 gratings responses those of 501724959 (Rorb), real dF/F the in-vivo V1 segments of the ground truth of CASCADE.
 Simulated sessions have the same line, schedule and number of neurons; one function takes each measure on both.
-Prints a Markdown table; with `--out`, writes the pictures of `docs/observatory.md` there.
+Prints a Markdown table, and one of the real sets; with `--out`, writes the pictures of `docs/observatory.md` there.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -242,17 +242,18 @@ def decode_direction(mean: NDArray, direction: NDArray) -> float:
     return float(cross_val_score(decoder, mean, direction, cv=folds).mean())
 
 
-def read_segments(folder: Path, cell_type: str, indicator: str) -> list[list[NDArray]]:
-    """Return the in-vivo segments of each neuron of a kind."""
-    cells: dict[str, list[NDArray]] = {}
+def read_segments(folder: Path, cell_type: str, indicator: str) -> dict[str, list[list[NDArray]]]:
+    """Return the in-vivo segments of each neuron of a kind, by data set."""
+    cells: dict[str, dict[str, list[NDArray]]] = {}
     with (
         (folder / "index.csv").open() as text,
         np.load(folder / "cascade_v1_celltypes_30hz.npz", allow_pickle=False) as file,
     ):
         for row in csv.DictReader(text):
             if (row["cell_type"], row["indicator"], row["preparation"]) == (cell_type, indicator, "in vivo"):
-                cells.setdefault(row["file"], []).append(file[f"f{row['trace']}"].astype(float))
-    return list(cells.values())
+                of_set = cells.setdefault(row["dataset"].split("-")[0], {})
+                of_set.setdefault(row["file"], []).append(file[f"f{row['trace']}"].astype(float))
+    return {name: list(of_set.values()) for name, of_set in sorted(cells.items())}
 
 
 def cut(recording: Recording) -> list[list[NDArray]]:
@@ -265,11 +266,35 @@ def cut(recording: Recording) -> list[list[NDArray]]:
     return found
 
 
-def compare_moments(name: str, real: list[list[NDArray]], simulated: list[list[NDArray]]) -> Iterator[Row]:
-    """Compare medians of skewness and excess kurtosis with the middle half of the real neurons."""
-    for what, moment in (("skewness", stats.skew), ("kurtosis", stats.kurtosis)):
-        values = [np.array([moment(np.concatenate(cell)) for cell in cells]) for cells in (real, simulated)]
+MOMENTS = {"skewness": stats.skew, "kurtosis": stats.kurtosis}
+
+
+def measure_moment(what: str, cells: list[list[NDArray]]) -> NDArray[np.float64]:
+    """Return skewness or excess kurtosis of each neuron, ``(N,)``."""
+    return np.array([MOMENTS[what](np.concatenate(cell)) for cell in cells])
+
+
+def compare_moments(
+    name: str, real: Mapping[str, list[list[NDArray]]], simulated: list[list[NDArray]]
+) -> Iterator[Row]:
+    """Compare medians of skewness and excess kurtosis with the middle half of the real neurons of all sets."""
+    for what in MOMENTS:
+        values = [measure_moment(what, cells) for cells in (pool(real), simulated)]
         yield within_range(f"{what}, {name}", *map(np.median, values), *np.percentile(values[0], [25, 75]))
+
+
+def pool(sets: Mapping[str, list[list[NDArray]]]) -> list[list[NDArray]]:
+    """Return the neurons of all sets."""
+    return [cell for cells in sets.values() for cell in cells]
+
+
+def describe_sets(segments: Mapping[str, Mapping[str, list[list[NDArray]]]]) -> Iterator[str]:
+    """Say how far the real sets of one kind lie apart."""
+    yield "| kind | real set | neurons | skewness, median | kurtosis, median |\n|---|---|---|---|---|"
+    for name, sets in segments.items():
+        for dataset, cells in sets.items():
+            skewness, kurtosis = (np.median(measure_moment(what, cells)) for what in MOMENTS)
+            yield f"| {name} | {dataset} | {len(cells)} | {skewness:.3g} | {kurtosis:.3g} |"
 
 
 def measure_spectrum(cells: list[list[NDArray]]) -> tuple[NDArray, NDArray]:
@@ -373,9 +398,9 @@ def main() -> None:
     cux2 = simulator.simulate("Cux2-CreERT2", real.binary.shape[1])
     simulated = simulated_events(cux2)
     if given.out:
-        draw_pictures(given.out, real, simulated, cux2, segments["excitatory GCaMP6f"])
+        draw_pictures(given.out, real, simulated, cux2, pool(segments["excitatory GCaMP6f"]))
     report(compare_moments("excitatory GCaMP6f", segments["excitatory GCaMP6f"], cut(cux2)))
-    report(compare_spectra(segments["excitatory GCaMP6f"], cut(cux2)))
+    report(compare_spectra(pool(segments["excitatory GCaMP6f"]), cut(cux2)))
     report(compare_events(real, simulated))
     del cux2, simulated
     rorb = simulator.simulate("Rorb-IRES2-Cre", 172)
@@ -387,9 +412,11 @@ def main() -> None:
     others = cut(simulator.simulate("Sst-IRES-Cre", 30)) + cut(simulator.simulate("Vip-IRES-Cre", 30))
     report(compare_moments("other interneurons", segments["other interneurons"], others))
     report(compare_cumulants(given.seed))
+    print()
+    report(describe_sets(segments))
 
 
-def report(rows: Iterator[Row]) -> None:
+def report(rows: Iterator[Row | str]) -> None:
     """Print rows as they come."""
     for row in rows:
         print(row, flush=True)

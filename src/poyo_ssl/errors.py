@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 
 class PoyoError(Exception):
@@ -28,6 +30,10 @@ class PoyoError(Exception):
         self.problem, self.fix, self.allowed = problem, fix, allowed
         limit = f" (allowed: {allowed})" if allowed else ""
         super().__init__(" ".join(f"{problem}{limit}; {fix}".split()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes: pickle would make an exception from its message alone."""
+        return partial(type(self), fix=self.fix, allowed=self.allowed), (self.problem,)
 
 
 class ConfigError(PoyoError):

@@ -1,5 +1,8 @@
 import hashlib
+import multiprocessing
+import os
 import shutil
+import signal
 from collections import namedtuple
 
 import numpy as np
@@ -40,8 +43,11 @@ def test_an_interrupted_generation_continues(tiny_folder, tmp_path, workers):
     def stop(path):
         raise InterruptedGenerationError
 
-    with pytest.raises(InterruptedGenerationError):
+    with pytest.raises(InterruptedGenerationError) as stopped:
         generate_observatory(tmp_path / "data", size="tiny", seed=0, workers=workers, progress=stop)
+    # Nothing goes on writing behind the back of who catches the exception and still holds it.
+    assert stopped.value
+    assert not multiprocessing.active_children()
     recordings = set((tmp_path / "data").glob("*.h5"))
     assert 1 <= len(recordings) < 4 if workers == 1 else recordings
     # Movies are rendered once: they are kept too.
@@ -52,6 +58,27 @@ def test_an_interrupted_generation_continues(tiny_folder, tmp_path, workers):
     paths = generate_observatory(tmp_path / "data", size="tiny", seed=0, progress=seen.append)
     assert sorted(seen) == paths
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    assert digests(tmp_path / "data") == digests(tiny_folder)
+
+
+def test_an_error_in_a_worker_is_the_user_s(tiny_folder, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "stimuli" / "natural_movie_two.npy").write_bytes(b"damaged")
+    for session in SIZES["tiny"].sessions[:2]:
+        (folder / f"{session.recording_id}.h5").unlink()
+    with pytest.raises(RecordingError, match=r"natural_movie_two\.npy is not a movie file"):
+        generate_observatory(folder, size="tiny", seed=0, workers=2)
+
+
+def test_a_worker_that_is_killed_is_said_and_the_command_goes_on(tiny_folder, tmp_path):
+    def kill(path):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(ResourceError, match=r"was killed \(SIGKILL\), often for want of memory.*same command"):
+        generate_observatory(tmp_path / "data", size="tiny", seed=0, workers=2, progress=kill)
+    generate_observatory(tmp_path / "data", size="tiny", seed=0)
     assert digests(tmp_path / "data") == digests(tiny_folder)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from poyo_ssl.observatory.movies import render_movie
 from poyo_ssl.observatory.sessions import recording_ids, shown_templates, simulate_recording
 from poyo_ssl.observatory.sizes import SIZES, ObservatorySize, SessionPlan, get_size
 from poyo_ssl.observatory.worlds import get_world
+from poyo_ssl.sources.workers import run_in_processes
 
 MANIFEST = "observatory.json"
 SCENES = "natural_scenes"
@@ -135,28 +136,35 @@ def generate_observatory(
             rest.unlink()
     for _ in _run(_render_one, [(output, size, seed, name) for name in unrendered], workers):
         pass
-    for path in _run(_write_one, [(output, *wanted.values(), as_nwb, index) for index in missing], workers):
-        if progress:
-            progress(path)
+    # Closed at once when something goes wrong here, so that no process goes on writing.
+    with closing(_run(_write_one, [(output, *wanted.values(), as_nwb, index) for index in missing], workers)) as made:
+        for path in made:
+            if progress:
+                progress(path)
     return paths
 
 
-def _run(work: Callable[..., Path], tasks: Sequence[tuple], workers: int) -> Iterator[Path]:
+def _run(work: Callable[..., Path], tasks: Sequence[tuple], workers: int) -> Generator[Path, None, None]:
     """Do the tasks in parallel processes and yield results as they come; in this process if there is one worker."""
     if workers == 1 or len(tasks) < 2:
         for task in tasks:
             yield work(*task)
         return
-    # Forking a process that has started threads can hang it: start fresh ones.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
-        futures = [pool.submit(work, *task) for task in tasks]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with closing(run_in_processes(partial(_attempt, work), tasks, workers)) as answers:
+        for _, made, death in answers:
+            if death:
+                raise ResourceError(death, fix="what is complete stays: the same command goes on from there")
+            if isinstance(made, Exception):
+                raise made
+            yield made
+
+
+def _attempt(work: Callable[..., Path], task: tuple) -> Path | Exception:
+    """Return what goes wrong instead of raising it, which would end the process."""
+    try:
+        return work(*task)
+    except Exception as error:
+        return error
 
 
 def _template_names(size: ObservatorySize) -> list[str]:

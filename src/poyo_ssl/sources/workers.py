@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -28,7 +28,7 @@ def _serve(pipe: Connection, task: Callable[[Any], Any]) -> None:
             pipe.send(task(pipe.recv()))
 
 
-def run_in_processes(task: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Answer]:
+def run_in_processes(task: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Generator[Answer, None, None]:
     """Run `task` on every item in up to `workers` processes; give answers as they come.
 
     A process that dies (killed for want of memory, crash of a library) costs its own item only, which is answered with
@@ -109,16 +109,16 @@ def _describe_death(exitcode: int) -> str:
     Examples
     --------
     >>> _describe_death(-9)
-    'its worker was killed (SIGKILL), often for want of memory; use fewer --workers or convert it alone'
+    'its worker was killed (SIGKILL), often for want of memory; use fewer --workers or run it alone'
     """
     if exitcode >= 0:
-        return f"its worker stopped with exit code {exitcode}; convert it alone to see why"
+        return f"its worker stopped with exit code {exitcode}; run it alone to see why"
     with contextlib.suppress(ValueError):
         name = signal.Signals(-exitcode).name
         if name == "SIGKILL":
-            return f"its worker was killed ({name}), often for want of memory; use fewer --workers or convert it alone"
-        return f"its worker crashed ({name}); the file may be damaged, or a library has a defect: convert it alone"
-    return f"its worker was killed (signal {-exitcode}); convert it alone to see why"
+            return f"its worker was killed ({name}), often for want of memory; use fewer --workers or run it alone"
+        return f"its worker crashed ({name}); the file may be damaged, or a library has a defect: run it alone"
+    return f"its worker was killed (signal {-exitcode}); run it alone to see why"
 
 
 def run_on_ray(task: Callable[[Any], Any], items: Sequence[Any], workers: int | None, address: str) -> Iterator[Answer]:
@@ -166,7 +166,7 @@ def run_on_ray(task: Callable[[Any], Any], items: Sequence[Any], workers: int | 
                 yield position, ray.get(done[0]), ""
             except ray.exceptions.RayError as error:
                 name = type(error).__name__
-                yield position, None, f"its Ray worker was lost ({name}), often for want of memory; convert it alone"
+                yield position, None, f"its Ray worker was lost ({name}), often for want of memory; run it alone"
     finally:
         ray.shutdown()
 
