@@ -151,7 +151,14 @@ def test_noise_is_the_only_difference_in_noise_confounded():
     assert chosen.min() > 5 * others.max()
 
 
+# Processors round differently. Mostly that moves the last bits of a trace (kernels of OpenBLAS and NumPy for AVX2 instead
+# of AVX-512: moments of `tiny` differ by 1e-8); now and then a rate that differs in its last bit draws another event, and
+# from there on the recording is another draw. So bounds on traces lie three standard deviations or more from what seeds
+# 0 to 3 gave.
+
+
 def test_allen_like_lines_lie_on_their_sides_of_the_published_thresholds(tiny_recordings):
+    # Means over 16 neurons: 0.9 and 2.3 at most against 5.0 and 41 at least, with standard deviations of 0.3 and 4.
     chosen, others = split_by_line(line_moments(tiny_recordings))
     assert (chosen < (protocol.SKEWNESS_THRESHOLD, protocol.KURTOSIS_THRESHOLD)).all()
     assert (others > (protocol.SKEWNESS_THRESHOLD, protocol.KURTOSIS_THRESHOLD)).all()
@@ -168,7 +175,8 @@ def test_noise_confounded_lines_are_only_noisy(tmp_path):
         regularity[recording.metadata.cre_line] = counts.var() / counts.mean()
         share[recording.metadata.cre_line] = recording.truth["signal_share"].mean()
     chosen, others = split_by_line(regularity)
-    np.testing.assert_allclose(chosen.mean(), others.mean(), rtol=0.15)
+    # One line's Fano factor has a standard deviation of 0.1 of 2.1.
+    np.testing.assert_allclose(chosen.mean(), others.mean(), rtol=0.2)
     chosen, others = split_by_line(share)
     assert chosen.max() < 0.35 < 0.6 < others.min()
 
@@ -181,15 +189,20 @@ def test_allen_like_separates_and_can_be_decoded(tmp_path):
     recordings = open_recordings(tmp_path)
     moments = line_moments(recordings)
     chosen, others = split_by_line(moments)
-    assert (chosen < (protocol.SKEWNESS_THRESHOLD, protocol.KURTOSIS_THRESHOLD)).all()
-    assert (others > (protocol.SKEWNESS_THRESHOLD, protocol.KURTOSIS_THRESHOLD)).all()
-    assert (others.mean(0) > 1.2 * np.array([protocol.SKEWNESS_THRESHOLD, protocol.KURTOSIS_THRESHOLD])).all()
+    thresholds = np.array([protocol.SKEWNESS_THRESHOLD, protocol.KURTOSIS_THRESHOLD])
+    # Nearest is the skewness of Ntsr1: 3.11 to 3.26, standard deviation 0.07.
+    assert (chosen < thresholds).all()
+    assert (others > 1.2 * thresholds).all()
     for column in (0, 1):
         values = np.sort([both[column] for both in moments.values()])
         knee = KneeLocator(np.arange(13), values, S=1.0, curve="concave", direction="increasing").knee
-        assert {line for line, both in moments.items() if both[column] < values[knee]} == set(PREDICTABLE)
+        found = {line for line, both in moments.items() if both[column] < values[knee]}
+        # Where the lowest of the other nine lies apart from the rest by chance, the knee comes one line later.
+        assert found >= set(PREDICTABLE)
+        assert len(found) <= len(PREDICTABLE) + 1
     _, accuracy = split_by_line({r.metadata.cre_line: direction_accuracy(r) for r in recordings})
-    assert accuracy.min() > 0.5
+    # Between recordings 0.67 to 0.88; chance is 0.125.
+    assert accuracy.min() > 0.4
     assert accuracy.mean() < 0.95
 
 
@@ -213,9 +226,10 @@ def test_null_says_nothing_and_regularity_helps_does(tmp_path):
         classes = WORLDS[world].classes
         found = {line: count_signal_to_noise(r, classes[line].burstiness) for line, r in lines.items()}
         ratio[world] = np.divide(*[values.mean() for values in split_by_line(found)])
-    # One recording's accuracy has a standard deviation of about 0.05, the mean of four 0.025.
+    # One recording's accuracy has a standard deviation of about 0.05, the difference of means over four and nine 0.03.
     chosen, others = accuracy["null"]
-    assert abs(chosen.mean() - others.mean()) < 0.08
+    assert abs(chosen.mean() - others.mean()) < 0.12
+    # Of true rates, in which events have no part.
     assert 0.8 < ratio["null"] < 1.25
     chosen, others = accuracy["regularity_helps"]
     assert chosen.min() > others.mean() + 0.1

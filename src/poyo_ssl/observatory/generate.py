@@ -56,8 +56,8 @@ def generate_observatory(
 ) -> list[Path]:
     """Generate a simulated data folder: one brainsets HDF5 file per recording; movies, scenes and noise once.
 
-    The same seed gives the same bytes whatever the number of workers, on machines that round alike: elsewhere a
-    rate that differs in its last bit draws other events. A generation that was interrupted continues: recordings,
+    The same seed gives the same bytes whatever the number of workers, on processors that round alike; elsewhere traces
+    differ in their last bits, and now and then in an event. A generation that was interrupted continues: recordings,
     movies and scenes that are complete are kept.
 
     Parameters
