@@ -151,10 +151,10 @@ def test_noise_is_the_only_difference_in_noise_confounded():
     assert chosen.min() > 5 * others.max()
 
 
-# Processors round differently. Mostly that moves the last bits of a trace (kernels of OpenBLAS and NumPy for AVX2 instead
-# of AVX-512: moments of `tiny` differ by 1e-8); now and then a rate that differs in its last bit draws another event, and
-# from there on the recording is another draw. So bounds on traces lie three standard deviations or more from what seeds
-# 0 to 3 gave.
+# Processors round differently. Mostly that moves the last bits of a trace (with the kernels of OpenBLAS and NumPy for
+# AVX2 instead of AVX-512 moments of `tiny` differ by 1e-8); now and then a rate that differs in its last bit draws
+# another event, and from there on the recording is another draw. So bounds on traces lie three standard deviations or
+# more from what seeds 0 to 3 gave.
 
 
 def test_allen_like_lines_lie_on_their_sides_of_the_published_thresholds(tiny_recordings):
