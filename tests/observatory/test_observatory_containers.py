@@ -7,10 +7,12 @@ import pytest
 
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.observatory import CellClass, MovieSpec, ObservatorySize, get_world
+from poyo_ssl.observatory.allen_nwb import write_allen_nwb
 from poyo_ssl.observatory.allen_schedule import ALLEN_SESSIONS, MOVIE_FRAMES, NUM_SCENES
 from poyo_ssl.observatory.images import draw_noise
 from poyo_ssl.observatory.sessions import simulate_recording
 from poyo_ssl.observatory.sizes import SessionPlan
+from poyo_ssl.sources.allen import AllenSource
 
 LINE, UNITS = "Cux2-CreERT2", 24
 NOISE = "locally_sparse_noise"
@@ -142,3 +144,26 @@ def test_preferred_orientations_are_found_from_static_gratings(container):
     apart = np.abs(np.angle(np.exp(1j * (orientation - 2 * np.deg2rad(recording.truth["direction_deg"]))))) / 2
     # By chance 45.
     assert np.rad2deg(np.median(apart)) < 10
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_sessions_b_and_c_come_back_from_allen_files(container, tmp_path, order):
+    # Session A's way there and back is tested with whole data folders.
+    recordings, templates = container
+    made = replace(
+        recordings[order],
+        recording_id="90000001",
+        unit_ids=np.array([f"90000001{unit:04d}" for unit in range(UNITS)]),
+        metadata=replace(recordings[order].metadata, container_id="80000000"),
+    )
+    found = AllenSource().read(write_allen_nwb(made, tmp_path / "90000001.nwb", templates=templates))
+    np.testing.assert_array_equal(made.read_dff(0, made.num_frames), found.read_dff(0, found.num_frames))
+    assert set(made.stimuli) == set(found.stimuli)
+    for name, table in made.stimuli.items():
+        again = found.stimuli[name]
+        np.testing.assert_array_equal(table.start_frame, again.start_frame)
+        np.testing.assert_array_equal(table.end_frame, again.end_frame)
+        for column, values in table.columns.items():
+            np.testing.assert_array_equal(values, again.columns[column], err_msg=f"{name} {column}")
+    for name, spans in made.epochs.items():
+        np.testing.assert_array_equal(spans, found.epochs[name])

@@ -197,11 +197,12 @@ def test_allen_like_separates_and_can_be_decoded(tmp_path):
         values = np.sort([both[column] for both in moments.values()])
         knee = KneeLocator(np.arange(13), values, S=1.0, curve="concave", direction="increasing").knee
         found = {line for line, both in moments.items() if both[column] < values[knee]}
-        # Where the lowest of the other nine lies apart from the rest by chance, the knee comes one line later.
+        # Means of the other nine have standard deviations of 0.22 and 4.7; the knee comes a line later where the lowest
+        # lies 0.5 or 5 below the next.
         assert found >= set(PREDICTABLE)
-        assert len(found) <= len(PREDICTABLE) + 1
+        assert len(found) <= len(PREDICTABLE) + 2
     _, accuracy = split_by_line({r.metadata.cre_line: direction_accuracy(r) for r in recordings})
-    # Between recordings 0.67 to 0.88; chance is 0.125.
+    # 0.67 to 0.88 in single recordings; chance is 0.125.
     assert accuracy.min() > 0.4
     assert accuracy.mean() < 0.95
 
@@ -226,11 +227,13 @@ def test_null_says_nothing_and_regularity_helps_does(tmp_path):
         classes = WORLDS[world].classes
         found = {line: count_signal_to_noise(r, classes[line].burstiness) for line, r in lines.items()}
         ratio[world] = np.divide(*[values.mean() for values in split_by_line(found)])
-    # One recording's accuracy has a standard deviation of about 0.05, the difference of means over four and nine 0.03.
+    # Standard deviations: one recording 0.05 to 0.08, the difference of means over four and nine 0.04.
     chosen, others = accuracy["null"]
-    assert abs(chosen.mean() - others.mean()) < 0.12
+    assert abs(chosen.mean() - others.mean()) < 0.15
     # Of true rates, in which events have no part.
     assert 0.8 < ratio["null"] < 1.25
+    # 0.76 at least against 0.47 on average.
     chosen, others = accuracy["regularity_helps"]
     assert chosen.min() > others.mean() + 0.1
+    assert chosen.mean() > others.mean() + 0.2
     assert ratio["regularity_helps"] > 1.5
