@@ -1,6 +1,7 @@
 """The runner: what it writes, that a second run does nothing, and that one bad file or worker costs only itself."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from tests.sources.toy import ToySource
+from tests.sources.toy import ToySource, dally
 
 from poyo_ssl.cli import main
 from poyo_ssl.data.recording import Recording, RecordingMetadata, open_recordings
@@ -20,6 +21,7 @@ from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.sources.checks import check_traces
 from poyo_ssl.sources.convert import convert
 from poyo_ssl.sources.source import clean_name
+from poyo_ssl.sources.workers import run_in_processes
 
 
 @pytest.fixture
@@ -168,6 +170,15 @@ def test_a_killed_worker_costs_its_own_recording_only(inputs, tmp_path):
     assert [name for name, status in statuses(outcomes).items() if status == "failed"] == ["a", "c"]
     assert "was killed (SIGKILL), often for want of memory" in outcomes[0].error
     assert [r.recording_id for r in open_recordings(tmp_path / "out")] == ["b", "d", "e"]
+
+
+def test_a_worker_that_swallows_its_exit_ends_all_the_same():
+    answers = run_in_processes(dally, [0.0, 1.5], workers=1)
+    assert next(answers) == (0, 0.0, "")
+    # The process is in a destructor now, where Python ignores the exit that the signal to end asks for.
+    time.sleep(0.5)
+    answers.close()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow

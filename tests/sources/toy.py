@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,3 +42,19 @@ class ToySource(Source):
     def movies(self, path):
         level = 9 if "other movie" in path.read_text() else 7
         yield "natural_movie_one", np.full((5, 4, 6), level, np.uint8)
+
+
+class _Dallier:
+    """Takes its time to go away; exceptions in a destructor are swallowed, an exit by a signal too."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __del__(self):
+        time.sleep(self.seconds)
+
+
+def dally(seconds):
+    """Spend most of the time in a destructor."""
+    _Dallier(seconds)
+    return seconds

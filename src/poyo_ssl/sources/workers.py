@@ -97,8 +97,11 @@ def run_in_processes(task: Callable[[Any], Any], items: Sequence[Any], workers: 
                     start(following)
                 yield answer
     finally:
-        for process, _ in busy.values():
+        for pipe, (process, _) in busy.items():
             process.terminate()
+            # Python swallows the exit where the signal comes in a destructor or a callback of a weak reference: such
+            # a process ends when it finds its pipe closed.
+            pipe.close()
         for process in started:
             process.join()
 
