@@ -120,6 +120,11 @@ def test_movies_have_natural_spectra_at_the_eyes_resolution():
     assert -1.5 < amplitude_slope(pixels[::15]) < -0.8
 
 
+def test_scenes_have_natural_spectra():
+    # -0.93 for seeds 0 and 1.
+    assert -1.4 < amplitude_slope(render_scenes(0, count=12, shape=(115, 147))) < -0.7
+
+
 def test_views_are_interpolated_bilinearly():
     from scipy import ndimage
 
