@@ -171,6 +171,7 @@ def _evaluate(out: Path, arms: dict[str, list[Path]], *, seed: int, console: Con
                 {arm: runs[place] for arm, runs in arms.items()},
                 results,
                 baselines="core",
+                controls=False,
                 seed=seed,
                 progress=status.update,
             )

@@ -8,11 +8,11 @@ import pytest
 from poyo_ssl.config import SplitConfig
 from poyo_ssl.data.recording import open_recordings
 from poyo_ssl.data.splits import split_gratings, split_movie
-from poyo_ssl.data.windows import movie_windows, trial_windows
+from poyo_ssl.data.windows import WindowTable, movie_windows, trial_windows
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.evaluation import parts
 from poyo_ssl.evaluation.parts import Part
-from poyo_ssl.evaluation.split_baselines import shift_activity, split_baselines
+from poyo_ssl.evaluation.split_baselines import shift_activity, shift_windows, split_baselines
 
 MOVIE, NUM_FRAMES = "natural_movie_one", 60
 
@@ -101,6 +101,17 @@ def test_shifting_keeps_windows_within_their_repeat_and_moves_each(seeing):
     assert len(moves) > 1
     assert min(moves) >= 6
     assert max(moves) <= 54
+
+
+def test_shifting_keeps_windows_in_their_recording(make_recording):
+    tables = [movie_parts(make_recording(name), names=("train",))[0].table for name in "ab"]
+    # The second recording's windows lie elsewhere, so that a window out of the first would show.
+    tables[1] = replace(tables[1], recording_index=np.ones(len(tables[1]), int), first_low=tables[1].first_low + 10**6)
+    table = WindowTable.concatenate(tables)
+    shifted = shift_windows(table, np.random.default_rng(0))
+    assert (shifted.first_low != table.first_low).all()
+    np.testing.assert_array_equal(shifted.first_low >= 10**6, table.recording_index == 1)
+    np.testing.assert_array_equal(np.sort(shifted.first_low), np.sort(table.first_low))
 
 
 def test_true_rates_are_a_ceiling_of_the_observatory_only(tiny, make_recording):

@@ -17,7 +17,8 @@ def evaluate(
     out: Path | None = None,
     arms: list[str] | None = None,
     data: Path | None = None,
-    baselines: Literal["all", "core", "none"] = "all",
+    baselines: Literal["all", "core", "none", "with_cebra"] = "all",
+    controls: bool = True,
     devices: int = 1,
     nodes: int = 1,
     seed: int = 0,
@@ -39,14 +40,17 @@ def evaluate(
         Name of each run in the tables; the folder's name by default. Runs of one name are seeds of one arm.
     data : path, optional
         Where the recordings are now; by default where the runs found them.
-    baselines : {'all', 'core', 'none'}
-        Baselines to fit beside runs; 'core' leaves the slower ones out.
+    baselines : {'all', 'core', 'none', 'with_cebra'}
+        Baselines to fit beside runs; 'core' leaves the slower ones and the controls of the data out, 'with_cebra' adds
+        CEBRA's embedding (needs 'poyo-ssl[cebra]').
+    controls : bool
+        Predict with shuffled neurons, shifted activity and untrained weights of every run, too: they should fail.
     devices : int
         GPUs, or CPU processes where there is no GPU.
     nodes : int
         Machines.
     seed : int
-        Seed of the bootstrap over ten or more animals.
+        Seed of the controls, and of the bootstrap over ten or more animals.
     margin : float
         Largest difference between scores of 0 to 1 that counts as none, for 'equivalent' and 'no worse'.
     overwrite : bool
@@ -77,6 +81,7 @@ def evaluate(
                 out,
                 data=data,
                 baselines=baselines,
+                controls=controls,
                 devices=devices,
                 nodes=nodes,
                 seed=seed,

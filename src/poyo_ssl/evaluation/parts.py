@@ -7,7 +7,7 @@ The windows are those of the models. Every view below is a function from a part 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,11 +62,6 @@ class Part:
     def of(cls, recording: Recording, columns: IntArray, table: WindowTable, index: int) -> Part:
         """Take the rows of recording number `index` out of a table of several."""
         return cls(recording, columns, table.select(table.recording_index == index))
-
-    def with_windows_of(self, rows: IntArray) -> Part:
-        """Keep every target, but give it the window of row `rows[i]`."""
-        table = replace(self.table, first_low=self.table.first_low[rows], first_high=self.table.first_high[rows])
-        return replace(self, table=table)
 
     def windows(self, signal: Signal | None = None) -> NDArray[np.float32]:
         """``(N, T, C)`` dF/F of the windows, or of another signal of the same units."""

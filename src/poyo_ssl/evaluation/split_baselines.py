@@ -10,11 +10,13 @@ can know.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from poyo_ssl.data.windows import WindowTable
 from poyo_ssl.errors import ConfigError, suggest
 from poyo_ssl.evaluation import parts
 from poyo_ssl.evaluation.baselines import (
@@ -29,7 +31,7 @@ from poyo_ssl.evaluation.frame_images import RidgeFrames, nearest_training_frame
 from poyo_ssl.evaluation.parts import Part, View
 from poyo_ssl.evaluation.predictions import ArmKind
 
-BaselineSet = Literal["all", "core", "none"]
+BaselineSet = Literal["all", "core", "none", "with_cebra"]
 
 CORE = ("majority", "shrunk_lda", "mean_frame", "knn_lookup", "ridge", "knn", "naive_bayes")
 """The baselines that EVALUATION.md asks for most often and that fit in seconds."""
@@ -154,23 +156,29 @@ class ShiftedActivity(Reading):
 
 
 def shift_activity(part: Part, rng: np.random.Generator) -> Part:
-    """Move windows on circularly within each stimulus and repeat, by at least a tenth of its targets.
+    """Shift the windows of a part against its targets, as `shift_windows` does."""
+    return replace(part, table=shift_windows(part.table, rng))
+
+
+def shift_windows(table: WindowTable, rng: np.random.Generator) -> WindowTable:
+    """Move windows on circularly within each recording, stimulus and repeat, by at least a tenth of its targets.
 
     Returns
     -------
-    Part
+    WindowTable
         The same targets in the same order, with other windows.
     """
-    rows = np.arange(len(part))
-    groups = np.unique(np.stack([_codes(part.table.stimulus), part.table.repeat]), axis=1, return_inverse=True)[1]
-    for group in range(groups.max() + 1):
-        own = np.flatnonzero(groups == group)
-        own = own[np.argsort(part.time[own], kind="stable")]
+    rows = np.arange(len(table))
+    groups = np.stack([table.recording_index, _codes(table.stimulus), table.repeat])
+    group_of = np.unique(groups, axis=1, return_inverse=True)[1]
+    for group in range(group_of.max() + 1):
+        own = np.flatnonzero(group_of == group)
+        own = own[np.argsort(table.target_time[own], kind="stable")]
         least = max(int(np.ceil(LEAST_SHIFT * len(own))), 1)
         # Below three targets there is no choice; a single one cannot be moved.
         shift = int(rng.integers(least, max(len(own) - least, least) + 1))
         rows[own] = np.roll(own, shift)
-    return part.with_windows_of(rows)
+    return replace(table, first_low=table.first_low[rows], first_high=table.first_high[rows])
 
 
 def _codes(text: NDArray[np.str_]) -> IntArray:
@@ -245,8 +253,8 @@ def split_baselines(
         What is decoded.
     train : Part
         Training part; whether the recording has running speed and truth decides about controls and ceilings.
-    which : {'all', 'core', 'none'}
-        'core' leaves the slower ones and all controls out.
+    which : {'all', 'core', 'none', 'with_cebra'}
+        'core' leaves the slower ones and all controls out; 'with_cebra' adds CEBRA's embedding to 'all'.
     num_classes : int
         Directions, or frames of the movie; not for 'frames'.
     frames : ndarray, optional
@@ -254,19 +262,24 @@ def split_baselines(
     tolerance : int
         Movie frames in one second.
     seed : int
-        Seed of shuffles and shifts.
+        Seed of shuffles, shifts and of CEBRA.
 
     Raises
     ------
     ConfigError
-        If the task is unknown.
+        If the task is unknown, or CEBRA is wanted and not installed.
     """
     if which == "none":
         return []
     simple, reader = _decoders(task, num_classes=num_classes, frames=frames, tolerance=tolerance)
-    found: list[SplitBaseline] = [Reading(decoder) for decoder in simple if which == "all" or decoder.name in CORE]
+    found: list[SplitBaseline] = [Reading(decoder) for decoder in simple if which != "core" or decoder.name in CORE]
     if which == "core":
         return found
+    if which == "with_cebra":
+        from poyo_ssl.evaluation.cebra_decoders import cebra_decoder
+
+        cebra = cebra_decoder(task, num_classes=num_classes, frames=frames, tolerance=tolerance, seed=seed)
+        found.append(Reading(cebra))
     found.append(Reading(reader(), parts.time_in_session, name="time in session", kind="control"))
     if train.recording.running is not None:
         found.append(Reading(reader(), parts.running_speed, name="running speed", kind="control"))

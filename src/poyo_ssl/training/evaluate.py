@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from poyo_ssl.config import FinetuneConfig
 from poyo_ssl.data.windows import WindowTable
 from poyo_ssl.errors import ConfigError
+from poyo_ssl.evaluation.cebra_decoders import load_cebra
 from poyo_ssl.evaluation.comparison import MARGIN
 from poyo_ssl.evaluation.frame_images import mean_training_frame
 from poyo_ssl.evaluation.parts import Part
@@ -21,6 +22,7 @@ from poyo_ssl.evaluation.scores import headline_score
 from poyo_ssl.evaluation.split_baselines import BaselineSet, SplitBaseline, split_baselines
 from poyo_ssl.evaluation.summary import ScoredFile, Scores, free_path, read_results, summarise, write_results
 from poyo_ssl.training import run_folder
+from poyo_ssl.training.controls import control_predictions
 from poyo_ssl.training.predict import TestPart, open_task, predict_test, test_part
 from poyo_ssl.training.restore import TrainedRun
 from poyo_ssl.training.tasks import TaskData, frame_duration_s, task_windows
@@ -34,6 +36,7 @@ def evaluate(
     *,
     data: Any = None,
     baselines: BaselineSet = "all",
+    controls: bool = True,
     devices: int = 1,
     nodes: int = 1,
     seed: int = 0,
@@ -52,12 +55,16 @@ def evaluate(
         Results folder: ``predictions/*.h5`` and ``results.json``.
     data : path or sequence of Recording, optional
         Where the recordings are now; by default where the runs found them.
-    baselines : {'all', 'core', 'none'}
-        Which baselines to fit.
+    baselines : {'all', 'core', 'none', 'with_cebra'}
+        Which baselines to fit; 'all' includes controls and ceilings of the data, 'with_cebra' CEBRA's embedding beside
+        them (the package cebra must be installed).
+    controls : bool
+        Predict with shuffled neurons, shifted activity and untrained weights of every run, too
+        (`poyo_ssl.training.controls`).
     devices, nodes : int
         Processes per node, and nodes, for the runs' predictions.
     seed : int
-        Seed of the bootstrap that intervals over ten or more animals use.
+        Seed of the controls, and of the bootstrap that intervals over ten or more animals use.
     margin : float
         Largest difference between scores of 0 to 1 that counts as none, for "equivalent" and "no worse".
     overwrite : bool
@@ -73,13 +80,17 @@ def evaluate(
     Raises
     ------
     PoyoError
-        If a run is incomplete, its data are missing, or two runs of a task have different test windows.
+        If a run is incomplete, its data are missing, two runs of a task have different test windows, or CEBRA is
+        wanted and not installed.
     """
     tell = progress or _say_nothing
     out = Path(out)
     first = run_folder.process_rank() == 0
     if first:
         run_folder.check_new(out, overwrite=overwrite)
+    if baselines == "with_cebra":
+        # Said before the runs predict, which can take long.
+        load_cebra()
     named = _name_runs(runs)
     known: list[Predictions] = []
     parts: dict[tuple[str, str], TestPart] = {}
@@ -88,7 +99,9 @@ def evaluate(
             known.append(Predictions.load(run))
             continue
         tell(f"predicting with {arm}")
-        for part, predictions in _predict_run(arm, run, data, devices=devices, nodes=nodes):
+        for part, predictions in _predict_run(
+            arm, run, data, seed=seed if controls else None, devices=devices, nodes=nodes
+        ):
             _check_same(parts.setdefault((part.config.task, part.split), part), part, arm)
             known.append(predictions)
     if baselines != "none" and first:
@@ -121,17 +134,22 @@ def _name_runs(
 
 
 def _predict_run(
-    arm: str, run: Path | str, data: Any, *, devices: int, nodes: int
+    arm: str, run: Path | str, data: Any, *, seed: int | None, devices: int, nodes: int
 ) -> Iterator[tuple[TestPart, Predictions]]:
-    """Predict every test part of a run, each with the weights that its validation part chose."""
+    """Predict every test part of a run, each with the weights that its validation part chose, and with controls.
+
+    Without a `seed` there are no controls; a run that is a control itself has none.
+    """
     task_data, config, _ = open_task(run, data)
     means = _mean_frames(task_data, config)
     for name in task_data.tests:
         part = test_part(task_data, config, name)
         model = TrainedRun.open(run, validation=task_data.validation_of(name))
-        predictions = predict_test(model, part, arm=arm, devices=devices, nodes=nodes)
-        predictions.mean_frames = means
-        yield part, predictions
+        made = [predict_test(model, part, arm=arm, devices=devices, nodes=nodes)]
+        if seed is not None and made[0].kind == "model":
+            made += control_predictions(model, part, arm=arm, seed=seed, devices=devices, nodes=nodes)
+        for predictions in made:
+            yield part, replace(predictions, mean_frames=means)
 
 
 def _is_run_of(run: Path | str, task: str) -> bool:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from poyo_ssl.config import FinetuneConfig
 from poyo_ssl.data.batch import Batch
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.windows import BatchSampler, WindowDataset, WindowTable, require_windows
+from poyo_ssl.data.windows import BatchSampler, UnitSet, WindowDataset, WindowTable, require_windows
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.training.fit import make_trainer, quiet_lightning
@@ -73,21 +73,36 @@ def predict_windows(
     recordings: Sequence[Recording],
     table: WindowTable,
     *,
+    units: Sequence[UnitSet] | None = None,
     devices: int = 1,
     nodes: int = 1,
     progress: bool = False,
 ) -> NDArray:
     """Return a model's output for every window of a table, each once.
 
+    Parameters
+    ----------
+    run : TrainedRun
+        The model.
+    recordings : sequence of Recording
+        Recordings that the table's ``recording_index`` counts.
+    table : WindowTable
+        The windows.
+    units : sequence of UnitSet, optional
+        Units of each recording in the place of those that the run knows.
+    devices, nodes : int
+        Processes per node, and nodes.
+    progress : bool
+        Show a progress bar.
+
     Returns
     -------
     ndarray
         ``(W, K)`` class probabilities, ``(W,)`` positions, or ``(W, H, W)`` uint8 frames.
     """
-    units = [run.unit_set(recording) for recording in recordings]
     dataset = WindowDataset(
         recordings,
-        units,
+        [run.unit_set(recording) for recording in recordings] if units is None else units,
         table,
         bin_frames=run.config.window.bin_frames,
     )
@@ -211,10 +226,37 @@ def open_task(run_folder: Path | str, data: Any = None) -> tuple[TaskData, Finet
     return task, config, run.columns
 
 
-def predict_test(run: TrainedRun, part: TestPart, *, arm: str, devices: int = 1, nodes: int = 1) -> Predictions:
-    """Return a run's predictions of one test part."""
-    output = predict_windows(run, part.data.recordings, part.table, devices=devices, nodes=nodes)
-    facts: dict[str, Any] = {"arm": arm, "kind": "model", "model_id": run.model_id(), "seed": run.config.seed}
+def predict_test(
+    run: TrainedRun,
+    part: TestPart,
+    *,
+    arm: str,
+    units: Sequence[UnitSet] | None = None,
+    inputs: WindowTable | None = None,
+    devices: int = 1,
+    nodes: int = 1,
+) -> Predictions:
+    """Return a run's predictions of one test part.
+
+    Parameters
+    ----------
+    run : TrainedRun
+        The model.
+    part : TestPart
+        What is predicted.
+    arm : str
+        Name of the run in tables.
+    units : sequence of UnitSet, optional
+        As in `predict_windows`.
+    inputs : WindowTable, optional
+        Windows that are read in the place of the part's own, row by row.
+    devices, nodes : int
+        Processes per node, and nodes.
+    """
+    table = part.table if inputs is None else inputs
+    output = predict_windows(run, part.data.recordings, table, units=units, devices=devices, nodes=nodes)
+    kind = "control" if run.has_random_encoder else "model"
+    facts: dict[str, Any] = {"arm": arm, "kind": kind, "model_id": run.model_id(), "seed": run.config.seed}
     if run.task == "frames":
         return part.to_predictions(output, **facts)
     assert run.class_values is not None

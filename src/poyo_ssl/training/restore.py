@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,24 @@ def _check_match(path: Path, stored: dict[str, NDArray], wanted: dict[str, torch
         )
 
 
+def _make_model(
+    config: Any,
+    task: str,
+    vocabulary: Vocabulary,
+    class_values: NDArray[np.float64] | None,
+    *,
+    generator: torch.Generator | None = None,
+) -> PoyoSSL:
+    finetuning = config if isinstance(config, FinetuneConfig) else FinetuneConfig()
+    return PoyoSSL(
+        config.model,
+        num_units=vocabulary.num_units,
+        num_sessions=vocabulary.num_sessions,
+        readouts={task: make_readout(finetuning, class_values)},
+        generator=generator,
+    )
+
+
 @dataclass(frozen=True)
 class TrainedRun:
     """A trained model with all it needs to predict.
@@ -150,7 +168,7 @@ class TrainedRun:
     movie_frame_s : float
         How long a movie frame is shown; 0 for gratings.
     weights : str
-        File of the weights.
+        File of the weights; empty where they are random.
     """
 
     folder: Path
@@ -188,13 +206,7 @@ class TrainedRun:
         config = arguments["config"]
         vocabulary, class_values, normalisation, columns = run_folder.read_inputs(folder)
         task = "gratings" if facts["command"] == "pretrain" else config.task
-        finetuning = config if isinstance(config, FinetuneConfig) else FinetuneConfig()
-        model = PoyoSSL(
-            config.model,
-            num_units=vocabulary.num_units,
-            num_sessions=vocabulary.num_sessions,
-            readouts={task: make_readout(finetuning, class_values)},
-        )
+        model = _make_model(config, task, vocabulary, class_values)
         weights = facts.get("weights", {}).get(validation, run_folder.WEIGHTS["valid"])
         path = folder / weights
         stored = run_folder.read_tensors(path)
@@ -205,8 +217,22 @@ class TrainedRun:
         model.eval()
         return cls(folder, config, task, model, vocabulary, class_values, frames, normalisation, columns, step, weights)
 
+    @property
+    def has_random_encoder(self) -> bool:
+        """Whether a readout was fitted to an encoder that nothing ever trained: a control, not a decoder."""
+        alone = isinstance(self.config, FinetuneConfig) and self.config.adapt == "readout"
+        return alone and run_folder.read_json(self.folder, "run.json").get("loaded") is None
+
+    def untrained(self, seed: int) -> TrainedRun:
+        """Return the same model with weights drawn anew; only the normalisation of its inputs was ever fitted."""
+        generator = torch.Generator().manual_seed(seed)
+        model = _make_model(self.config, self.task, self.vocabulary, self.class_values, generator=generator)
+        return replace(self, model=model.eval(), weights="")
+
     def model_id(self) -> str:
-        """Return the first 16 hexadecimal digits of the weights' SHA-256."""
+        """Return the first 16 hexadecimal digits of the weights' SHA-256; empty for random weights."""
+        if not self.weights:
+            return ""
         with (self.folder / self.weights).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
