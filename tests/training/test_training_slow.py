@@ -8,13 +8,15 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.numpy import load_file
 from scipy import stats
 
 from poyo_ssl.config import OptimConfig, WindowConfig
-from poyo_ssl.data.recording import open_recordings
+from poyo_ssl.evaluation.predictions import Predictions
+from poyo_ssl.training.evaluate import evaluate, read_results
 from poyo_ssl.training.predict import predict_windows, test_part
 from poyo_ssl.training.restore import TrainedRun
 from poyo_ssl.training.run import finetune, resume
@@ -149,40 +151,52 @@ def test_two_processes_train_on_the_same_windows_and_agree(pair, finetune_config
     assert facts[1]["state"] == "finished"
 
 
-PREDICT = """
+EVALUATE = """
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from poyo_ssl.data.recording import open_recordings
-from poyo_ssl.training.predict import predict_windows, test_part
-from poyo_ssl.training.restore import TrainedRun
-from poyo_ssl.training.tasks import prepare_task
+from poyo_ssl.training.evaluate import evaluate
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    data, run, out, devices = open_recordings(sys.argv[1]), TrainedRun.open(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-    task = prepare_task(data, run.config)
-    table = test_part(task, run.config, "test_gratings").table
-    found = predict_windows(run, task.recordings, table, devices=devices)
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    np.savez(f"{out}_{rank}.npz", found=found, target=table.target)
+    evaluate(sys.argv[3:], sys.argv[1], devices=int(sys.argv[2]), baselines="none")
 """
 
 
-def test_two_processes_predict_every_window_once(pair, finetuned, tmp_path):
-    (tmp_path / "predict.py").write_text(PREDICT)
-    for devices in (1, 2):
-        arguments = [tmp_path / "predict.py", pair, finetuned, tmp_path / f"with{devices}", devices]
-        finish(
-            subprocess.Popen(
-                [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
-    alone = np.load(tmp_path / "with1_0.npz")
-    for rank in range(2):
-        both = np.load(tmp_path / f"with2_{rank}.npz")
-        assert both["found"].shape == alone["found"].shape == (len(alone["target"]), 8)
-        np.testing.assert_allclose(both["found"], alone["found"], atol=1e-5)
-    assert len(open_recordings(pair)) == 2
+def test_one_and_two_processes_evaluate_alike(pair, finetuned, finetune_config, tmp_path, one_thread):
+    """All tasks, with their controls: every target once, and the same numbers."""
+    optim = OptimConfig(epochs=1, batch_size=16, epoch_windows=60)
+    runs = [finetuned]
+    for task in ("frame_number", "frames"):
+        config = replace(finetune_config, task=task, optim=optim)
+        runs.append(finetune(pair, tmp_path / task, config=config, progress=False))
+    (tmp_path / "evaluate.py").write_text(EVALUATE)
+    arguments = [tmp_path / "evaluate.py", tmp_path / "with2", 2, *runs]
+    both = subprocess.Popen(
+        [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    evaluate(runs, tmp_path / "with1", baselines="none")
+    finish(both)
+    found = {
+        devices: {path.name: Predictions.load(path) for path in (tmp_path / f"with{devices}/predictions").iterdir()}
+        for devices in (1, 2)
+    }
+    assert {p.task for p in found[1].values()} == {"gratings", "frame_number", "frames"}
+    assert set(found[1]) == set(found[2])
+    for name, alone in found[1].items():
+        both = found[2][name]
+        pd.testing.assert_frame_equal(alone.targets(), both.targets())
+        np.testing.assert_array_equal(alone.target, both.target)
+        if alone.probabilities is None:
+            # Sums in another order may round to the neighbouring grey level.
+            difference = np.abs(alone.prediction[:].astype(int) - both.prediction[:])
+            assert difference.max() <= 1, name
+            assert (difference > 0).mean() < 1e-3, name
+        else:
+            np.testing.assert_allclose(alone.probabilities, both.probabilities, atol=1e-5, err_msg=name)
+    scores = [
+        {(row["arm"], row["task"], row["split"], row["metric"]): row["value"] for row in read_results(tmp_path / name)}
+        for name in ("with1", "with2")
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
