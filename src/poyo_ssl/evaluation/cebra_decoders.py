@@ -73,12 +73,10 @@ class CebraEmbedding:
         self.dim, self.seed, self.iterations = dim, seed, iterations
 
     def fit(self, x: FloatArray, label: Array) -> CebraEmbedding:
-        """Learn from ``(N, F)`` features and ``(N,)`` integer labels."""
+        """Learn from ``(N, F)`` features and ``(N,)`` integer labels of 0 and up."""
         cebra = load_cebra()
-        # CEBRA wants every label of 0 to the largest to occur.
-        number = np.unique(label, return_inverse=True)[1].astype(np.int64)
         with _seeded(self.seed):
-            data = cebra.data.TensorDataset(x.astype(np.float32), discrete=number)
+            data = cebra.data.TensorDataset(x.astype(np.float32), discrete=label.astype(np.int64))
             model = cebra.models.init("offset1-model", x.shape[1], HIDDEN_UNITS, self.dim)
             data.configure_for(model)
             self._solver = cebra.solver.init(

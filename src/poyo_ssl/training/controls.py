@@ -19,9 +19,6 @@ from poyo_ssl.evaluation.split_baselines import shift_windows
 from poyo_ssl.training.predict import TestPart, predict_test
 from poyo_ssl.training.restore import TrainedRun
 
-CONTROLS = ("shuffled neurons", "shifted activity", "untrained")
-"""What `control_predictions` makes of a run; arms are named ``<run> (<control>)``."""
-
 
 def control_predictions(
     run: TrainedRun, part: TestPart, *, arm: str, seed: int, devices: int = 1, nodes: int = 1
@@ -50,15 +47,19 @@ def control_predictions(
     Yields
     ------
     Predictions
-        Of kind 'control', with the run's seed.
+        Of kind 'control', with the run's seed; the arm is named ``<arm> (<control>)``.
     """
     place = [seed, run.config.seed]
     rng = np.random.default_rng(place)
     units = [shuffle_units(run.unit_set(recording), rng) for recording in part.data.recordings]
     shifted = shift_windows(part.table, np.random.default_rng([*place, 1]))
     untrained = run.untrained(int(np.random.SeedSequence([*place, 2]).generate_state(1)[0]))
-    changes: tuple[tuple[TrainedRun, dict[str, Any]], ...] = ((run, {"units": units}), (run, {"inputs": shifted}))
-    for name, (model, change) in zip(CONTROLS, (*changes, (untrained, {})), strict=True):
+    broken: dict[str, tuple[TrainedRun, dict[str, Any]]] = {
+        "shuffled neurons": (run, {"units": units}),
+        "shifted activity": (run, {"inputs": shifted}),
+        "untrained": (untrained, {}),
+    }
+    for name, (model, change) in broken.items():
         predictions = predict_test(model, part, arm=f"{arm} ({name})", **change, devices=devices, nodes=nodes)
         yield replace(predictions, kind="control")
 
