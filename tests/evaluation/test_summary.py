@@ -94,6 +94,23 @@ def test_only_the_best_baseline_by_validation_is_marked() -> None:
     }
 
 
+def test_a_control_of_a_model_is_compared_with_that_model_alone() -> None:
+    models = [decode(name, hits, seed=0, model_id=name) for name, hits in (("ours", [16, 15, 14, 15]), ("theirs", 13))]
+    left = {"kind": "control", "seed": 0}
+    own = [decode(f"{name} (shuffled)", [8, 7, 8, 9], model_id=name, **left) for name in ("ours", "theirs")]
+    random = decode("random encoder", [9, 7, 9, 9], model_id="of its own", **left)
+    rows = rows_of(*models, *own, random)
+    compared = {arm: {} for arm in ("ours", "theirs")}
+    for (arm, metric), row in rows.items():
+        if metric.startswith("accuracy minus "):
+            compared[arm][metric.removeprefix("accuracy minus ")] = row["verdict"]
+    assert set(compared["ours"]) == {"theirs", "ours (shuffled)", "random encoder", "chance"}
+    assert set(compared["theirs"]) == {"theirs (shuffled)", "random encoder", "chance"}
+    # One training each: a model differs from its own control, but one training is no evidence about another.
+    assert compared["ours"]["ours (shuffled)"] == "better"
+    assert compared["ours"]["random encoder"] == "no claim: 1 of 5 seeds"
+
+
 @pytest.mark.parametrize(
     ("validations", "expected"),
     [

@@ -63,7 +63,8 @@ class Predictions:
         What the arm is. A model is compared with all other arms; the best of the baselines is what gains refer to. A
         control (shuffled neurons, untrained) should fail, a ceiling (oracle) knows what no decoder can.
     model_id : str
-        What tells this very model from others, such as a run's name; empty when unknown.
+        What tells this very model from others, such as a run's name; empty when unknown. A control with the id of a
+        model is a control of that model, and is compared with no other.
     seed : int
         Seed of the training; -1 where nothing is random.
     data_checksum : str

@@ -43,7 +43,7 @@ class ScoredFile:
     ----------
     name : str
         What to call the file in messages.
-    task, split, arm, kind, seed, data_checksum, validation_metric, validation_score
+    task, split, arm, kind, model_id, seed, data_checksum, validation_metric, validation_score
         As in `Predictions`.
     num_classes : int
         Number of classes; 0 for frames.
@@ -58,6 +58,7 @@ class ScoredFile:
     split: str
     arm: str
     kind: ArmKind
+    model_id: str
     seed: int
     data_checksum: str
     validation_metric: str
@@ -69,7 +70,8 @@ class ScoredFile:
     @classmethod
     def of(cls, predictions: Predictions, name: str = "") -> ScoredFile:
         """Score predictions."""
-        facts = ("task", "split", "arm", "kind", "seed", "data_checksum", "validation_metric", "validation_score")
+        facts = ("task", "split", "arm", "kind", "model_id", "seed")
+        facts += ("data_checksum", "validation_metric", "validation_score")
         return cls(
             name=name or f"arm '{predictions.arm}'",
             **{fact: getattr(predictions, fact) for fact in facts},
@@ -91,6 +93,11 @@ class Arm:
     def seeds(self) -> tuple[int, ...]:
         """Seeds of its trainings, in order; empty where nothing is random."""
         return tuple(sorted({file.seed for file in self.files if file.seed >= 0}))
+
+    @property
+    def model_ids(self) -> frozenset[str]:
+        """Ids of the models behind its files, as far as they are known."""
+        return frozenset(file.model_id for file in self.files if file.model_id)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -121,6 +128,12 @@ class Part:
     def headline(self) -> str:
         """The metric that ranks the arms."""
         return headline_metric(self.task, self.split, self.metrics)
+
+    def models_of(self, control: str) -> list[str]:
+        """Names of the models that a control was made from; none where it has no model, or one of its own."""
+        arm = self.arms[control]
+        models = self.of_kind("model") if arm.kind == "control" else []
+        return [name for name in models if self.arms[name].model_ids & arm.model_ids]
 
     def of_kind(self, kind: ArmKind) -> list[str]:
         """Names of the arms of a kind."""
@@ -344,8 +357,9 @@ def best_baseline(part: Part, test_scores: Mapping[str, float]) -> tuple[str, st
 def compare_part(
     part: Part, tables: Mapping[str, pd.DataFrame], metric: str, *, rng: np.random.Generator, margin: float = MARGIN
 ) -> list[Comparison]:
-    """Compare each model with every arm that is no earlier model, and in accuracy with chance."""
+    """Compare each model with every arm that is no earlier model nor another's control, and in accuracy with chance."""
     models = part.of_kind("model")
+    source = {name: part.models_of(name) for name in part.arms}
     compared, others = dict(tables), list(part.arms)
     if part.task == "gratings" and metric == "accuracy" and CHANCE not in compared:
         # Chance is an arm that scores 1 / classes everywhere, so that it is weighed like any other.
@@ -353,9 +367,13 @@ def compare_part(
         compared[CHANCE] = rows[rows["seed"] == rows["seed"].iloc[0]].assign(value=1 / part.num_classes, seed=-1)
         others.append(CHANCE)
     pairs = [
-        (model, other) for place, model in enumerate(models) for other in others if other not in models[: place + 1]
+        (model, other)
+        for place, model in enumerate(models)
+        for other in others
+        if other not in models[: place + 1] and model in (source.get(other) or models)
     ]
-    trained = frozenset(name for name, arm in part.arms.items() if arm.seeds)
+    # A model and its own control are one training, so a claim about them needs no others.
+    trained = frozenset(name for name, arm in part.arms.items() if arm.seeds and not source[name])
     return compare_arms(compared, pairs, metric, rng=rng, trained=trained, margin=margin) if pairs else []
 
 

@@ -47,7 +47,7 @@ def control_predictions(
     Yields
     ------
     Predictions
-        Of kind 'control', with the run's seed; the arm is named ``<arm> (<control>)``.
+        Of kind 'control', with the run's seed and `model_id`; the arm is named ``<arm> (<control>)``.
     """
     place = [seed, run.config.seed]
     rng = np.random.default_rng(place)

@@ -168,7 +168,7 @@ class TrainedRun:
     movie_frame_s : float
         How long a movie frame is shown; 0 for gratings.
     weights : str
-        File of the weights; empty where they are random.
+        File of the weights.
     """
 
     folder: Path
@@ -227,12 +227,10 @@ class TrainedRun:
         """Return the same model with weights drawn anew; only the normalisation of its inputs was ever fitted."""
         generator = torch.Generator().manual_seed(seed)
         model = _make_model(self.config, self.task, self.vocabulary, self.class_values, generator=generator)
-        return replace(self, model=model.eval(), weights="")
+        return replace(self, model=model.eval())
 
     def model_id(self) -> str:
-        """Return the first 16 hexadecimal digits of the weights' SHA-256; empty for random weights."""
-        if not self.weights:
-            return ""
+        """Return the first 16 hexadecimal digits of the SHA-256 of the run's weights."""
         with (self.folder / self.weights).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
