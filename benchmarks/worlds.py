@@ -152,8 +152,8 @@ def main() -> None:
     parser.add_argument("--worlds", nargs="+", choices=sorted(WORLDS), default=["null", "noise_confounded"])
     parser.add_argument("--out", type=Path, default=Path("runs/worlds"), help="folder for data, runs and results")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds of training and of splits")
-    parser.add_argument("--pretrain-epochs", type=int, default=12)
-    parser.add_argument("--finetune-epochs", type=int, default=12)
+    parser.add_argument("--pretrain-epochs", type=int, default=6)
+    parser.add_argument("--finetune-epochs", type=int, default=10)
     arguments = parser.parse_args()
     for world in arguments.worlds:
         epochs = (arguments.pretrain_epochs, arguments.finetune_epochs)
