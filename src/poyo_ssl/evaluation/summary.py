@@ -70,8 +70,8 @@ class ScoredFile:
     @classmethod
     def of(cls, predictions: Predictions, name: str = "") -> ScoredFile:
         """Score predictions."""
-        facts = ("task", "split", "arm", "kind", "model_id", "seed")
-        facts += ("data_checksum", "validation_metric", "validation_score")
+        origin = ("arm", "kind", "model_id", "seed", "data_checksum")
+        facts = ("task", "split", *origin, "validation_metric", "validation_score")
         return cls(
             name=name or f"arm '{predictions.arm}'",
             **{fact: getattr(predictions, fact) for fact in facts},
