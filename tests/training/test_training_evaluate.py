@@ -50,7 +50,9 @@ def frames_run(tiny, tmp_path_factory):
 
 
 def test_rows_pair_every_arm_on_the_same_trials(gratings_runs, tmp_path):
-    scores = evaluate(dict(zip("ab", gratings_runs, strict=True)), tmp_path / "results", baselines="core")
+    scores = evaluate(
+        dict(zip("ab", gratings_runs, strict=True)), tmp_path / "results", baselines="core", controls=False
+    )
     assert read_results(tmp_path / "results") == scores.rows
     keys = {"arm", "task", "split", "metric", "value", "low", "high", "n"}
     assert all(keys <= set(row) for row in scores.rows)
@@ -85,7 +87,7 @@ def test_predictions_files_alone_give_the_same_rows(gratings_runs, tmp_path):
 
 
 def test_every_test_frame_is_scored_once_on_both_splits(frames_run, tiny, tmp_path):
-    scores = evaluate({"model": frames_run}, tmp_path / "results", baselines="core")
+    scores = evaluate({"model": frames_run}, tmp_path / "results", baselines="core", controls=False)
     assert {row["split"] for row in scores.rows} == {"repeat", "clip"}
     value = {(r["arm"], r["split"], r["metric"]): r["value"] for r in scores.rows}
     assert value["mean frame", "repeat", "spatial_correlation_mean_subtracted_16x32"] == 0
@@ -118,7 +120,7 @@ def test_unseen_frames_choose_their_own_epoch_and_baselines(frames_run, tmp_path
         best = losses.loc[losses[f"{part}/loss"].idxmin()]
         assert facts["best_epoch"][part] == best["epoch"]
         assert facts["valid_loss"][part] == pytest.approx(best[f"{part}/loss"], rel=1e-5)
-    evaluate({"model": frames_run}, tmp_path / "results", baselines="core")
+    evaluate({"model": frames_run}, tmp_path / "results", baselines="core", controls=False)
     stored = {(p.arm, p.split): p for p in map(Predictions.load, (tmp_path / "results" / "predictions").iterdir())}
     data, _, _ = open_task(frames_run)
     for split, validation in (("repeat", "valid"), ("clip", "valid_clip")):
