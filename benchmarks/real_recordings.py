@@ -341,12 +341,11 @@ def gratings_experiment(args: argparse.Namespace) -> dict[str, Any]:
         args.folds or range(GRATING_REPEATS),
         args.out,
     )
+    kinds = [kind for kind in args.inputs if kind != "events"]
     comparisons = {
-        f"the model, {window}, over": (
-            f"model, {window}",
-            [f"shrunk_lda ({kind}), {window}" for kind in args.inputs if kind != "events"],
-        )
+        f"the model, {window}, over": (f"model, {window}", [f"shrunk_lda ({kind}), {window}" for kind in kinds])
         for window in GRATING_WINDOWS
+        if kinds
     }
     return report("gratings", results, comparisons)
 
@@ -359,7 +358,9 @@ def main() -> None:
     parser.add_argument("--only", choices=[*MOVIES, "gratings", "responses"], help="one of the experiments")
     parser.add_argument("--folds", type=int, nargs="+", help="test repeats; all by default")
     parser.add_argument("--seeds", type=int, default=2, help="trainings whose probabilities are averaged")
-    parser.add_argument("--inputs", nargs="+", choices=INPUTS, default=INPUTS, help="what the baselines read")
+    parser.add_argument(
+        "--inputs", nargs="*", choices=INPUTS, default=INPUTS, help="what the baselines read; none: no baselines"
+    )
     args = parser.parse_args()
     summary: dict[str, Any] = {"seeds": args.seeds}
     asked = [args.only] if args.only else [*MOVIES, "gratings", "responses"]
