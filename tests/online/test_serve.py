@@ -184,6 +184,31 @@ def test_a_client_may_vanish(how):
             assert ask(stream, wire.encode_frame(DFF[0]))[2] == 1 / 12
 
 
+def test_a_reply_that_nobody_takes_is_told_in_one_line(capfd):
+    class Gone(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    class Request:
+        def makefile(self, mode):
+            return io.BufferedReader(io.BytesIO()) if mode == "rb" else io.BufferedWriter(Gone())
+
+        def __getattr__(self, name):
+            return lambda *_: b""
+
+    lines = []
+    with Server(make_decoder(), 0, report=lines.append) as server:
+        server.process_request(Request(), ("127.0.0.1", 9))
+    assert lines == [
+        "client 127.0.0.1:9 connected",
+        "client 127.0.0.1:9 lost (Broken pipe): 0 frames, 0 dropped, 0 values missing",
+    ]
+    assert capfd.readouterr().err == ""
+
+
 def test_a_second_client_is_told_that_the_server_is_busy():
     with serving(make_decoder()) as (server, lines), connected(server) as (_, stream):
         read(stream)

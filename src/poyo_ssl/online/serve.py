@@ -174,10 +174,15 @@ class _Client(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         name, server = f"client {self.client_address[0]}:{self.client_address[1]}", self.server
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with self.request.makefile("rb") as source, self.request.makefile("wb") as sink:
+        # A buffer whose reader is gone cannot be flushed when it is closed either: that has been told by then.
+        with (
+            contextlib.suppress(OSError),
+            self.request.makefile("rb") as source,
+            self.request.makefile("wb") as sink,
+        ):
             if not server.busy.acquire(blocking=False):
-                _refuse(sink)
                 server.report(f"{name} refused: another client is connected")
+                _refuse(sink)
                 return
             try:
                 server.report(f"{name} connected")
