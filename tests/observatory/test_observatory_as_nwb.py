@@ -5,6 +5,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+from same_stimuli import assert_same_stimuli
 
 from poyo_ssl.cli import main
 from poyo_ssl.data.recording import Recording
@@ -38,13 +39,7 @@ def test_the_allen_source_reads_back_what_was_simulated(with_copies, tmp_path):
         np.testing.assert_array_equal(one.cell_specimen_ids, two.cell_specimen_ids)
         np.testing.assert_array_equal(one.running.values, two.running.values)
         np.testing.assert_array_equal(one.pupil.location, two.pupil.location)
-        assert set(one.stimuli) == set(two.stimuli)
-        for name, table in one.stimuli.items():
-            again = two.stimuli[name]
-            np.testing.assert_array_equal(table.start_frame, again.start_frame)
-            np.testing.assert_array_equal(table.end_frame, again.end_frame)
-            for column, values in table.columns.items():
-                np.testing.assert_array_equal(values, again.columns[column], err_msg=f"{name} {column}")
+        assert_same_stimuli(one, two)
         for unit in range(one.num_units):
             np.testing.assert_array_equal(one.roi_masks.dense(unit), two.roi_masks.dense(unit))
         for field in (

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from same_stimuli import assert_same_stimuli
 
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.observatory import CellClass, MovieSpec, ObservatorySize, get_world
@@ -158,12 +159,6 @@ def test_sessions_b_and_c_come_back_from_allen_files(container, tmp_path, order)
     )
     found = AllenSource().read(write_allen_nwb(made, tmp_path / "90000001.nwb", templates=templates))
     np.testing.assert_array_equal(made.read_dff(0, made.num_frames), found.read_dff(0, found.num_frames))
-    assert set(made.stimuli) == set(found.stimuli)
-    for name, table in made.stimuli.items():
-        again = found.stimuli[name]
-        np.testing.assert_array_equal(table.start_frame, again.start_frame)
-        np.testing.assert_array_equal(table.end_frame, again.end_frame)
-        for column, values in table.columns.items():
-            np.testing.assert_array_equal(values, again.columns[column], err_msg=f"{name} {column}")
+    assert_same_stimuli(made, found)
     for name, spans in made.epochs.items():
         np.testing.assert_array_equal(spans, found.epochs[name])

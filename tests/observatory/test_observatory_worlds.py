@@ -153,8 +153,7 @@ def test_noise_is_the_only_difference_in_noise_confounded():
 
 # Processors round differently. Mostly that moves the last bits of a trace (with the kernels of OpenBLAS and NumPy for
 # AVX2 instead of AVX-512 moments of `tiny` differ by 1e-8); now and then a rate that differs in its last bit draws
-# another event, and from there on the recording is another draw. So bounds on traces lie three standard deviations or
-# more from what seeds 0 to 3 gave.
+# another event, and from there on the recording is another draw, which a failure on another processor may come from.
 
 
 def test_allen_like_lines_lie_on_their_sides_of_the_published_thresholds(tiny_recordings):
@@ -176,7 +175,7 @@ def test_noise_confounded_lines_are_only_noisy(tmp_path):
         share[recording.metadata.cre_line] = recording.truth["signal_share"].mean()
     chosen, others = split_by_line(regularity)
     # One line's Fano factor has a standard deviation of 0.1 of 2.1.
-    np.testing.assert_allclose(chosen.mean(), others.mean(), rtol=0.2)
+    np.testing.assert_allclose(chosen.mean(), others.mean(), rtol=0.15)
     chosen, others = split_by_line(share)
     assert chosen.max() < 0.35 < 0.6 < others.min()
 
@@ -196,14 +195,10 @@ def test_allen_like_separates_and_can_be_decoded(tmp_path):
     for column in (0, 1):
         values = np.sort([both[column] for both in moments.values()])
         knee = KneeLocator(np.arange(13), values, S=1.0, curve="concave", direction="increasing").knee
-        found = {line for line, both in moments.items() if both[column] < values[knee]}
-        # Means of the other nine have standard deviations of 0.22 and 4.7; the knee comes a line later where the lowest
-        # lies 0.5 or 5 below the next.
-        assert found >= set(PREDICTABLE)
-        assert len(found) <= len(PREDICTABLE) + 2
+        assert {line for line, both in moments.items() if both[column] < values[knee]} == set(PREDICTABLE)
     _, accuracy = split_by_line({r.metadata.cre_line: direction_accuracy(r) for r in recordings})
     # 0.67 to 0.88 in single recordings; chance is 0.125.
-    assert accuracy.min() > 0.4
+    assert accuracy.min() > 0.5
     assert accuracy.mean() < 0.95
 
 
@@ -229,7 +224,7 @@ def test_null_says_nothing_and_regularity_helps_does(tmp_path):
         ratio[world] = np.divide(*[values.mean() for values in split_by_line(found)])
     # Standard deviations: one recording 0.05 to 0.08, the difference of means over four and nine 0.04.
     chosen, others = accuracy["null"]
-    assert abs(chosen.mean() - others.mean()) < 0.15
+    assert abs(chosen.mean() - others.mean()) < 0.08
     # Of true rates, in which events have no part.
     assert 0.8 < ratio["null"] < 1.25
     # 0.76 at least against 0.47 on average.

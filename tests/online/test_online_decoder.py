@@ -82,27 +82,28 @@ def raw_outputs(decoder, monkeypatch):
     return seen
 
 
+def assert_equals_offline(run, recording, monkeypatch, *, num_frames=20, rtol=1e-9, atol=1e-10):
+    """Decode frames online, compare every output with the plain model's, and return the answers."""
+    decoder = Decoder(run, recording)
+    seen = raw_outputs(decoder, monkeypatch)
+    frames = zip(recording.dff[:num_frames], recording.timestamps, strict=False)
+    answers = [decoder.step(frame, time) for frame, time in frames]
+    for stop, output in zip(range(12, num_frames + 1), seen, strict=True):
+        np.testing.assert_allclose(output, offline(run, recording, stop), rtol=rtol, atol=atol)
+    return answers
+
+
 @pytest.mark.parametrize("switches", SWITCHES)
 @pytest.mark.parametrize("bin_frames", [1, 3])
 def test_equals_the_plain_model_for_every_switch(recording, monkeypatch, switches, bin_frames):
     run = make_run(window={"bin_frames": bin_frames}, **switches)
-    decoder = Decoder(run, recording)
-    seen = raw_outputs(decoder, monkeypatch)
-    answers = [decoder.step(frame, time) for frame, time in zip(recording.dff[:20], recording.timestamps, strict=False)]
+    answers = assert_equals_offline(run, recording, monkeypatch)
     assert [answer.status for answer in answers] == ["filling"] * 11 + ["ok"] * 9
-    for stop, output in zip(range(12, 21), seen, strict=True):
-        np.testing.assert_allclose(output, offline(run, recording, stop), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("bin_frames", [1, 3])
 def test_a_value_skip_reads_the_same_window(recording, monkeypatch, bin_frames):
-    run = make_run("skip", window={"bin_frames": bin_frames})
-    decoder = Decoder(run, recording)
-    seen = raw_outputs(decoder, monkeypatch)
-    for frame, time in zip(recording.dff[:20], recording.timestamps, strict=False):
-        decoder.step(frame, time)
-    for stop, output in zip(range(12, 21), seen, strict=True):
-        np.testing.assert_allclose(output, offline(run, recording, stop), rtol=1e-9, atol=1e-10)
+    assert_equals_offline(make_run("skip", window={"bin_frames": bin_frames}), recording, monkeypatch)
 
 
 def test_missing_values_add_nothing_to_a_value_skip(recording, monkeypatch):
@@ -322,12 +323,7 @@ def test_sharp_attention_stays_exact(recording, monkeypatch, factor):
     run = make_run()
     with torch.no_grad():
         run.model.encoder.cross_attention.to_q.weight *= factor
-    decoder = Decoder(run, recording)
-    seen = raw_outputs(decoder, monkeypatch)
-    for frame, time in zip(recording.dff[:40], recording.timestamps, strict=False):
-        decoder.step(frame, time)
-    for stop, output in zip(range(12, 41), seen, strict=True):
-        np.testing.assert_allclose(output, offline(run, recording, stop), rtol=1e-6, atol=1e-8)
+    assert_equals_offline(run, recording, monkeypatch, num_frames=40, rtol=1e-6, atol=1e-8)
 
 
 def test_memory_is_constant(recording):

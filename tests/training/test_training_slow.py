@@ -17,7 +17,7 @@ from scipy import stats
 from poyo_ssl.config import OptimConfig, WindowConfig
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.training.evaluate import evaluate, read_results
-from poyo_ssl.training.predict import predict_windows, test_part
+from poyo_ssl.training.predict import open_task, predict_windows, test_part
 from poyo_ssl.training.restore import TrainedRun
 from poyo_ssl.training.run import finetune, resume
 from poyo_ssl.training.run_folder import plain, read_json
@@ -153,14 +153,22 @@ def test_two_processes_train_on_the_same_windows_and_agree(pair, finetune_config
 
 EVALUATE = """
 import sys
-from pathlib import Path
 
+import numpy as np
 import torch
 from poyo_ssl.training.evaluate import evaluate
+from poyo_ssl.training.predict import open_task, predict_windows, test_part
+from poyo_ssl.training.restore import TrainedRun
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    evaluate(sys.argv[3:], sys.argv[1], devices=int(sys.argv[2]), baselines="none")
+    out, devices, runs = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+    evaluate(runs, out, devices=devices, baselines="none")
+    # Every rank has all answers, not only the one that writes.
+    task, config, _ = open_task(runs[0])
+    table = test_part(task, config, "test_gratings").table
+    found = predict_windows(TrainedRun.open(runs[0]), task.recordings, table, devices=devices)
+    np.save(f"{out}_{torch.distributed.get_rank()}.npy", found)
 """
 
 
@@ -195,6 +203,12 @@ def test_one_and_two_processes_evaluate_alike(pair, finetuned, finetune_config, 
             assert (difference > 0).mean() < 1e-3, name
         else:
             np.testing.assert_allclose(alone.probabilities, both.probabilities, atol=1e-5, err_msg=name)
+    task, config, _ = open_task(finetuned)
+    table = test_part(task, config, "test_gratings").table
+    alone = predict_windows(TrainedRun.open(finetuned), task.recordings, table)
+    assert alone.shape == (len(table), 8)
+    for rank in range(2):
+        np.testing.assert_allclose(np.load(tmp_path / f"with2_{rank}.npy"), alone, atol=1e-5)
     scores = [
         {(row["arm"], row["task"], row["split"], row["metric"]): row["value"] for row in read_results(tmp_path / name)}
         for name in ("with1", "with2")

@@ -53,6 +53,7 @@ BLOCK_GAP_FRAMES = 300
 """Two presentations further apart than this (10 s) belong to two blocks; between real blocks lie thousands."""
 
 MOST_BLOCKS = 3
+"""Of one stimulus in a session of the Allen's."""
 
 SDK_GAP_FRAMES = {"three_session_A": 39, "three_session_B": 15, "three_session_C": 7, "three_session_C2": 7}
 """Where AllenSDK cuts; a dropped frame or two can exceed it."""
