@@ -44,6 +44,18 @@ def test_float64_traces_with_a_huge_offset_keep_their_digits():
     np.testing.assert_allclose(moments.kurtosis(), kurtosis(small, axis=0), rtol=1e-7)
 
 
+def test_a_first_piece_far_from_the_rest_and_a_look_in_between_cost_no_digits():
+    rows = np.random.default_rng(5).gamma(2.0, size=(4000, 2))
+    rows[:10] += 1e4
+    moments = CentralMoments(2)
+    for index, piece in enumerate(np.split(rows, np.arange(10, 4000, 70))):
+        moments.update(piece)
+        if index == 40:
+            np.testing.assert_allclose(moments.mean, rows[: moments.count].mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(moments.skewness(), skew(rows, axis=0), rtol=1e-10)
+    np.testing.assert_allclose(moments.kurtosis(), kurtosis(rows, axis=0), rtol=1e-10)
+
+
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(1, 199), max_size=8, unique=True), seed=st.integers(0, 99))
 def test_pieces_do_not_matter(cuts, seed):

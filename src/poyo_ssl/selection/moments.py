@@ -19,8 +19,11 @@ from poyo_ssl.data.intervals import as_intervals, contains
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.errors import SelectionError
 
-CHUNK_BYTES = 1 << 19
-"""Size of a piece in float64: small enough for a core's cache, large enough for the calls that each piece costs."""
+CHUNK_BYTES = 1 << 18
+"""Size of a piece in float64: three fit a core's cache, and it is large enough for the calls that each costs."""
+
+PIECES_PER_CENTRE = 32
+"""Pieces whose powers are summed about one centre: few enough that a trace far from it costs no digits that count."""
 
 SAMPLE_FRAMES = 16_384
 """Frames, evenly spread, from which median, 99th percentile and noise are taken."""
@@ -40,10 +43,6 @@ class CentralMoments:
 
     Attributes
     ----------
-    count : int
-        Rows seen.
-    mean, sum2, sum3, sum4 : ndarray
-        ``(N,)`` mean and sums of (x - mean)^k; not finite where a value was not.
     varies : ndarray
         ``(N,)`` bool, True once two values of a column differ.
 
@@ -57,65 +56,95 @@ class CentralMoments:
     """
 
     def __init__(self, num_units: int) -> None:
-        self.count = 0
-        self.mean, self.sum2, self.sum3, self.sum4 = (np.zeros(num_units) for _ in range(4))
         self.varies = np.zeros(num_units, bool)
         self._first: NDArray | None = None
+        self._count = 0
+        self._mean, self._sum2, self._sum3, self._sum4 = (np.zeros(num_units) for _ in range(4))
+        # Rows since the last merge, as sums of powers about `_centre`, which is repeated for every row of a piece.
+        self._pending, self._pieces = 0, 0
+        self._powers = np.zeros((4, num_units))
+        self._centre = np.empty((0, num_units))
         self._scratch = np.empty((2, 0, num_units))
 
     def update(self, rows: NDArray) -> None:
         """Add rows, ``(n, N)``; NaN and infinity spoil their own column only."""
         num_new = len(rows)
-        if num_new > self._scratch.shape[1]:
-            self._scratch = np.empty((2, num_new, rows.shape[1]))
-        centred, square = self._scratch[:, :num_new]
         # Where a value is not finite, so is the column's mean from then on.
         with np.errstate(invalid="ignore", over="ignore"):
             if self._first is None:
                 self._first = rows[0].copy()
             if not self.varies.all():
                 self.varies |= (rows != self._first).any(axis=0)
-            # Powers about the mean so far, in one pass; only the first piece needs its own mean beforehand.
-            about = self.mean if self.count else rows.mean(axis=0, dtype=np.float64)
-            np.subtract(rows, about, out=centred)
+            if not self._pending:
+                about = self._mean if self._count else rows.mean(axis=0, dtype=np.float64)
+                self._centre = np.tile(about, (max(num_new, len(self._centre)), 1))
+            elif num_new > len(self._centre):
+                self._centre = np.tile(self._centre[0], (num_new, 1))
+            if num_new > self._scratch.shape[1]:
+                self._scratch = np.empty((2, num_new, rows.shape[1]))
+            centred, square = self._scratch[:, :num_new]
+            # A cast and a difference of two whole arrays take half of what numpy takes to do both by rows.
+            np.copyto(centred, rows)
+            np.subtract(centred, self._centre[:num_new], out=centred)
             np.multiply(centred, centred, out=square)
             ones = np.ones(num_new)
-            step, power2 = ones @ centred / num_new, ones @ square
-            power3 = np.einsum("tn,tn->n", square, centred)
-            power4 = np.einsum("tn,tn->n", square, square)
-            step2 = step * step
-            self._merge(
-                num_new,
-                about + step,
-                power2 - num_new * step2,
-                power3 - step * (3 * power2 - 2 * num_new * step2),
-                power4 - step * (4 * power3 - step * (6 * power2 - 3 * num_new * step2)),
-            )
+            self._powers[0] += ones @ centred
+            self._powers[1] += ones @ square
+            self._powers[2] += np.einsum("tn,tn->n", square, centred)
+            self._powers[3] += np.einsum("tn,tn->n", square, square)
+            self._pending += num_new
+            self._pieces += 1
+            if self._pieces == PIECES_PER_CENTRE:
+                self._merge()
 
-    def _merge(self, num_new: int, mean: NDArray, sum2: NDArray, sum3: NDArray, sum4: NDArray) -> None:
-        a, b = float(self.count), float(num_new)
+    def _merge(self) -> None:
+        """Turn what is pending into central moments and add them to those so far."""
+        if not self._pending:
+            return
+        a, b = float(self._count), float(self._pending)
+        shift = self._powers[0] / b
+        shift2 = shift * shift
+        _, power2, power3, power4 = self._powers
+        sum2 = power2 - b * shift2
+        sum3 = power3 - shift * (3 * power2 - 2 * b * shift2)
+        sum4 = power4 - shift * (4 * power3 - shift * (6 * power2 - 3 * b * shift2))
         n = a + b
-        step = mean - self.mean
+        step = self._centre[0] + shift - self._mean
         step2 = step * step
-        # Products instead of powers: with few rows a piece, `**` would cost as much as all the rest.
-        self.sum4 += sum4 + step * (
-            step * (step2 * (a * b * (a * a - a * b + b * b) / n**3) + (6 / n**2) * (a * a * sum2 + b * b * self.sum2))
-            + (4 / n) * (a * sum3 - b * self.sum3)
+        self._sum4 += sum4 + step * (
+            step * (step2 * (a * b * (a * a - a * b + b * b) / n**3) + (6 / n**2) * (a * a * sum2 + b * b * self._sum2))
+            + (4 / n) * (a * sum3 - b * self._sum3)
         )
-        self.sum3 += sum3 + step * (step2 * (a * b * (a - b) / n**2) + (3 / n) * (a * sum2 - b * self.sum2))
-        self.sum2 += sum2 + step2 * (a * b / n)
-        self.mean += step * (b / n)
-        self.count += num_new
+        self._sum3 += sum3 + step * (step2 * (a * b * (a - b) / n**2) + (3 / n) * (a * sum2 - b * self._sum2))
+        self._sum2 += sum2 + step2 * (a * b / n)
+        self._mean += step * (b / n)
+        self._count += self._pending
+        self._powers[:] = 0
+        self._pending, self._pieces = 0, 0
+
+    @property
+    def count(self) -> int:
+        """Rows seen."""
+        return self._count + self._pending
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """``(N,)`` means; not finite where a value was not."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._merge()
+        return self._mean
 
     def skewness(self) -> NDArray[np.float64]:
         """Return m3 / m2^1.5 per column, NaN where the column is constant or not finite."""
+        varies = self._varies()
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(self._varies(), np.sqrt(self.count) * self.sum3 / self.sum2**1.5, np.nan)
+            return np.where(varies, np.sqrt(self._count) * self._sum3 / self._sum2**1.5, np.nan)
 
     def kurtosis(self) -> NDArray[np.float64]:
         """Return m4 / m2^2 - 3 per column, NaN where the column is constant or not finite."""
+        varies = self._varies()
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(self._varies(), self.count * self.sum4 / self.sum2**2 - 3, np.nan)
+            return np.where(varies, self._count * self._sum4 / self._sum2**2 - 3, np.nan)
 
     def _varies(self) -> NDArray[np.bool_]:
         return np.isfinite(self.mean) & self.varies
@@ -251,20 +280,33 @@ def _first_pass(
     """Return moments, and evenly spread frames and differences of neighbouring frames, one unit per row."""
     moments = CentralMoments(recording.num_units)
     stride = -(-num_samples // SAMPLE_FRAMES)
-    frames, differences, seen = [], [], 0
+    frames = np.empty((-(-num_samples // stride), recording.num_units), np.float32)
+    differences = np.zeros_like(frames)
+    seen, num_frames, num_differences = 0, 0, 0
     with np.errstate(invalid="ignore"):
         for first, piece in _pieces(recording, spans, chunk_frames):
             rows = piece if first else piece[1:]
             moments.update(rows)
             wanted = -seen % stride
-            frames.append(np.ascontiguousarray(rows[wanted::stride].T))
+            taken = rows[wanted::stride]
+            frames[num_frames : num_frames + len(taken)] = taken
+            num_frames += len(taken)
             # A run's first frame has none before it; `rows` lie one frame later in `piece` unless they are the first.
             after = (wanted or stride) if first else wanted + 1
-            differences.append(np.ascontiguousarray((piece[after::stride] - piece[after - 1 : -1 : stride]).T))
+            later = piece[after::stride]
+            own = differences[num_differences : num_differences + len(later)]
+            np.subtract(later, piece[after - 1 : -1 : stride], out=own)
+            num_differences += len(later)
             seen += len(rows)
-    if not any(part.size for part in differences):
-        differences = [np.zeros((recording.num_units, 1), np.float32)]
-    return moments, np.concatenate(frames, axis=1), np.concatenate(differences, axis=1)
+    return moments, _turned(frames), _turned(differences[: max(num_differences, 1)])
+
+
+def _turned(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the transpose as an array of its own, copied by tiles that fit the cache."""
+    turned = np.empty(rows.shape[::-1], rows.dtype)
+    for start in range(0, len(rows), 128):
+        turned[:, start : start + 128] = rows[start : start + 128].T
+    return turned
 
 
 def _quantile(rows: NDArray[np.float32], share: float) -> NDArray[np.float64]:
@@ -284,11 +326,13 @@ def _quantile(rows: NDArray[np.float32], share: float) -> NDArray[np.float64]:
 def _count_crossings(
     recording: Recording, spans: NDArray[np.int64], chunk_frames: int, threshold: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    limit = threshold.astype(np.float32)
+    # As many rows as a piece: numpy compares two whole arrays faster than every row with one.
+    longest = min(chunk_frames, int((spans[:, 1] - spans[:, 0]).max()))
+    limit = np.tile(threshold.astype(np.float32), (longest + 1, 1))
     counts = np.zeros(recording.num_units, np.int64)
     with np.errstate(invalid="ignore"):
         for _, piece in _pieces(recording, spans, chunk_frames):
-            above = (piece > limit).view(np.uint8)
+            above = (piece > limit[: len(piece)]).view(np.uint8)
             rises = (above[1:] > above[:-1]).view(np.uint8)
             # Bytes are compared and added as bytes, 255 at most, so that none overflows.
             for start in range(0, len(rises), 255):
