@@ -5,12 +5,15 @@
 Each world is simulated at size `small`: 13 recordings, one animal and one Cre line each. The published thresholds
 select some lines. Encoders are pretrained on the selected lines, or on as many of the others (first by name), and
 fine-tuned on the recordings that are left, for the direction of gratings; a third model trains there from scratch. All
-share model, steps, windows and seed. Baselines (CEBRA too, which must be installed), controls and the ceiling are
-fitted on the same windows.
+share model, steps, windows and seed, and read activity through the encoder alone. A fourth is the third with a value
+skip (`--value_skip_bins 1`), which would hide what pretraining is worth. Baselines (CEBRA too, which must be
+installed), controls and the ceiling are fitted on the same windows.
 
 Two gains of selection come out. "Pretraining": pretrained on selected lines less pretrained on others, paired by animal
 and seed. "Decoding": accuracy of shrunk LDA in the recordings of selected lines less that in all others; these are
 different animals, so the interval is Welch's, of splits averaged within each.
+
+A training that is complete in `--out` with the same settings is not repeated.
 
 What must be seen: in `null` neither gain, since skewness says nothing there; in `noise_confounded` no gain from
 pretraining and worse decoding, since low skewness is only noise.
@@ -23,7 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,23 +35,35 @@ from scipy import stats
 from poyo_ssl.config import FinetuneConfig, PretrainConfig, SelectionConfig, SplitConfig, WindowConfig
 from poyo_ssl.data.recording import Recording, open_recordings
 from poyo_ssl.demo import demo_configs
+from poyo_ssl.errors import CheckpointError
 from poyo_ssl.evaluation.parts import Part
 from poyo_ssl.evaluation.split_baselines import split_baselines
 from poyo_ssl.observatory import WORLDS, generate_observatory
 from poyo_ssl.selection.table import Selection, fit_selection
 from poyo_ssl.training.evaluate import evaluate
+from poyo_ssl.training.restore import TrainedRun
 from poyo_ssl.training.run import finetune, pretrain
 from poyo_ssl.training.tasks import allowed_domain, prepare_task, task_windows
 
 METRIC = "accuracy"
 SELECTED, OTHERS, SCRATCH = "pretrained on selected", "pretrained on others", "from scratch"
+SKIP = "from scratch, with a value skip"
 
 
 def configs(seed: int, pretrain_epochs: int, finetune_epochs: int) -> tuple[PretrainConfig, FinetuneConfig]:
-    """Return the demo's settings with other lengths."""
+    """Return the demo's settings with other lengths, and without its value skip."""
     pretraining, gratings, _ = demo_configs(seed)
     pretraining = replace(pretraining, optim=replace(pretraining.optim, epochs=pretrain_epochs))
-    return pretraining, replace(gratings, optim=replace(gratings.optim, epochs=finetune_epochs))
+    optim = replace(gratings.optim, epochs=finetune_epochs)
+    return pretraining, replace(gratings, optim=optim, value_skip_bins=0)
+
+
+def is_trained(run: Path, config: PretrainConfig | FinetuneConfig) -> bool:
+    """Whether a run is complete and was made with these settings."""
+    try:
+        return TrainedRun.open(run).config == config
+    except CheckpointError:
+        return False
 
 
 def select(recordings: Sequence[Recording]) -> Selection:
@@ -66,19 +81,27 @@ def train_arms(
     epochs: tuple[int, int],
 ) -> dict[str, list[Path]]:
     """Train every arm with every seed; arms in the order in which they are compared."""
-    sources = {SELECTED: selected, OTHERS: others[: len(selected)], SCRATCH: []}
+    sources = {SELECTED: selected, OTHERS: others[: len(selected)], SCRATCH: [], SKIP: []}
+    targets = others[len(selected) :]
     arms: dict[str, list[Path]] = {arm: [] for arm in sources}
     quiet: dict[str, Any] = {"selection": selection, "progress": False, "overwrite": True}
     for seed in seeds:
         pretraining, gratings = configs(seed, *epochs)
         for arm, own in sources.items():
-            folder, encoder = out / f"{arm.replace(' ', '-')}-seed{seed}", None
+            folder = out / f"{arm.replace(',', '').replace(' ', '-')}-seed{seed}"
+            run, finetuning = folder / "run", replace(gratings, value_skip_bins=int(arm == SKIP))
+            arms[arm].append(run)
+            encoder, made = None, is_trained(run, finetuning)
             if own:
-                units = "selected" if arm == SELECTED else "unselected"
+                units: Literal["selected", "unselected"] = "selected" if arm == SELECTED else "unselected"
                 config = replace(pretraining, window=replace(pretraining.window, units=units))
-                encoder = pretrain(own, folder / "pretraining", config=config, **quiet)
-            targets = others[len(selected) :]
-            arms[arm].append(finetune(targets, folder / "run", config=gratings, pretrained=encoder, **quiet))
+                encoder = folder / "pretraining"
+                if not is_trained(encoder, config):
+                    made = False
+                    pretrain(own, encoder, config=config, **quiet)
+            if made:
+                continue
+            finetune(targets, run, config=finetuning, pretrained=encoder, **quiet)
             print(f"# {time.process_time():5.0f} s of CPU: {arm}, seed {seed}", flush=True)
     return arms
 
