@@ -45,8 +45,8 @@ def split(data: Path, config: SplitConfig, out: Path | None = None, window_s: fl
     for (stimulus, part), values in seconds.items():
         if min(values) == 0:
             console.print(
-                f"part '{part}' of {stimulus} is empty in {values.count(0.0)} of {len(values)} recordings: fewer or "
-                "shorter clips (--num_clips, --clip_fraction, --valid_clip_fraction) or a shorter --window_s leave more",
+                f"part '{part}' of {stimulus} is empty in {values.count(0.0)} of {len(values)} recordings: fewer "
+                "or shorter clips (--num_clips, --clip_fraction, --valid_clip_fraction) or a shorter --window_s help",
                 markup=False,
             )
     console.print(f"splits of {len(recordings)} recordings in {path}")
