@@ -240,8 +240,15 @@ def test_the_odd_one_among_good_files_is_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_good_files_are_scored(tmp_path: Path) -> None:
+def test_good_files_are_scored_and_no_digit_is_hidden(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arm in "ab":
-        make_file(arm).save(tmp_path / f"{arm}.h5")
+        predictions = make_file(arm)
+        predictions.kind = "model" if arm == "a" else "baseline"
+        predictions.save(tmp_path / f"{arm}.h5")
     assert main(["evaluate", str(tmp_path / "a.h5"), str(tmp_path / "b.h5"), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "results.json").exists()
+    assert main(["leaderboard", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    for title in ("frames on repeat: scores", "frames on repeat: comparisons in ssim_12x16", "gain"):
+        assert title in said
+    assert "\N{HORIZONTAL ELLIPSIS}" not in said
