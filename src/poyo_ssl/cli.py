@@ -160,6 +160,10 @@ def _resolve(arguments: Sequence[str]) -> list[str]:
     return resolved
 
 
+LEAST = {"seed": 0, "devices": 1, "nodes": 1}
+"""Smallest value of whole numbers that several commands take."""
+
+
 def build_parser(command: str) -> Parser:
     """Return the parser of one command."""
     function = COMMANDS[command]
@@ -256,6 +260,9 @@ def run(arguments: Sequence[str]) -> None:
     values = parser.parse_args(_resolve(rest)).as_dict()
     values.pop("config", None)
     values.pop("__path__", None)
+    for name, least in LEAST.items():
+        if values.get(name, least) < least:
+            raise ConfigError(f"--{name} {values[name]}", allowed=f"{least} or more", fix="change it")
     function = COMMANDS[command]
     for name, (kind, prefix) in settings_of(function).items():
         if prefix is None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from poyo_ssl.cli import main
 from poyo_ssl.config import SplitConfig
 from poyo_ssl.data.intervals import as_intervals, contains, overlaps
 from poyo_ssl.data.recording import RecordingMetadata
@@ -390,6 +391,19 @@ def test_splits_are_stored_beside_the_data_and_read_back(make_recording, tmp_pat
                 np.testing.assert_array_equal(a, b)
     whole = json.loads((tmp_path / "splits.json").read_text())
     assert whole["animals"] == {"train": ["mouse_one"], "test": ["mouse_two"]}
+
+
+def test_the_command_says_which_parts_are_empty(tiny, tmp_path, capsys):
+    """Movies of a few seconds have no room for clips with their gaps."""
+    assert main(["split", str(tiny), "--out", str(tmp_path / "clips.json")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"part 'train' of {MOVIE} is empty in 4 of 4 recordings" in said
+    assert "of drifting_gratings is empty" not in said
+    assert main(["split", str(tiny), "--out", str(tmp_path / "repeats.json"), "--num_clips", "0"]) == 0
+    assert "is empty" not in capsys.readouterr().err
+    stored = load_splits(tmp_path / "repeats.json")
+    assert len(stored) == 4
+    assert all(len(spans) for named in stored.values() for split in named.values() for spans in split.parts.values())
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ ALONE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
         "target 30 in row 4 (recording a, 0.133333 s) (allowed: an integer of 0",
     ),
     "outside the test": (put("time", 0, 50.0), "row 0 (recording a, 50.000000 s) lies outside the test intervals"),
+    "misses a session": (keep(*range(60)), "no prediction of recording a, which has test intervals of split 'repeat'"),
     "two animals": (put("subject_id", 1, b"other"), "recording a has more than one subject_id"),
 }
 
@@ -162,6 +163,20 @@ def rename(file: h5py.File) -> None:
     del file["split_intervals"], file["mean_frames"]
 
 
+def remove(file: h5py.File, name: str) -> None:
+    del file[name]
+
+
+def double(file: h5py.File) -> None:
+    """Frames of twice the height."""
+    for name in ("prediction", "target_frames"):
+        replace(file, name, np.repeat(file[name][()], 2, axis=1))
+    means = {key: (frame[()], dict(frame.attrs)) for key, frame in file["mean_frames"].items()}
+    for key, (frame, facts) in means.items():
+        replace(file, f"mean_frames/{key}", np.repeat(frame, 2, axis=0))
+        file[f"mean_frames/{key}"].attrs.update(facts)
+
+
 def without_intervals(spoil: Callable[[h5py.File], None]) -> Callable[[h5py.File], None]:
     def both(file: h5py.File) -> None:
         del file["split_intervals"]
@@ -178,6 +193,30 @@ TOGETHER: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "misses a repeat": (without_intervals(keep(*range(30, 60))), "recording a at 100.000000 s is missing (30 such)"),
     "misses a session": (without_intervals(keep(*range(60))), "arm-2 against arm-0: recording a is missing (1 such)"),
     "other session": (rename, "arm-2 against arm-0: recording a is missing"),
+    "no mean frames": (lambda file: remove(file, "mean_frames"), "2.h5 has mean_frames not given, "),
+    "other mean frame": (
+        lambda file: replace_mean(file, np.zeros((12, 16))),
+        "2.h5 has another mean frame of recording a than ",
+    ),
+    "other movie": (
+        shaped("target_frames", lambda x: 255 - x),
+        "2.h5 has pixels with checksum ",
+    ),
+    "other frames for the same moments": (
+        shaped("target", lambda x: x[::-1]),
+        " of recording a at 0.000000 s, ",
+    ),
+    "other size of frames": (lambda file: double(file), "2.h5 has target_frames 24 x 16 pixels, "),
+    "other animal": (
+        shaped("subject_id", lambda x: np.char.add(x, b"2")),
+        "2.h5 has subject_id mouse of a2 of recording a at 0.000000 s, ",
+    ),
+    "other stimulus": (shaped("stimulus", lambda x: np.char.add(x, b"2")), "2.h5 has stimulus natural_movie_one2 of"),
+    "other repeat": (shaped("repeat", lambda x: x + 1), "2.h5 has repeat 9 of recording a at 0.000000 s, "),
+    "other rate of the movie": (
+        lambda file: file.attrs.update(movie_rate_hz=3000.0),
+        "2.h5 has movie_rate_hz 3000, ",
+    ),
     "other times": (
         without_intervals(shaped("time", lambda x: x + 1e-3)),
         "target of recording a at 0.000000 s is missing (120 such)",
@@ -185,22 +224,31 @@ TOGETHER: dict[str, tuple[Callable[[h5py.File], None], str]] = {
 }
 
 
+@pytest.mark.parametrize("command", ["evaluate", "leaderboard"])
 @pytest.mark.parametrize(("spoil", "text"), TOGETHER.values(), ids=TOGETHER)
 def test_the_odd_one_among_good_files_is_named(
-    spoil: Callable[[h5py.File], None], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, spoil: Callable[[h5py.File], None], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [tmp_path / f"{arm}.h5" for arm in range(3)]
     for path in paths:
         make_file(f"arm-{path.stem}").save(path)
     with h5py.File(paths[2], "r+") as file:
         spoil(file)
-    error = refused(["evaluate", *map(str, paths), "--out", str(tmp_path / "out")], capsys)
+    given = [str(tmp_path)] if command == "leaderboard" else [str(path) for path in paths]
+    error = refused([command, *given, "--out", str(tmp_path / "out")], capsys)
     assert text in error
     assert not (tmp_path / "out").exists()
 
 
-def test_good_files_are_scored(tmp_path: Path) -> None:
+def test_good_files_are_scored_and_no_digit_is_hidden(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arm in "ab":
-        make_file(arm).save(tmp_path / f"{arm}.h5")
+        predictions = make_file(arm)
+        predictions.kind = "model" if arm == "a" else "baseline"
+        predictions.save(tmp_path / f"{arm}.h5")
     assert main(["evaluate", str(tmp_path / "a.h5"), str(tmp_path / "b.h5"), "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "results.json").exists()
+    assert main(["leaderboard", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    for title in ("frames on repeat: scores", "frames on repeat: comparisons in ssim_12x16", "gain"):
+        assert title in said
+    assert "\N{HORIZONTAL ELLIPSIS}" not in said

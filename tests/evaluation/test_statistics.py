@@ -97,7 +97,7 @@ def test_bootstrap_without_variance_has_no_width() -> None:
 
 
 def test_paired_interval_removes_what_arms_share() -> None:
-    a = simulate(np.random.default_rng(4), animals=5)
+    a = simulate(np.random.default_rng(4), animals=6)
     b = a.assign(value=a["value"] - 0.1).sample(frac=1, random_state=0)
     found = estimate_difference(a, b, "accuracy", rng=np.random.default_rng(0)).interval()
     assert (found.low, found.high) == (pytest.approx(0.1), pytest.approx(0.1))
@@ -130,10 +130,31 @@ def test_paired_test_and_effect_size_equal_scipy() -> None:
 
 def test_equal_differences_and_single_pairs() -> None:
     assert paired_p_value([1, 2], [1, 2]) == 1.0
-    assert paired_p_value([2, 3], [1, 2]) == 0.0
     assert np.isnan(paired_p_value([1], [2]))
     with pytest.raises(ConfigError, match="2 scores paired with 1"):
         paired_interval([1, 2], [1])
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 6, 9])
+def test_equal_differences_are_judged_by_their_number(n: int) -> None:
+    """Coarse scores of few animals are often equal by chance; the sign test is exact there."""
+    scores = np.linspace(0, 0.5, n)
+    expected = stats.binomtest(n, n).pvalue
+    assert paired_p_value(scores + 0.25, scores) == pytest.approx(expected)
+    assert paired_p_value(scores, scores + 0.25) == pytest.approx(expected)
+    interval = paired_interval(scores + 0.25, scores)
+    if expected < 0.05:
+        assert (interval.low, interval.high) == (pytest.approx(0.25), pytest.approx(0.25))
+    else:
+        assert np.isnan([interval.low, interval.high]).all()
+
+
+def test_false_positives_are_rare_where_scores_are_coarse() -> None:
+    """Two arms of equal skill on 16 trials of each of two animals: equal differences happen in one table of twelve."""
+    hits = np.random.default_rng(4).binomial(16, 0.3, (2, 2000, 2)) / 16
+    p = np.array([paired_p_value(a, b) for a, b in zip(*hits, strict=True)])
+    assert 0.03 < np.mean((hits[0, :, 0] - hits[1, :, 0] == hits[0, :, 1] - hits[1, :, 1]) & (p < 1)) < 0.15
+    assert np.mean(p < 0.05) <= 0.05
 
 
 def test_holm_by_hand_and_without_tests() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,16 @@ def test_margin_reaches_the_verdict() -> None:
     assert rows_of(OURS, close)["ours", "accuracy minus close"]["verdict"] == "inconclusive"
 
 
+ROWS = ("prediction", "target", "time", "recording_id", "subject_id", "stimulus", "frame_number", "repeat")
+
+
+def cut(whole: Predictions, rows: np.ndarray, **changes: Any) -> Predictions:
+    """Keep some rows, as a fold does."""
+    return replace(whole, **({name: getattr(whole, name)[rows] for name in ROWS} | changes))
+
+
+EARLY = np.arange(ANIMALS * TRIALS) % TRIALS < 9
+ALL_FIRST = np.zeros(ANIMALS * TRIALS, np.int64)
 REFUSED: dict[str, tuple[list[Predictions], str]] = {
     "two kinds": ([LDA, decode("lda", 5)], "arm 'lda' is of kinds model, baseline"),
     "twice": ([OURS, decode("ours", 9)], "both predict recording m0-1 at 0.000000 s as arm 'ours' with seed -1"),
@@ -185,6 +196,26 @@ REFUSED: dict[str, tuple[list[Predictions], str]] = {
         [OURS, LDA, decode("else", 9, recording_id=np.repeat([f"x{i}" for i in range(ANIMALS)], TRIALS))],
         r"else against ours: recording m0-1 is missing \(4 such\)",
     ),
+    "a truth that is easy": (
+        [OURS, LDA, decode("easy", 9, target=ALL_FIRST, prediction=ALL_FIRST)],
+        "arm 'easy' has direction 0 of recording m0-1 at 0.500000 s, arm 'ours' has 90",
+    ),
+    "a truth that is easy, first": (
+        [decode("easy", 9, target=ALL_FIRST, prediction=ALL_FIRST), OURS],
+        "arm 'ours' has direction 90 of recording m0-1 at 0.500000 s, arm 'easy' has 0",
+    ),
+    "a fold whose truth is easy": (
+        [OURS, cut(LDA, EARLY), cut(LDA, ~EARLY, target=ALL_FIRST[~EARLY], prediction=ALL_FIRST[~EARLY])],
+        "arm 'lda' has direction 0 of recording m0-1 at 4.500000 s, arm 'ours' has 90",
+    ),
+    "a training whose truth is easy": (
+        [decode("ours", 9, seed=0), decode("ours", 9, seed=1, target=ALL_FIRST, prediction=ALL_FIRST)],
+        "arm 'ours' has direction 0 of recording m0-1 at 0.500000 s",
+    ),
+    "more classes": (
+        [OURS, LDA, decode("more", 9, class_values=np.array([0.0, 90.0, 180.0]))],
+        "arm 'more' has class_values 0, 90, 180, arm 'ours' has 0, 90",
+    ),
 }
 
 
@@ -193,6 +224,13 @@ def test_files_that_do_not_fit_each_other(files: list[Predictions], text: str) -
     with pytest.raises(PoyoError, match=text) as caught:
         rows_of(*files)
     assert "\n" not in str(caught.value)
+
+
+def test_classes_may_stand_in_any_order() -> None:
+    """And rows, too."""
+    other = replace(LDA, class_values=LDA.class_values[::-1], target=1 - LDA.target, prediction=1 - LDA.prediction)
+    backwards = cut(BAYES, np.arange(ANIMALS * TRIALS)[::-1])
+    assert rows_of(OURS, other, backwards) == rows_of(OURS, LDA, BAYES)
 
 
 def test_what_is_written_suffices_and_is_strict_json(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from poyo_ssl.config import FinetuneConfig, PretrainConfig, SelectionConfig, Spl
 from poyo_ssl.data.intervals import as_intervals
 from poyo_ssl.data.leaks import LeakError
 from poyo_ssl.data.recording import open_recordings
+from poyo_ssl.errors import CheckpointError
 from poyo_ssl.selection.table import fit_selection
 from poyo_ssl.training import jobs, run, run_folder, tasks
 from poyo_ssl.training.audit import audit_run
@@ -127,3 +128,11 @@ def test_units_and_animals_that_only_test_are_found(tiny, quick, tmp_path, monke
     words["units"]["obs_000_Cux2-CreERT2/stranger"] = 999
     (clean / "vocabulary.json").write_text(json.dumps(words))
     assert any(p.startswith("vocabulary: unit obs_000") for p in problems(audit_run(clean)))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"r": {}}', '{"r": {"parts": {"train": [1]}, "unused": {}}}', '{"r": 3}'])
+def test_damaged_splits_are_one_line(text, tmp_path):
+    (tmp_path / "splits.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"splits.json is damaged \(.*train again") as caught:
+        run_folder.read_splits(tmp_path)
+    assert "\n" not in str(caught.value)

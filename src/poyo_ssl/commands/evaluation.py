@@ -96,33 +96,43 @@ def evaluate(
 
 
 def print_scores(rows: list[dict]) -> None:
-    """Show the scores of every arm."""
-    table = Table("task", "split", "metric", "arm", "kind", "value", "95 % interval", "n", title="scores")
-    for row in sorted(rows, key=lambda r: (r["task"], r["split"], r["metric"])):
-        if " minus " not in row["metric"]:
-            name = (row["task"], row["split"], row["metric"], row["arm"], row["kind"])
-            table.add_row(*name, f"{row['value']:.3f}", _interval(row), f"{row['n']} {row['unit']}")
-    console.print(table)
+    """Show the scores of every arm, a table for each task and split."""
+    scores = [row for row in rows if " minus " not in row["metric"]]
+    for task, split in dict.fromkeys((row["task"], row["split"]) for row in scores):
+        table = _table(f"{task} on {split}: scores", "metric", "arm", "kind", "value", "95 % interval", "n")
+        for row in sorted(scores, key=lambda r: r["metric"]):
+            if (row["task"], row["split"]) == (task, split):
+                numbers = (f"{row['value']:.3f}", _interval(row), f"{row['n']} {row['unit']}")
+                table.add_row(row["metric"], escape(row["arm"]), row["kind"], *numbers)
+        console.print(table)
 
 
 def print_comparisons(rows: list[dict]) -> None:
     """Show how the models differ from the other arms, in the metric that ranks them."""
     from poyo_ssl.evaluation.metric_names import headline_metric
 
-    named = ("task", "split", "model", "minus", "metric")
-    table = Table(*named, "difference", "95 % interval", "effect size", "p (Holm)", "verdict", title="comparisons")
+    columns = ("model", "minus", "difference", "95 % interval", "effect size", "p (Holm)", "verdict")
     for task, split in dict.fromkeys((row["task"], row["split"]) for row in rows):
         own = [row for row in rows if (row["task"], row["split"]) == (task, split)]
         headline = headline_metric(task, split, [row["metric"] for row in own if " minus " not in row["metric"]])
+        table = _table(f"{task} on {split}: comparisons in {headline}", *columns)
         for row in own:
             metric, _, other = row["metric"].partition(" minus ")
             if other and metric == headline:
                 numbers = ["-" if row[k] is None else f"{row[k]:.3f}" for k in ("effect_size", "p_holm")]
                 marked = f"{other} (best baseline)" if row["best_baseline"] else other
-                first = (task, split, row["arm"], marked, metric, f"{row['value']:+.3f}", _interval(row))
+                first = (escape(row["arm"]), escape(marked), f"{row['value']:+.3f}", _interval(row))
                 table.add_row(*first, *numbers, row["verdict"])
-    if table.row_count:
-        console.print(table)
+        if table.row_count:
+            console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    """Make a table that breaks long words on a narrow terminal: an ellipsis in their place would hide digits."""
+    table = Table(title=escape(title))
+    for column in columns:
+        table.add_column(escape(column), overflow="fold")
+    return table
 
 
 def _interval(row: dict) -> str:
@@ -168,7 +178,7 @@ def leaderboard(
         console.print(SEVERAL.format(len(boards)))
     for board in boards:
         # On a terminal the headline is enough; the files have the other metrics.
-        shown = Table(*header(board)[:9], title=f"{board.task} on {board.split}")
+        shown = _table(f"{board.task} on {board.split}", *header(board)[:9])
         for entry in board.entries:
             shown.add_row(*(escape(text) for text in cells(board, entry)[:9]))
         console.print(shown)

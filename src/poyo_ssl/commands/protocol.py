@@ -8,6 +8,7 @@ from rich.table import Table
 
 from poyo_ssl.commands.console import console
 from poyo_ssl.config import SplitConfig
+from poyo_ssl.errors import ConfigError
 
 
 def split(data: Path, config: SplitConfig, out: Path | None = None, window_s: float = 1.0) -> None:
@@ -27,6 +28,8 @@ def split(data: Path, config: SplitConfig, out: Path | None = None, window_s: fl
     from poyo_ssl.data.recording import open_recordings
     from poyo_ssl.data.split_file import save_splits
 
+    if not window_s > 0:
+        raise ConfigError(f"--window_s {window_s}", allowed="above 0", fix="give the window plus lag in seconds")
     recordings = open_recordings(data)
     path = out or (data if data.is_dir() else data.parent) / "splits.json"
     splits = save_splits(recordings, path, config, window_s=window_s)
@@ -39,6 +42,13 @@ def split(data: Path, config: SplitConfig, out: Path | None = None, window_s: fl
     for (stimulus, part), values in seconds.items():
         table.add_row(stimulus, part, str(len(values)), f"{min(values):.1f} to {max(values):.1f}")
     console.print(table)
+    for (stimulus, part), values in seconds.items():
+        if min(values) == 0:
+            console.print(
+                f"part '{part}' of {stimulus} is empty in {values.count(0.0)} of {len(values)} recordings: fewer "
+                "or shorter clips (--num_clips, --clip_fraction, --valid_clip_fraction) or a shorter --window_s help",
+                markup=False,
+            )
     console.print(f"splits of {len(recordings)} recordings in {path}")
 
 

@@ -175,6 +175,10 @@ class SplitConfig:
             "one of the two",
             "leave one out",
         )
+        check(self.seed >= 0, f"split.seed of {self.seed}", "0 or more", "change it")
+        check(self.decay_s >= 0, f"split.decay_s of {self.decay_s}", "0 or more", "change it")
+        limit = self.near_duplicate_correlation
+        check(0 < limit <= 1, f"split.near_duplicate_correlation of {limit}", "above 0, at most 1", "change it")
         check(self.num_clips >= 0, f"split.num_clips of {self.num_clips}", "0 or more", "raise it")
         check(0 < self.clip_fraction < 0.5, f"split.clip_fraction of {self.clip_fraction}", "0 to 0.5", "lower it")
         share = self.valid_clip_fraction

@@ -27,7 +27,7 @@ class Interval:
     value : float
         The mean.
     low, high : float
-        Bounds; NaN where there are too few values for any.
+        Bounds; NaN where there are too few values for any, or a few that are all equal.
     n : int
         Number of independent values.
     method : {'t', 'bootstrap', 'none'}
@@ -56,6 +56,11 @@ class Interval:
 @dataclass(frozen=True)
 class Estimate:
     """A mean over independent units, its standard error, and how far off it may be.
+
+    Units that are all equal have no scatter to judge by: scores of a few trials are coarse, and two animals with the
+    same difference are no proof. There the exact sign test takes the place of Student's t: n equal values on one side
+    of a bound have a one-sided p of ``2 ** -n``, and there are no bounds where that cannot exclude anything (below six
+    values at 95 %).
 
     Attributes
     ----------
@@ -123,7 +128,7 @@ class Estimate:
         if not 0 < level < 1:
             raise ConfigError(f"confidence level {level}", allowed="above 0, below 1", fix="pass 0.95")
         n, half = len(self.units), (1 - level) / 2
-        if self.method == "none":
+        if self.method == "none" or (self.error == 0 and 2.0**-n > half):
             return Interval(self.value, np.nan, np.nan, n, "none", self.unit)
         if self.pivots is None:
             reach = float(stats.t.ppf(1 - half, self.degrees))
@@ -151,7 +156,7 @@ class Estimate:
             return float("nan")
         if self.error == 0:
             at = abs(distance) <= TINY * max(1.0, abs(self.value))
-            return 1.0 if at else float((distance > 0) != upper)
+            return 2.0 ** -len(self.units) if not at and (distance > 0) == upper else 1.0
         t = distance / self.error
         if self.pivots is None:
             return float(stats.t.sf(t if upper else -t, self.degrees))
@@ -232,7 +237,7 @@ def _differences(a: npt.ArrayLike, b: npt.ArrayLike) -> FloatArray:
 
 
 def paired_p_value(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Two-sided p of the paired t-test; NaN for fewer than two pairs, 0 or 1 where all differences are equal.
+    """Two-sided p of the paired t-test, of the sign test where all differences are equal; NaN for fewer than two pairs.
 
     Examples
     --------

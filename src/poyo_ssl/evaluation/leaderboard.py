@@ -187,13 +187,9 @@ def _rank(part: Part, *, rng: np.random.Generator, margin: float) -> Leaderboard
     tables = {name: arm.table for name, arm in part.arms.items()}
     metrics = sorted(part.metrics, key=lambda m: (m != part.headline, not describe_metric(m).is_main, _place(m)))
     scores = {
-        name: {m: estimate_mean(table, m, rng=deepcopy(rng)).interval() for m in metrics if m in set(table["metric"])}
+        name: {m: estimate_mean(table, m, rng=deepcopy(rng)).interval() for m in metrics}
         for name, table in tables.items()
     }
-    for name, own in scores.items():
-        if len(own) < len(metrics):
-            lacking = next(m for m in metrics if m not in own)
-            raise PredictionsError(f"arm '{name}' has no {lacking}", fix="give all files of a split the mean frames")
     best, how = best_baseline(part, {name: own[part.headline].value for name, own in scores.items()})
     gains: dict[str, dict[str, Comparison]] = {name: {} for name in tables}
     if best:

@@ -204,6 +204,11 @@ def _check_intervals(p: Predictions) -> None:
         if "test" not in parts:
             continue
         rows = np.flatnonzero(p.recording_id == recording)
+        if len(rows) == 0 and len(parts["test"]):
+            raise PredictionsError(
+                f"no prediction of recording {recording}, which has test intervals of split '{p.split}'",
+                fix="predict the test part of every recording",
+            )
         outside = interval_index(p.time[rows], parts["test"]) < 0
         if outside.any():
             row = int(rows[np.argmax(outside)])

@@ -96,7 +96,7 @@ def estimate_difference(
     ...                   "value": [0.5, 0.75], "num_targets": 10})
     >>> b = a.assign(value=[0.25, 0.5])
     >>> print(estimate_difference(a, b, "accuracy", rng=np.random.default_rng(0)).interval())
-    0.250 [0.250, 0.250] (n=2 animals, t)
+    0.250 [nan, nan] (n=2 animals, none)
     """
     return _estimate(pair_rows(table_a, table_b, metric), rng, num_resamples)
 

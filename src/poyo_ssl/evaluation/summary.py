@@ -22,7 +22,8 @@ from poyo_ssl.evaluation.comparison import MARGIN, Comparison, compare_arms
 from poyo_ssl.evaluation.estimate import Estimate
 from poyo_ssl.evaluation.metric_names import describe_metric, headline_metric
 from poyo_ssl.evaluation.predictions import ArmKind, Predictions, PredictionsError
-from poyo_ssl.evaluation.predictions_checks import check_same_targets, target_keys
+from poyo_ssl.evaluation.predictions_checks import check_same_targets
+from poyo_ssl.evaluation.same_truth import KEYS, Truth, check_same_truth
 from poyo_ssl.evaluation.scores import merge_folds, score_table
 from poyo_ssl.evaluation.statistics import estimate_mean
 from poyo_ssl.folders import check_new, new_folder, plain, versions, write_beside
@@ -47,8 +48,8 @@ class ScoredFile:
         As in `Predictions`.
     num_classes : int
         Number of classes; 0 for frames.
-    targets : DataFrame
-        ``recording_id`` and ``tick`` (time in microseconds) of every target.
+    truth : Truth
+        What was to be decoded.
     table : DataFrame
         Score table.
     """
@@ -64,8 +65,13 @@ class ScoredFile:
     validation_metric: str
     validation_score: float
     num_classes: int
-    targets: pd.DataFrame
+    truth: Truth
     table: pd.DataFrame
+
+    @property
+    def targets(self) -> pd.DataFrame:
+        """``recording_id`` and ``tick`` (time in microseconds) of every target."""
+        return self.truth.targets[KEYS]
 
     @classmethod
     def of(cls, predictions: Predictions, name: str = "") -> ScoredFile:
@@ -76,7 +82,7 @@ class ScoredFile:
             name=name or f"arm '{predictions.arm}'",
             **{fact: getattr(predictions, fact) for fact in facts},
             num_classes=len(predictions.class_values),
-            targets=target_keys(predictions.recording_id, predictions.time),
+            truth=Truth.of(predictions),
             table=score_table(predictions),
         )
 
@@ -249,7 +255,7 @@ def gather_parts(files: Iterable[ScoredFile]) -> list[Part]:
     ------
     PredictionsError
         If one arm has two kinds, predicts a target twice with one seed, or files have other targets than
-        most of their task and split.
+        most of their task and split, another truth, or other metrics.
     """
     groups: dict[tuple[str, str], list[ScoredFile]] = {}
     for file in files:
@@ -269,8 +275,23 @@ def gather_parts(files: Iterable[ScoredFile]) -> list[Part]:
                 for seed in (arm.seeds or (-1,))
             }
         )
-        parts.append(Part(task, split, arms, own[0].num_classes))
+        check_same_truth([(file.name, file.truth) for file in own])
+        part = Part(task, split, arms, own[0].num_classes)
+        _check_same_metrics(part)
+        parts.append(part)
     return parts
+
+
+def _check_same_metrics(part: Part) -> None:
+    """Folds hold fewer candidate frames than the whole, and so may lack identification among many."""
+    measured = {name: set(arm.table["metric"]) for name, arm in part.arms.items()}
+    for name, own in measured.items():
+        lacking = sorted(set().union(*measured.values()) - own)
+        if lacking:
+            raise PredictionsError(
+                f"arm '{name}' has no {lacking[0]} on {part.split}, as other arms have",
+                fix="cut all arms into the same files",
+            )
 
 
 def _gather_arm(name: str, files: Sequence[ScoredFile]) -> Arm:

@@ -87,7 +87,7 @@ def choose_units(
         raise SelectionError(
             f"window.units '{units}' without a selection",
             allowed="a selection, or units 'all'",
-            fix="run 'poyo-ssl select' and pass --selection, or --config.window.units all",
+            fix="run 'poyo-ssl select' and pass --selection, or --window.units all",
         )
     if isinstance(selection, Mapping):
         kept = [recording for recording in recordings if recording.recording_id in selection]

@@ -119,11 +119,14 @@ def read_json(folder: Path, name: str) -> Any:
         If the folder is no run, or the file is missing or damaged.
     """
     try:
-        return json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+        found = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a complete run: no {name}", fix="give the folder of a run") from None
     except (json.JSONDecodeError, UnicodeDecodeError, NotADirectoryError) as error:
         raise CheckpointError(f"{Path(folder) / name} is damaged ({error})", fix="train again") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{Path(folder) / name} is damaged (no object)", fix="train again")
+    return found
 
 
 def write_inputs(
@@ -158,10 +161,13 @@ def write_inputs(
 def read_splits(folder: Path) -> dict[str, Split]:
     """Read the parts of every recording that a run used."""
     stored = read_json(folder, "splits.json")
-    return {
-        name: Split({part: as_intervals(spans) for part, spans in item["parts"].items()}, item["unused"])
-        for name, item in stored.items()
-    }
+    try:
+        return {
+            name: Split({part: as_intervals(spans) for part, spans in item["parts"].items()}, item["unused"])
+            for name, item in stored.items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / 'splits.json'} is damaged ({error!r})", fix="train again") from None
 
 
 def read_inputs(
