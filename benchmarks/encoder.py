@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -42,7 +43,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, bmm_flop, mm_flop
+from torch.utils.flop_counter import FlopCounterMode
 
 from measuring import CLOCKS, Machine, measure_machine, run_once
 from poyo_ssl.config import MODEL_SIZES, ModelConfig, ObjectiveConfig, OptimConfig, ReadoutConfig
@@ -191,10 +192,15 @@ class Contest:
         """Return the floating-point operations in matrix products of one step."""
         # The counter cannot look into fused attention. The explicit one has its products, less what it recomputes.
         cell = replace(cell, rival=cell.rival.removesuffix("_fused"))
-        into = {torch.ops.aten.bmm.out: bmm_flop, torch.ops.aten.mm.out: mm_flop}
-        with FlopCounterMode(display=False, custom_mapping=into) as counter:
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _added_product_flop}) as counter:
             self.make_step(cell, who)()
         return counter.get_total_flops()
+
+
+def _added_product_flop(*shapes: tuple[int, ...], **_: Any) -> int:
+    """Return the operations of ``into += left @ right``, which torch's counter does not know."""
+    _, left, right = shapes
+    return 2 * math.prod(left) * right[-1]
 
 
 class Peer:

@@ -193,7 +193,7 @@ class StreamedAttention(torch.autograd.Function):
                 keeps.append(tokens.draw(piece, rate))
                 scores = views.kept.copy_(keeps[-1]).mul_(scores)
             turned[n].baddbmm_(scores, tokens.make(piece, 1))
-            tokens.sum_times(piece, scores, per_unit)
+            tokens.sum_times(piece, scores, per_unit, views.scores if rate else views.kept)
         sees = level > HIDDEN / 2
         weight = torch.where(sees, 1 / (total * (1 - rate)), 0)
         turned *= weight
@@ -213,10 +213,11 @@ class StreamedAttention(torch.autograd.Function):
         queries, fixed, *of_tokens, level, turned, per_unit = ctx.saved_tensors
         q, still = queries.flatten(0, 1), fixed.flatten(1, 2)  # (N, L, X), (P, N, L, C)
         tokens = _Tokens(q.shape[1], *of_tokens)
-        above, above_units = (grad_turned / (1 - ctx.rate)).flatten(0, 1), (grad_per_unit / (1 - ctx.rate)).flatten(1, 2)
+        kept_share = 1 - ctx.rate
+        above, above_units = (grad_turned / kept_share).flatten(0, 1), (grad_per_unit / kept_share).flatten(1, 2)
         delta = (above * turned).sum(-1, keepdim=True) + (above_units * per_unit).sum((0, -1)).unsqueeze(-1)
         # Logits are in base 2: their gradient carries ln 2, put on the small factors.
-        base, base_units, delta = above * LN_2, above_units * LN_2, delta * (LN_2 * (1 - ctx.rate))
+        base, base_units, delta = above * LN_2, above_units * LN_2, delta * (LN_2 * kept_share)
         grad_queries, grad_fixed = torch.zeros_like(q), torch.zeros_like(still)
         for number, piece in enumerate(tokens.pieces()):
             n, views = piece.problems, piece.views
@@ -227,8 +228,9 @@ class StreamedAttention(torch.autograd.Function):
             pull.mul_(kept).addcmul_(chances, delta[n], value=-1)  # the gradient of a softmax
             grad_queries[n].baddbmm_(pull, views.tokens[0])
             tokens.backward(piece, 0, pull, q)
-            tokens.backward_amplitudes(piece, (kept, above_units), (pull, still))
-            tokens.sum_times(piece, pull, grad_fixed)
+            spare = views.scores if ctx.rate else views.kept
+            tokens.backward_amplitudes(piece, (kept, above_units), (pull, still), spare)
+            tokens.sum_times(piece, pull, grad_fixed, spare)
         gradients = tokens.gradients()
         return grad_queries.view_as(queries), grad_fixed.view_as(fixed), *gradients, None, None, None, None, None
 
@@ -255,9 +257,7 @@ class _Views:
 
         R = X - NUM_EXTRA
         self.times = t
-        self.scores, self.kept, self.pull, self.product = (
-            take(name, n, L, t * C) for name in ("scores", "kept", "pull", "product")
-        )
+        self.scores, self.kept, self.pull = (take(name, n, L, t * C) for name in ("scores", "kept", "pull"))
         self.tokens = [take(name, n, t * C, X) for name in ("keys", "values")]
         self.grad = take("grad", n, t * C, X)
         self.turning = [x.unflatten(1, (t, C))[..., :R] for x in (*self.tokens, self.grad)]  # (n, t, C, R) each
@@ -358,9 +358,9 @@ class _Tokens:
 
     def draw(self, piece: _Piece, rate: float) -> Tensor:
         """Return which probabilities stay, ``(n, L, t C)``; drawn for all times of a problem at once."""
-        scores = piece.views.scores
+        scores, (_, _, T, C) = piece.views.scores, self.shape
         if not len(self.keep):
-            self.keep = draw_keep_mask((len(scores) * self.num_latents * math.prod(self.shape[2:]),), rate, scores.device)
+            self.keep = draw_keep_mask((len(scores) * self.num_latents * T * C,), rate, scores.device)
         now, self.keep = self.keep[: scores.numel()], self.keep[scores.numel() :]
         return now.view(scores.shape)
 
@@ -390,11 +390,11 @@ class _Tokens:
             grid.addcmul_(amplitude.unsqueeze(1), part[n].unsqueeze(2))
         return into
 
-    def sum_times(self, piece: _Piece, weights: Tensor, into: Tensor) -> None:
-        """Add the sums over times of `weights` times r (and x r) to `into` ``(P, N, L, C)``."""
+    def sum_times(self, piece: _Piece, weights: Tensor, into: Tensor, spare: Tensor) -> None:
+        """Add the sums over times of `weights` times r (and x r) to `into` ``(P, N, L, C)``, by way of `spare`."""
         grid = piece.views.grid
         for amplitude, sums in zip(piece.amplitudes, into, strict=True):
-            product = torch.mul(grid(weights), amplitude.unsqueeze(1), out=grid(piece.views.product))
+            product = torch.mul(grid(weights), amplitude.unsqueeze(1), out=grid(spare))
             sums[piece.problems].add_(product.sum(2))
 
     def backward(self, piece: _Piece, half: int, weights: Tensor, left: Tensor) -> None:
@@ -409,13 +409,14 @@ class _Tokens:
             piece.grad_amplitudes[j].add_(torch.mul(turning, self.parts[half][j][n], out=free).sum(-1))
             self.grad_parts[half][j][n].add_(torch.mul(turning, amplitude.unsqueeze(-1), out=free).sum(1))
 
-    def backward_amplitudes(self, piece: _Piece, *pairs: tuple[Tensor, Tensor]) -> None:
+    def backward_amplitudes(
+        self, piece: _Piece, values: tuple[Tensor, Tensor], keys: tuple[Tensor, Tensor], spare: Tensor
+    ) -> None:
         """Take up the gradient of r (and x r) from the half that does not turn: sums of weights times `fixed`."""
         n, grid = piece.problems, piece.views.grid
-        (first, of_first), (second, of_second) = pairs
         for j, total in enumerate(piece.grad_amplitudes):
-            product = torch.mul(grid(first), of_first[j, n].unsqueeze(2), out=grid(piece.views.product))
-            total.add_(product.addcmul_(grid(second), of_second[j, n].unsqueeze(2)).sum(1))
+            product = torch.mul(grid(values[0]), values[1][j, n].unsqueeze(2), out=grid(spare))
+            total.add_(product.addcmul_(grid(keys[0]), keys[1][j, n].unsqueeze(2)).sum(1))
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the gradients of `parts`, `rows`, `scale` and `scaled`."""
