@@ -218,6 +218,10 @@ class StreamedAttention(torch.autograd.Function):
         delta = (above * turned).sum(-1, keepdim=True) + (above_units * per_unit).sum((0, -1)).unsqueeze(-1)
         # Logits are in base 2: their gradient carries ln 2, put on the small factors.
         base, base_units, delta = above * LN_2, above_units * LN_2, delta * (LN_2 * kept_share)
+        # The gradient of a softmax: its probability times (pull - delta). The values' last column is 1 and subtracts
+        # delta, unless dropout comes between.
+        if not ctx.rate:
+            base[..., -1:] -= delta
         grad_queries, grad_fixed = torch.zeros_like(q), torch.zeros_like(still)
         for number, piece in enumerate(tokens.pieces()):
             n, views = piece.problems, piece.views
@@ -225,7 +229,9 @@ class StreamedAttention(torch.autograd.Function):
             kept = views.kept.copy_(ctx.keeps[number]).mul_(chances) if ctx.rate else chances
             pull = tokens.products(piece, tokens.make(piece, 1), base, base_units, views.pull)  # (n, L, t C)
             tokens.backward(piece, 1, kept, above)
-            pull.mul_(kept).addcmul_(chances, delta[n], value=-1)  # the gradient of a softmax
+            pull.mul_(kept)
+            if ctx.rate:
+                pull.addcmul_(chances, delta[n], value=-1)
             grad_queries[n].baddbmm_(pull, views.tokens[0])
             tokens.backward(piece, 0, pull, q)
             spare = views.scores if ctx.rate else views.kept
