@@ -365,7 +365,8 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"| {row['size']} | {row['rival']} | {row['batch']} | {row['neurons']} | {row['frames']} | {row['ours']:.4f} "
         f"| {row['theirs']:.4f} | {row['ratio_time']:.2f} | {row['bound']:.2f} "
-        f"| {row['ours_mib']:.0f} | {row['theirs_mib']:.0f} | {row['ratio_memory']:.2f} | {row['floor']:.4f} | {row['ours'] / row['floor']:.2f} |"
+        f"| {row['ours_mib']:.0f} | {row['theirs_mib']:.0f} | {row['ratio_memory']:.2f} "
+        f"| {row['floor']:.4f} | {row['ours'] / row['floor']:.2f} |"
     )
 
 
