@@ -31,7 +31,7 @@ from poyo_ssl.models.grid_tokens import token_statistics
 from poyo_ssl.models.token_grid import TokenGrid
 
 SCORES_PER_PIECE = 1 << 18
-"""Logits that exist at a time: 1 MB in float32 (docs/log.md)."""
+"""Logits that exist at a time for each thread: 1 MB in float32 (docs/log.md)."""
 
 HIDDEN = -1e30
 """Added to the logit of a token that may not be seen; far below any logit, and finite so that nothing is NaN."""
@@ -333,11 +333,12 @@ class _Tokens:
         self.keep = torch.empty(0)
 
     def pieces(self) -> Iterator[_Piece]:
-        """Yield several problems if all their times fit, else parts of one's times."""
+        """Yield several problems if all their times fit, else some of the times of as many as there are threads."""
         B, H, T, C = self.shape
         per_time = self.num_latents * C
         times = min(T, max(1, SCORES_PER_PIECE // per_time))
-        problems = max(1, SCORES_PER_PIECE // (per_time * T)) if times == T else 1
+        # A problem for each core, so that products are shared out whole.
+        problems = max(torch.get_num_threads(), SCORES_PER_PIECE // (per_time * T))
         memory: dict[str, Tensor] = {}
         views: dict[tuple[int, int], _Views] = {}
         for first in range(0, B * H, problems):
