@@ -42,9 +42,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, bmm_flop, mm_flop
 
-from measuring import CLOCKS, Machine, measure_machine, run_once
+from measuring import CLOCKS, Machine, counted_flops, measure_machine, run_once
 from poyo_ssl.config import MODEL_SIZES, ModelConfig, ObjectiveConfig, OptimConfig, ReadoutConfig
 from poyo_ssl.data.batch import Batch
 from poyo_ssl.models.encoder import latent_times
@@ -189,10 +188,9 @@ class Contest:
 
     def count_flops(self, cell: Cell, who: str) -> int:
         """Return the floating-point operations in matrix products of one step."""
-        # The counter cannot look into fused attention. The explicit one has its products, less what it recomputes.
+        # A rival with explicit attention stands for the fused one: the same products.
         cell = replace(cell, rival=cell.rival.removesuffix("_fused"))
-        into = {torch.ops.aten.bmm.out: bmm_flop, torch.ops.aten.mm.out: mm_flop}
-        with FlopCounterMode(display=False, custom_mapping=into) as counter:
+        with counted_flops() as counter:
             self.make_step(cell, who)()
         return counter.get_total_flops()
 
@@ -246,6 +244,12 @@ class Peer:
         seconds, peak = json.loads(answer)
         return seconds, peak
 
+    def count_flops(self) -> int:
+        """Return the floating-point operations in matrix products of one step."""
+        assert self.process.stdout is not None
+        self._write("count")
+        return json.loads(self.process.stdout.readline())
+
     def close(self) -> None:
         """End the process."""
         assert self.process.stdin is not None
@@ -266,8 +270,8 @@ def _peak(cell: Cell, who: str) -> float:
 
 
 @contextmanager
-def contenders(cell: Cell) -> Iterator[tuple[Contest, Callable[[], float], Callable[[], float], dict[str, float]]]:
-    """Give both sides' timed steps and peak memory; the other process, if there is one, ends afterwards."""
+def contenders(cell: Cell) -> Iterator[tuple[Contest, Peer | None, tuple[Callable[[], float], ...], dict[str, float]]]:
+    """Give both sides, their timed steps and peak memory; the other process, if there is one, ends afterwards."""
 
     def seconds(step: Callable[[], None]) -> Callable[[], float]:
         return lambda: run_once(step, torch.device(cell.device), cell.clock)[0]
@@ -277,19 +281,19 @@ def contenders(cell: Cell) -> Iterator[tuple[Contest, Callable[[], float], Calla
     memory = {"ours": peak_in_child(cell, "ours")}
     if cell.rival != "torch_brain":
         memory["theirs"] = peak_in_child(cell, "theirs")
-        yield contest, ours, seconds(contest.make_step(cell, "theirs")), memory
+        yield contest, None, (ours, seconds(contest.make_step(cell, "theirs"))), memory
         return
     peer = Peer(cell)
     try:
         memory["theirs"] = peer.run()[1]
-        yield contest, ours, lambda: peer.run()[0], memory
+        yield contest, peer, (ours, lambda: peer.run()[0]), memory
     finally:
         peer.close()
 
 
 def compare(cell: Cell, machine: Machine, repeats: int) -> dict[str, Any]:
     """Return one row."""
-    with contenders(cell) as (contest, ours, theirs, memory):
+    with contenders(cell) as (contest, peer, (ours, theirs), memory):
         turns = np.array([[ours(), theirs()] for _ in range(repeats + 1)])
         seconds = dict(zip(("ours", "theirs"), np.median(turns[1:], axis=0), strict=True))
         row = {
@@ -309,8 +313,7 @@ def compare(cell: Cell, machine: Machine, repeats: int) -> dict[str, Any]:
         flops = contest.count_flops(cell, "ours")
         row["gflop"] = flops / 1e9
         row["floor"] = _floor(cell, contest, flops, machine)
-        if cell.rival != "torch_brain":
-            row["bound"] = contest.count_flops(cell, "theirs") / flops
+        row["bound"] = (contest.count_flops(cell, "theirs") if peer is None else peer.count_flops()) / flops
         return row
 
 
@@ -359,11 +362,11 @@ HEAD = (
 
 def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
-    bound = f"{row['bound']:.2f}" if "bound" in row else ""
     return (
         f"| {row['size']} | {row['rival']} | {row['batch']} | {row['neurons']} | {row['frames']} | {row['ours']:.4f} "
-        f"| {row['theirs']:.4f} | {row['ratio_time']:.2f} | {bound} | {row['ours_mib']:.0f} | {row['theirs_mib']:.0f} "
-        f"| {row['ratio_memory']:.2f} | {row['floor']:.4f} | {row['ours'] / row['floor']:.2f} |"
+        f"| {row['theirs']:.4f} | {row['ratio_time']:.2f} | {row['bound']:.2f} "
+        f"| {row['ours_mib']:.0f} | {row['theirs_mib']:.0f} | {row['ratio_memory']:.2f} "
+        f"| {row['floor']:.4f} | {row['ours'] / row['floor']:.2f} |"
     )
 
 

@@ -6,12 +6,17 @@ Needs torch and nothing of `poyo_ssl`: the peers measure with it in environments
 from __future__ import annotations
 
 import gc
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def resident_mib(key: str) -> float:
@@ -43,6 +48,24 @@ def run_once(step: Callable[[], object], device: torch.device, clock: str = "wal
         torch.cuda.synchronize()
         return now() - start, torch.cuda.max_memory_allocated() / 2**20 - before
     return now() - start, resident_mib("VmHWM") - before
+
+
+@contextmanager
+def counted_flops() -> Iterator[FlopCounterMode]:
+    """Count the floating-point operations in matrix products, those of attention among them.
+
+    The counter does not know the fused attention of a CPU, so attention is computed from single products meanwhile:
+    the same ones, but for the logits that a fused kernel computes again in the backward pass.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _added_product_flop})
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        yield counter
+
+
+def _added_product_flop(*shapes: tuple[int, ...], **_: Any) -> int:
+    """Return the operations of ``into += left @ right``, which torch's counter does not know."""
+    _, left, right = shapes
+    return 2 * math.prod(left) * right[-1]
 
 
 @dataclass(frozen=True)

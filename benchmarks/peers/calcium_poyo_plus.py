@@ -6,8 +6,9 @@ Runs in an environment of its own, with ``benchmarks`` on the path:
 
 It reads one line of JSON, the case: `model` (arguments of CalciumPOYOPlus), `batch`, `neurons`, `frames`, `rate_hz`,
 `latent_steps`, `threads`, `clock`, `device` and `precision`. Then it answers every line ``step`` with a line of JSON:
-seconds and peak MiB of one supervised step (forward, backward, AdamW) on drifting gratings. A step on one window of ten
-tokens has gone before. No token is padding and no mask is given, which spares the model work.
+seconds and peak MiB of one supervised step (forward, backward, AdamW) on drifting gratings, and a line ``count`` with
+the operations in that step's matrix products. A step on one window of ten tokens has gone before. No token is padding
+and no mask is given, which spares the model work.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch_brain.models import CalciumPOYOPlus
 from torch_brain.registry import MODALITY_REGISTRY
 
-from measuring import run_once
+from measuring import counted_flops, run_once
 
 TASK = "drifting_gratings_orientation"
 
@@ -87,8 +88,13 @@ def main() -> None:
     device = torch.device(case["device"])
     warm_up, step = make_steps(case, device)
     warm_up()
-    for _ in sys.stdin:
-        print(json.dumps(run_once(step, device, case["clock"])), flush=True)
+    for line in sys.stdin:
+        if line.strip() == "count":
+            with counted_flops() as counter:
+                step()
+            print(counter.get_total_flops(), flush=True)
+        else:
+            print(json.dumps(run_once(step, device, case["clock"])), flush=True)
 
 
 if __name__ == "__main__":

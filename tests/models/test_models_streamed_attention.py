@@ -65,6 +65,29 @@ def test_any_cut_into_pieces_gives_the_plain_form(make_batch, monkeypatch, setti
     assert_equal_forms(model, make_batch(windows=4), atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logits_that_rise_from_piece_to_piece(monkeypatch, dtype):
+    # Logits in base 2 of one neuron: -300 at the first time, which latent 0 does not see, then -200, 0 and 200.
+    monkeypatch.setattr(streamed_attention, "SCORES_PER_PIECE", 1)
+    T, R, logits = 4, 2, torch.tensor([-300.0, -200.0, 0.0, 200.0], dtype=dtype)
+    queries = torch.zeros(1, 1, 2, R + 4, dtype=dtype)
+    queries[..., -1] = 1
+    queries[..., R] = 1  # times x r
+    still = torch.zeros(1, 1, 1, 2, 1, dtype=dtype)
+    sees = torch.ones(1, 2, T, dtype=torch.bool)
+    sees[0, 0, 0] = False
+    for last in (4, 3, 2):
+        turned, _ = streamed_attention.StreamedAttention.apply(
+            queries, still, torch.zeros(1, 1, 2, 1, R, dtype=dtype), torch.zeros(2, 4, R, dtype=dtype),
+            torch.ones(1, last, 1, dtype=dtype), logits[:last].view(1, last, 1), torch.zeros(2, last, dtype=dtype),
+            torch.ones(1, last, R // 2, dtype=torch.complex128 if dtype == torch.float64 else torch.complex64),
+            None, sees[..., :last], 0.0,
+        )  # fmt: skip
+        # All weight lies on the last time; its value's column x r is its logit, and the weights sum to 1.
+        expected = torch.stack((logits[last - 1], torch.ones((), dtype=dtype))).expand(2, 2)
+        torch.testing.assert_close(turned[0, 0, :, [R, -1]], expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("value_embedding", ["shared", "per_unit"])
 @pytest.mark.parametrize("settings", SWITCHES)
 @pytest.mark.parametrize("form", ["streamed", "grid"])

@@ -30,11 +30,16 @@ from poyo_ssl.models.dropout import draw_keep_mask
 from poyo_ssl.models.grid_tokens import token_statistics
 from poyo_ssl.models.token_grid import TokenGrid
 
-SCORES_PER_PIECE = 1 << 20
-"""Logits that exist at a time, over windows and heads: 4 MB in float32. Of 0.5 to 24 MB the fastest (docs/log.md)."""
+SCORES_PER_PIECE = 1 << 18
+"""Logits that exist at a time for each thread: 1 MB in float32 (docs/log.md)."""
 
 HIDDEN = -1e30
 """Added to the logit of a token that may not be seen; far below any logit, and finite so that nothing is NaN."""
+
+MAX_RISE = 60.0
+"""How far a logit in base 2 may lie above the level that 2^x is taken from; float32 ends at 127."""
+
+LN_2 = math.log(2)
 
 NUM_EXTRA = 4
 """Columns after the turning half: x r, r at the start, r at the end, and what hides (keys) or 1 (values)."""
@@ -146,6 +151,8 @@ class StreamedAttention(torch.autograd.Function):
 
     It returns `turned` ``(B, H, L, X)``, the probabilities' sums over values and their extra columns, and `per_unit`
     ``(P, B, H, L, C)``, their sums of r (and x r) over times.
+
+    Inside, the heads of all windows are N = B H problems of their own; a piece is some times of n of them.
     """
 
     @staticmethod
@@ -164,73 +171,125 @@ class StreamedAttention(torch.autograd.Function):
         rate: float,
     ) -> tuple[Tensor, Tensor]:
         """Return the sums over turning values and over times of r; see the class."""
-        tokens = _Tokens(parts, rows, scale, scaled, edges, turns, unit_mask, time_mask)
-        turned, per_unit = torch.zeros_like(queries), torch.zeros_like(fixed)
-        highest = queries.new_full((*queries.shape[:3], 1), 2 * HIDDEN)
-        total = torch.zeros_like(highest)
+        q, still = queries.flatten(0, 1), fixed.flatten(1, 2)  # (N, L, X), (P, N, L, C)
+        tokens = _Tokens(q.shape[1], parts, rows, scale, scaled, edges, turns, unit_mask, time_mask)
+        turned, per_unit = torch.zeros_like(q), torch.zeros_like(still)
+        level = q.new_full((*q.shape[:2], 1), 2 * HIDDEN)
+        total = torch.zeros_like(level)
         keeps: list[Tensor] = []
-        for piece in tokens.pieces(queries.shape[2]):
-            b = piece.windows
-            scores = tokens.logits(piece, queries, fixed)  # (b, H, L, t, C)
-            top = torch.maximum(highest[b], scores.amax((-2, -1)).unsqueeze(-1))
-            torch.exp2_(scores.sub_(top.unsqueeze(-1)))
-            fade = torch.exp2(highest[b] - top)
-            highest[b], total[b] = top, total[b] * fade + scores.sum((-2, -1)).unsqueeze(-1)
+        for piece in tokens.pieces():
+            n, views = piece.problems, piece.views
+            scores = tokens.logits(piece, q, still)  # (n, L, t C)
+            top = scores.amax(-1, keepdim=True)
+            if bool((top - level[n] > MAX_RISE).any()):  # never after the first piece, unless a logit is far larger
+                risen = torch.maximum(level[n], top)
+                fade = torch.exp2(level[n] - risen)
+                level[n] = risen
+                for sums in (total[n], turned[n], *per_unit[:, n]):
+                    sums.mul_(fade)
+            scores.sub_(level[n]).exp2_()
+            total[n] += scores.sum(-1, keepdim=True)
             if rate:
-                keeps.append(draw_keep_mask(tuple(scores.shape), rate, scores.device))
-                scores = tokens.buffer("kept", scores.shape).copy_(keeps[-1]).mul_(scores)
-            turned[b] = turned[b] * fade + tokens.sum_values(piece, scores)
-            for j, amplitude in enumerate(tokens.amplitudes(piece)):
-                product = torch.mul(scores, amplitude, out=tokens.buffer("product", scores.shape))
-                per_unit[j, b] = per_unit[j, b] * fade + product.sum(-2)
-        sees = highest > HIDDEN / 2
+                keeps.append(tokens.draw(piece, rate))
+                scores = views.kept.copy_(keeps[-1]).mul_(scores)
+            turned[n].baddbmm_(scores, tokens.make(piece, 1))
+            tokens.sum_times(piece, scores, per_unit, views.scores if rate else views.kept)
+        sees = level > HIDDEN / 2
         weight = torch.where(sees, 1 / (total * (1 - rate)), 0)
         turned *= weight
         per_unit *= weight
         # A probability is 2^(logit - level); a latent that sees nothing has none.
-        level = torch.where(sees, highest + total.log2(), math.inf)
+        level = torch.where(sees, level + total.log2(), math.inf)
         ctx.save_for_backward(
             queries, fixed, parts, rows, scale, scaled, edges, turns, unit_mask, time_mask, level, turned, per_unit
         )
         ctx.rate, ctx.keeps = rate, keeps
-        return turned, per_unit
+        return turned.view_as(queries), per_unit.view_as(fixed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_turned: Tensor, grad_per_unit: Tensor) -> tuple[Tensor | None, ...]:
         """Return a gradient for each input of `forward` that has one."""
         queries, fixed, *of_tokens, level, turned, per_unit = ctx.saved_tensors
-        tokens = _Tokens(*of_tokens)
-        delta = (grad_turned * turned).sum(-1, keepdim=True) + (grad_per_unit * per_unit).sum((0, -1)).unsqueeze(-1)
-        above = (grad_turned / (1 - ctx.rate)).contiguous()
-        above_units = (grad_per_unit / (1 - ctx.rate)).contiguous()
+        q, still = queries.flatten(0, 1), fixed.flatten(1, 2)  # (N, L, X), (P, N, L, C)
+        tokens = _Tokens(q.shape[1], *of_tokens)
+        kept_share = 1 - ctx.rate
+        above, above_units = (grad_turned / kept_share).flatten(0, 1), (grad_per_unit / kept_share).flatten(1, 2)
+        delta = (above * turned).sum(-1, keepdim=True) + (above_units * per_unit).sum((0, -1)).unsqueeze(-1)
         # Logits are in base 2: their gradient carries ln 2, put on the small factors.
-        base, base_units, delta = (x * math.log(2) for x in (above, above_units, delta))
-        grad_queries, grad_fixed = torch.zeros_like(queries), torch.zeros_like(fixed)
-        for number, piece in enumerate(tokens.pieces(queries.shape[2])):
-            b = piece.windows
-            chances = tokens.logits(piece, queries, fixed)  # (b, H, L, t, C)
-            torch.exp2_(chances.sub_(level[b].unsqueeze(-1)))
-            kept = chances
+        base, base_units, delta = above * LN_2, above_units * LN_2, delta * (LN_2 * kept_share)
+        # The gradient of a softmax: its probability times (pull - delta). The values' last column is 1 and subtracts
+        # delta, unless dropout comes between.
+        if not ctx.rate:
+            base[..., -1:] -= delta
+        grad_queries, grad_fixed = torch.zeros_like(q), torch.zeros_like(still)
+        for number, piece in enumerate(tokens.pieces()):
+            n, views = piece.problems, piece.views
+            chances = tokens.logits(piece, q, still).sub_(level[n]).exp2_()  # (n, L, t C)
+            kept = views.kept.copy_(ctx.keeps[number]).mul_(chances) if ctx.rate else chances
+            pull = tokens.products(piece, tokens.make(piece, 1), base, base_units, views.pull)  # (n, L, t C)
+            tokens.backward(piece, 1, kept, above)
+            pull.mul_(kept)
             if ctx.rate:
-                kept = tokens.buffer("kept", chances.shape).copy_(ctx.keeps[number]).mul_(chances)
-            pull = tokens.value_products(piece, base, base_units)  # (b, H, L, t, C)
-            tokens.backward_values(piece, kept, above)
-            pull.mul_(kept).addcmul_(chances, delta[b].unsqueeze(-1), value=-1)  # the gradient of a softmax
-            grad_queries[b] += tokens.sum_keys(piece, pull)
-            tokens.backward_keys(piece, pull, queries)
-            tokens.backward_amplitudes(piece, (kept, above_units), (pull, fixed))
-            for j, amplitude in enumerate(tokens.amplitudes(piece)):
-                grad_fixed[j, b] += torch.mul(pull, amplitude, out=tokens.buffer("product", pull.shape)).sum(-2)
-        return grad_queries, grad_fixed, *tokens.gradients(), None, None, None, None, None
+                pull.addcmul_(chances, delta[n], value=-1)
+            grad_queries[n].baddbmm_(pull, views.tokens[0])
+            tokens.backward(piece, 0, pull, q)
+            spare = views.scores if ctx.rate else views.kept
+            tokens.backward_amplitudes(piece, (kept, above_units), (pull, still), spare)
+            tokens.sum_times(piece, pull, grad_fixed, spare)
+        gradients = tokens.gradients()
+        return grad_queries.view_as(queries), grad_fixed.view_as(fixed), *gradients, None, None, None, None, None
+
+
+class _Views:
+    """The memory that pieces of one shape use in turns: logits, tokens and what becomes of them.
+
+    Parameters
+    ----------
+    memory : dict of str to Tensor
+        Flat memory by name; grows when a piece is larger than those before.
+    like : Tensor
+        Of which type it is.
+    n, t, L, C, X : int
+        Problems, times, latents, neurons, columns.
+    """
+
+    def __init__(self, memory: dict[str, Tensor], like: Tensor, n: int, t: int, L: int, C: int, X: int) -> None:
+        def take(name: str, *shape: int) -> Tensor:
+            size = math.prod(shape)
+            if name not in memory or len(memory[name]) < size:
+                memory[name] = like.new_empty(size)
+            return memory[name][:size].view(shape)
+
+        R = X - NUM_EXTRA
+        self.times = t
+        self.scores, self.kept, self.pull = (take(name, n, L, t * C) for name in ("scores", "kept", "pull"))
+        self.tokens = [take(name, n, t * C, X) for name in ("keys", "values")]
+        self.grad = take("grad", n, t * C, X)
+        self.turning = [x.unflatten(1, (t, C))[..., :R] for x in (*self.tokens, self.grad)]  # (n, t, C, R) each
+        self.complex = [torch.view_as_complex(x.unflatten(-1, (-1, 2))) for x in self.turning]
+
+    def grid(self, x: Tensor) -> Tensor:
+        """Return ``(n, L, t C)`` as ``(n, L, t, C)``."""
+        return x.view(*x.shape[:2], self.times, -1)
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A few windows at a few times."""
+    """Some problems at some times: its memory, and what it needs of everything (`_Tokens` says what each is).
 
-    windows: slice
-    times: slice
+    Sizes: n problems, t times; amplitudes ``(n, t, C)``, features ``(n, t C, 5)``, turns ``(1 or n, t, 1, R / 2)``.
+    """
+
+    problems: slice
+    views: _Views
+    amplitudes: list[Tensor]
+    features: Tensor
+    turns: Tensor
+    turns_back: Tensor
+    hiding: Tensor | None
+    grad_amplitudes: list[Tensor]
+    grad_features: Tensor
 
 
 class _Tokens:
@@ -238,6 +297,7 @@ class _Tokens:
 
     def __init__(
         self,
+        num_latents: int,
         parts: Tensor,
         rows: Tensor,
         scale: Tensor,
@@ -247,132 +307,134 @@ class _Tokens:
         unit_mask: Tensor | None,
         time_mask: Tensor | None,
     ) -> None:
-        self.heads, self.turning = rows.shape[0] // 2, rows.shape[-1]
-        self.halves = parts.chunk(2, dim=2)  # keys, values: (B, P, H, C, R)
-        self.scale, self.scaled, self.edges, self.turns, self.time_mask = scale, scaled, edges, turns, time_mask
+        (B, P, _, C, _), T, H = parts.shape, scale.shape[1], rows.shape[0] // 2
+        self.shape, self.num_latents, self.edges = (B, H, T, C), num_latents, edges
+        # Of keys, of values: P times (N, 1, C, R).
+        self.parts = [[x.flatten(0, 1).unsqueeze(1) for x in half.unbind(1)] for half in parts.chunk(2, dim=2)]
         hides = torch.zeros_like(scale[:, 0]) if unit_mask is None else _hiding(unit_mask, scale)  # (B, C)
-        # (B, T, C, 5): what the rows and the extra columns are weighted by.
+        # What the rows and the extra columns are weighted by.
         at_edges = scale.unsqueeze(-1) * edges.T.unsqueeze(1)  # (B, T, C, 2)
         rest = torch.stack((torch.ones_like(hides), hides), -1).unsqueeze(1).expand(*scale.shape, 2)
-        self.features = torch.cat((scaled.unsqueeze(-1), at_edges, rest), -1)
-        self.mixers = [_mixer(half, last) for half, last in zip(rows.chunk(2), (4, 3), strict=True)]  # (H, 5, X)
-        self.buffers: dict[str, Tensor] = {}
-        self.grad_parts = torch.zeros_like(parts)
-        self.grad_rows = torch.zeros_like(rows)
-        self.grad_amplitudes = scale.new_zeros(parts.shape[1], *scale.shape)
-        self.grad_features = scale.new_zeros(*scale.shape, 3)
+        features = torch.cat((scaled.unsqueeze(-1), at_edges, rest), -1).flatten(1, 2)  # (B, T C, 5)
+        self.features = features.repeat_interleave(H, 0)  # (N, T C, 5)
+        self.mixers = [
+            _mixer(half, last).repeat(B, 1, 1) for half, last in zip(rows.chunk(2), (4, 3), strict=True)
+        ]  # (N, 5, X)
+        self.amplitudes = [x.repeat_interleave(H, 0) for x in (scale, scaled)[:P]]  # r, x r: (N, T, C)
+        turns = (turns.repeat_interleave(H, 0) if len(turns) > 1 else turns).unsqueeze(2)  # (1|N, T, 1, R/2)
+        self.turns, self.turns_back = turns, turns.conj().resolve_conj()
+        self.hiding: Tensor | None = None  # (N, L, T, 1)
+        if time_mask is not None:
+            self.hiding = _hiding(time_mask, scale).repeat_interleave(H, 0).unsqueeze(-1)
+        self.grad_parts = [[torch.zeros_like(part[:, 0]) for part in half] for half in self.parts]  # (N, C, R)
+        self.grad_mixers = [torch.zeros_like(half) for half in self.mixers]
+        self.grad_amplitudes = [torch.zeros_like(x) for x in self.amplitudes]
+        self.grad_features = features.new_zeros(*self.features.shape[:2], 3)
+        self.keep = torch.empty(0)
 
-    def pieces(self, num_latents: int) -> Iterator[_Piece]:
-        """Yield whole windows if several fit, else parts of one window's times."""
-        B, T, C = self.scale.shape
-        per_time = self.heads * num_latents * C
+    def pieces(self) -> Iterator[_Piece]:
+        """Yield several problems if all their times fit, else some of the times of as many as there are threads."""
+        B, H, T, C = self.shape
+        per_time = self.num_latents * C
         times = min(T, max(1, SCORES_PER_PIECE // per_time))
-        windows = max(1, SCORES_PER_PIECE // (per_time * T)) if times == T else 1
-        for b in range(0, B, windows):
-            for t in range(0, T, times):
-                yield _Piece(slice(b, min(b + windows, B)), slice(t, min(t + times, T)))
+        # A problem for each core, so that products are shared out whole.
+        problems = max(torch.get_num_threads(), SCORES_PER_PIECE // (per_time * T))
+        memory: dict[str, Tensor] = {}
+        views: dict[tuple[int, int], _Views] = {}
+        for first in range(0, B * H, problems):
+            n = min(problems, B * H - first)
+            for start in range(0, T, times):
+                t = min(times, T - start)
+                if (n, t) not in views:
+                    views[n, t] = _Views(memory, self.features, n, t, self.num_latents, C, self.mixers[0].shape[-1])
+                yield self._piece(slice(first, first + n), slice(start, start + t), views[n, t])
 
-    def buffer(self, name: str, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        """Return memory that every piece uses again."""
-        size = math.prod(shape)
-        if name not in self.buffers or len(self.buffers[name]) < size:
-            self.buffers[name] = self.scale.new_empty(size)
-        return self.buffers[name][:size].view(shape)
+    def _piece(self, n: slice, t: slice, views: _Views) -> _Piece:
+        C, own = self.shape[-1], n if len(self.turns) > 1 else slice(None)
+        return _Piece(
+            n,
+            views,
+            amplitudes=[amplitude[n, t] for amplitude in self.amplitudes],
+            features=self.features[n, t.start * C : t.stop * C],
+            turns=self.turns[own, t],
+            turns_back=self.turns_back[own, t],
+            hiding=None if self.hiding is None else self.hiding[n, :, t],
+            grad_amplitudes=[grad[n, t] for grad in self.grad_amplitudes],
+            grad_features=self.grad_features[n, t.start * C : t.stop * C],
+        )
 
-    def amplitudes(self, piece: _Piece) -> list[Tensor]:
-        """Return r, and with parts per unit x r, as ``(b, 1, 1, t, C)``."""
-        return [
-            a[piece.windows, None, None, piece.times] for a in (self.scale, self.scaled)[: len(self.grad_amplitudes)]
-        ]
+    def draw(self, piece: _Piece, rate: float) -> Tensor:
+        """Return which probabilities stay, ``(n, L, t C)``; drawn for all times of a problem at once."""
+        scores, (_, _, T, C) = piece.views.scores, self.shape
+        if not len(self.keep):
+            self.keep = draw_keep_mask((len(scores) * self.num_latents * T * C,), rate, scores.device)
+        now, self.keep = self.keep[: scores.numel()], self.keep[scores.numel() :]
+        return now.view(scores.shape)
 
     def logits(self, piece: _Piece, queries: Tensor, fixed: Tensor) -> Tensor:
-        """Return ``(b, H, L, t, C)``, hidden ones far below any other."""
-        scores = self._products(piece, self._tokens(piece, 0), queries, fixed, "scores")
-        if self.time_mask is not None:
-            scores += _hiding(self.time_mask[piece.windows, None, :, piece.times, None], scores)
+        """Return ``(n, L, t C)``, hidden ones far below any other."""
+        scores = self.products(piece, self.make(piece, 0), queries, fixed, piece.views.scores)
+        if piece.hiding is not None:
+            piece.views.grid(scores).add_(piece.hiding)
         return scores
 
-    def value_products(self, piece: _Piece, above: Tensor, above_units: Tensor) -> Tensor:
-        """Return the gradient of every kept probability, ``(b, H, L, t, C)``, times what `above` is scaled by."""
-        return self._products(piece, self._tokens(piece, 1), above, above_units, "pull")
+    def make(self, piece: _Piece, half: int) -> Tensor:
+        """Make the keys (0) or values (1): ``(n, t C, X)``."""
+        n, views = piece.problems, piece.views
+        made, turning = views.tokens[half], views.turning[half]
+        torch.bmm(piece.features, self.mixers[half][n], out=made)
+        for amplitude, part in zip(piece.amplitudes, self.parts[half], strict=True):
+            turning.addcmul_(amplitude.unsqueeze(-1), part[n])
+        views.complex[half].mul_(piece.turns)
+        return made
 
-    def sum_values(self, piece: _Piece, weights: Tensor) -> Tensor:
-        """Return ``(b, H, L, X)``: `weights` times the values."""
-        return _flat(weights).bmm(self._tokens(piece, 1).flatten(0, 1)).unflatten(0, weights.shape[:2])
+    def products(self, piece: _Piece, tokens: Tensor, left: Tensor, of_units: Tensor, into: Tensor) -> Tensor:
+        """Return ``(n, L, t C)``: `left` times `tokens`, and r times what each unit adds."""
+        n = piece.problems
+        torch.bmm(left[n], tokens.mT, out=into)
+        grid = piece.views.grid(into)
+        for amplitude, part in zip(piece.amplitudes, of_units, strict=True):
+            grid.addcmul_(amplitude.unsqueeze(1), part[n].unsqueeze(2))
+        return into
 
-    def sum_keys(self, piece: _Piece, weights: Tensor) -> Tensor:
-        """Return ``(b, H, L, X)``: `weights` times the keys that `logits` made."""
-        return _flat(weights).bmm(self._made(piece, 0).flatten(0, 1)).unflatten(0, weights.shape[:2])
+    def sum_times(self, piece: _Piece, weights: Tensor, into: Tensor, spare: Tensor) -> None:
+        """Add the sums over times of `weights` times r (and x r) to `into` ``(P, N, L, C)``, by way of `spare`."""
+        grid = piece.views.grid
+        for amplitude, sums in zip(piece.amplitudes, into, strict=True):
+            product = torch.mul(grid(weights), amplitude.unsqueeze(1), out=grid(spare))
+            sums[piece.problems].add_(product.sum(2))
 
-    def backward_values(self, piece: _Piece, weights: Tensor, above: Tensor) -> None:
-        """Take up the gradient of the values, ``weights^T above``."""
-        self._backward(piece, 1, weights, above)
+    def backward(self, piece: _Piece, half: int, weights: Tensor, left: Tensor) -> None:
+        """Take up the gradient of keys (0) or values (1), ``weights^T left``; their memory is used for it."""
+        n, views = piece.problems, piece.views
+        grad, turning, free = views.grad, views.turning[2], views.turning[half]
+        torch.bmm(weights.mT, left[n], out=grad)
+        views.complex[2].mul_(piece.turns_back)
+        self.grad_mixers[half][n].baddbmm_(piece.features.mT, grad)
+        piece.grad_features.baddbmm_(grad, self.mixers[half][n, :3].mT)
+        for j, amplitude in enumerate(piece.amplitudes):
+            piece.grad_amplitudes[j].add_(torch.mul(turning, self.parts[half][j][n], out=free).sum(-1))
+            self.grad_parts[half][j][n].add_(torch.mul(turning, amplitude.unsqueeze(-1), out=free).sum(1))
 
-    def backward_keys(self, piece: _Piece, weights: Tensor, queries: Tensor) -> None:
-        """Take up the gradient of the keys, ``weights^T queries``."""
-        self._backward(piece, 0, weights, queries)
-
-    def backward_amplitudes(self, piece: _Piece, *pairs: tuple[Tensor, Tensor]) -> None:
+    def backward_amplitudes(
+        self, piece: _Piece, values: tuple[Tensor, Tensor], keys: tuple[Tensor, Tensor], spare: Tensor
+    ) -> None:
         """Take up the gradient of r (and x r) from the half that does not turn: sums of weights times `fixed`."""
-        (first, of_first), (second, of_second) = pairs
-        for j, grad in enumerate(self.grad_amplitudes):
-            product = torch.mul(
-                first, of_first[j, piece.windows].unsqueeze(-2), out=self.buffer("product", first.shape)
-            )
-            product.addcmul_(second, of_second[j, piece.windows].unsqueeze(-2))
-            grad[piece.windows, piece.times] += product.sum((1, 2))
+        n, grid = piece.problems, piece.views.grid
+        for j, total in enumerate(piece.grad_amplitudes):
+            product = torch.mul(grid(values[0]), values[1][j, n].unsqueeze(2), out=grid(spare))
+            total.add_(product.addcmul_(grid(keys[0]), keys[1][j, n].unsqueeze(2)).sum(1))
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the gradients of `parts`, `rows`, `scale` and `scaled`."""
-        grad_scale = self.grad_amplitudes[0] + (self.grad_features[..., 1:] * self.edges.T.unsqueeze(1)).sum(-1)
-        grad_scaled = self.grad_features[..., 0]
-        if len(self.grad_amplitudes) > 1:
-            grad_scaled = grad_scaled + self.grad_amplitudes[1]
-        return self.grad_parts, self.grad_rows, grad_scale, grad_scaled
-
-    def _made(self, piece: _Piece, half: int) -> Tensor:
-        B, T, C = self.scale[piece.windows, piece.times].shape
-        return self.buffer(f"tokens {half}", (B, self.heads, T * C, self.turning + NUM_EXTRA))
-
-    def _tokens(self, piece: _Piece, half: int) -> Tensor:
-        """Make the keys (0) or values (1): ``(b, H, t C, X)``."""
-        out, features = self._made(piece, half), self.features[piece.windows, piece.times].flatten(1, 2)
-        torch.matmul(features.unsqueeze(1), self.mixers[half], out=out)
-        turning = out.unflatten(2, (-1, self.scale.shape[-1]))[..., : self.turning]  # (b, H, t, C, R)
-        for amplitude, part in zip(self.amplitudes(piece), self.halves[half][piece.windows].unbind(1), strict=True):
-            turning.addcmul_(amplitude.squeeze(1).unsqueeze(-1), part.unsqueeze(2))
-        _complex(turning).mul_(self._turns(piece))
-        return out
-
-    def _turns(self, piece: _Piece) -> Tensor:
-        windows = piece.windows if len(self.turns) > 1 else slice(None)
-        return self.turns[windows, None, piece.times, None]  # (1|b, 1, t, 1, R/2)
-
-    def _products(self, piece: _Piece, tokens: Tensor, left: Tensor, of_units: Tensor, name: str) -> Tensor:
-        left = left[piece.windows]
-        out = self.buffer(name, (*left.shape[:3], tokens.shape[2]))
-        torch.bmm(left.flatten(0, 1), tokens.flatten(0, 1).mT, out=out.flatten(0, 1))
-        out = out.unflatten(-1, (-1, self.scale.shape[-1]))  # (b, H, L, t, C)
-        for amplitude, part in zip(self.amplitudes(piece), of_units[:, piece.windows], strict=True):
-            out.addcmul_(amplitude, part.unsqueeze(-2))
-        return out
-
-    def _backward(self, piece: _Piece, half: int, weights: Tensor, left: Tensor) -> None:
-        b, t, H = piece.windows, piece.times, self.heads
-        made = self._made(piece, half)
-        grad = self.buffer("grad", made.shape)
-        torch.bmm(_flat(weights).mT, left[b].flatten(0, 1), out=grad.flatten(0, 1))
-        turning, free = (x.unflatten(2, (-1, self.scale.shape[-1]))[..., : self.turning] for x in (grad, made))
-        _complex(turning).mul_(self._turns(piece).conj())
-        features = self.features[b, t].flatten(1, 2).unsqueeze(1)  # (b, 1, t C, 5)
-        of_half = slice(half * H, (half + 1) * H)
-        self.grad_rows[of_half] += (features.mT @ grad).sum(0)[:, :4, : self.turning]
-        of_features = (grad @ self.mixers[half][:, :3].mT).sum(1)  # (b, t C, 3)
-        self.grad_features[b, t] += of_features.unflatten(1, (-1, self.scale.shape[-1]))
-        for j, amplitude in enumerate(self.amplitudes(piece)):
-            part = self.halves[half][b, j].unsqueeze(2)  # (b, H, 1, C, R)
-            self.grad_amplitudes[j, b, t] += torch.mul(turning, part, out=free).sum((1, -1))
-            self.grad_parts[b, j, of_half] += torch.mul(turning, amplitude.squeeze(1).unsqueeze(-1), out=free).sum(2)
+        B, H, T, C = self.shape
+        parts = torch.cat([torch.stack(half, 1).unflatten(0, (B, H)).transpose(1, 2) for half in self.grad_parts], 2)
+        rows = torch.cat([half.unflatten(0, (B, H)).sum(0)[:, :4, :-NUM_EXTRA] for half in self.grad_mixers])
+        features = self.grad_features.view(B, H, T, C, 3).sum(1)  # (B, T, C, 3)
+        amplitudes = [x.unflatten(0, (B, H)).sum(1) for x in self.grad_amplitudes]  # (B, T, C) each
+        scale = amplitudes[0] + (features[..., 1:] * self.edges.T.unsqueeze(1)).sum(-1)
+        scaled = features[..., 0] + amplitudes[1] if len(amplitudes) > 1 else features[..., 0]
+        return parts, rows, scale, scaled
 
 
 def _mixer(rows: Tensor, last: int) -> Tensor:
@@ -386,15 +448,6 @@ def _mixer(rows: Tensor, last: int) -> Tensor:
 
 def _hiding(mask: Tensor, like: Tensor) -> Tensor:
     return like.new_zeros(()).where(mask, HIDDEN)
-
-
-def _flat(weights: Tensor) -> Tensor:
-    """Return ``(b, H, L, t, C)`` as ``(b H, L, t C)``."""
-    return weights.flatten(-2).flatten(0, 1)
-
-
-def _complex(x: Tensor) -> Tensor:
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
