@@ -21,7 +21,7 @@ from poyo_ssl.online.frames import FoldedFrameDecoder
 from poyo_ssl.online.processor import ColumnProcessor
 from poyo_ssl.online.readout import SingleQueryReadout
 from poyo_ssl.training import run_folder
-from poyo_ssl.training.predict import decide
+from poyo_ssl.training.decisions import decide
 from poyo_ssl.training.restore import TrainedRun
 
 Status = Literal["ok", "filling", "sparse"]
