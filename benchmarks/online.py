@@ -131,12 +131,12 @@ def time_parts(decoder: Decoder, repeats: int = 50) -> dict[str, float]:
     places = list(range(NUM_FRAMES))
     times = (torch.arange(NUM_FRAMES, dtype=torch.float64) + 0.5) / RATE_HZ
     values, present = torch.randn(NUM_UNITS), torch.ones(NUM_UNITS, dtype=torch.bool)
-    columns = torch.randn(decoder.run.config.model.dim, len(latents))
+    rows = torch.randn(len(latents), decoder.run.config.model.dim)
     stages: dict[str, Callable[[], Any]] = {
         "put": lambda: decoder.attention.put(0, values, present),
         "attend": lambda: decoder.attention.attend(places, times),
-        "processor": lambda: decoder.processor(columns),
-        "readout": lambda: decoder.readout(columns, 0.5),
+        "processor": lambda: decoder.processor(rows),
+        "readout": lambda: decoder.readout(rows, 0.5),
     }
     with torch.inference_mode():
         found = {}
