@@ -26,8 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poyo_ssl.models.attention import GridCrossAttention
-from poyo_ssl.models.encoder import GridTokens, latent_times
+from poyo_ssl.models.pieces import EncoderPieces, encoder_pieces
 from poyo_ssl.models.poyo_ssl import PoyoSSL
 
 SAFE_RANGE = 2.0**60
@@ -97,65 +96,40 @@ class SlidingCrossAttention:
 
     @torch.no_grad()
     def __init__(self, model: PoyoSSL, unit_index: Tensor, *, num_places: int, duration_s: float) -> None:
-        tokens, attention, config = model.tokens, model.encoder.cross_attention, model.config
-        self.heads, self.dim_head = attention.heads, config.dim_head
-        self.dtype = model.latents.dtype
-        self.times_of_latents = latent_times(config, duration_s)  # (L,)
-        self.causal = tokens.causal
-        self.omega = model.rotary.omega[: config.dim_head // 4]
-        self.to_out = attention.to_out
-        num_steps = len(self.times_of_latents) // len(model.latents)
-        self.latents = model.latents.detach().repeat(num_steps, 1)  # (L, D)
-        self.per_unit = tokens.value is None
-        units, along = self._read_tokens(tokens, unit_index)
-        self._project(attention, units, along, tokens.types)
-        self._prepare_statistics(units, along, tokens.types, attention.norm_context.eps)
-        edges = [(tokens.START, 0.0)] * tokens.start + [(tokens.END, duration_s)] * tokens.end
-        self.edge_times = torch.tensor([time for _, time in edges], dtype=torch.float64)
-        self.edge_kinds = [kind for kind, _ in edges]
+        pieces = encoder_pieces(model, unit_index, duration_s=duration_s)
+        self.heads, self.dim_head = pieces.queries.shape[1:]
+        self.dtype, self.latents, self.times_of_latents = pieces.latents.dtype, pieces.latents, pieces.times_of_latents
+        self.causal, self.omega, self.to_out = pieces.causal, pieces.omega, pieces.to_out
+        self.per_unit = len(pieces.value_embedding) > 1
+        self._project(pieces)
+        self._prepare_statistics(pieces)
+        self.edge_times = torch.tensor([time for _, time in pieces.edges], dtype=torch.float64)
+        self.edge_kinds = [kind for kind, _ in pieces.edges]
         self._allocate(num_places)
         self.reference: Tensor | None = None
         self.table_times = torch.full((0,), math.nan, dtype=torch.float64)
         self.edges_of: Tensor | None = None
         self.table: Tensor | None = None
 
-    def _read_tokens(self, tokens: GridTokens, unit_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return unit ``(C, D)`` and value embeddings, ``(1, D)`` or ``(C, D)``."""
-        units = tokens.units(unit_index)
-        if tokens.value is None:
-            own, along = units.chunk(2, dim=-1)
-            return own, along
-        return units, tokens.value.unsqueeze(0)
-
-    def _project(self, attention: GridCrossAttention, units: Tensor, along: Tensor, types: Tensor) -> None:
-        """Split what the projection makes of neurons, value, types and LayerNorm into heads, moving and still."""
-        norm, weight, D = attention.norm_context, attention.to_kv.weight, units.shape[-1]
-        gain_unit, gain_value = norm.weight.split(D)
-        rows = {
-            "own": F.linear(units * gain_unit, weight[:, :D]),  # A: (C, 2HE)
-            "along": F.linear(along * gain_value, weight[:, D:]),  # p: (1 or C, 2HE)
-            "types": F.linear(types * gain_unit, weight[:, :D]),  # T: (3, 2HE)
-            "mean": F.linear(-norm.weight, weight).unsqueeze(0),  # -h: (1, 2HE)
-            "bias": F.linear(norm.bias, weight).unsqueeze(0),  # s: (1, 2HE)
-        }
-        halves = {name: row.unflatten(-1, (2, self.heads, -1)).permute(1, 2, 0, 3) for name, row in rows.items()}
+    def _project(self, pieces: EncoderPieces) -> None:
+        """Split the projections and the queries into what turns and what is still."""
+        halves = {name: row.permute(1, 2, 0, 3) for name, row in pieces.projections.items()}  # (2, H, rows, E)
         turning = self.dim_head // 2
         self.keys = {name: half[0] for name, half in halves.items()}  # (H, rows, E)
         self.moving = {name: half[1, ..., :turning].contiguous() for name, half in halves.items()}  # (H, rows, E/2)
         self.still = {name: half[1, ..., turning:].contiguous() for name, half in halves.items()}
-        queries = attention.to_q(attention.norm(self.latents)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        queries = queries / math.sqrt(self.dim_head)  # (H, L, E)
+        queries = pieces.queries.transpose(0, 1) / math.sqrt(self.dim_head)  # (H, L, E)
         self.moving_queries = torch.view_as_complex(queries[..., :turning].unflatten(-1, (-1, 2)).contiguous())
         still_keys, still_queries = {n: k[..., turning:] for n, k in self.keys.items()}, queries[..., turning:]
         self.moving_keys = {n: k[..., :turning].mT.contiguous() for n, k in self.keys.items()}  # (H, E/2, rows)
         self.still_logits = {n: still_queries @ k.mT for n, k in still_keys.items()}  # (H, L, rows)
         self.moving_rows, self.still_rows = self._rows_of(self.moving, dim=-2), self._rows_of(self.still, dim=-2)
 
-    def _prepare_statistics(self, units: Tensor, along: Tensor, types: Tensor, eps: float) -> None:
-        own = units + types.unsqueeze(1)  # (3, C, D)
+    def _prepare_statistics(self, pieces: EncoderPieces) -> None:
+        own, along = pieces.units + pieces.types.unsqueeze(1), pieces.value_embedding  # (3, C, D), (1 or C, D)
         self.own_mean, self.own_variance = own.mean(-1), own.var(-1, correction=0)  # (3, C) each
         self.along_mean, self.along_variance = along.mean(-1), along.var(-1, correction=0)  # (1 or C,) each
-        self.eps = eps
+        self.eps = pieces.eps
 
     def _allocate(self, num_places: int) -> None:
         num, H, C, L = num_places + len(self.edge_kinds), self.heads, self.own_mean.shape[1], len(self.latents)
