@@ -2,7 +2,7 @@
 
     python benchmarks/online.py [--frames 1000] [--memory-frames 20000] [--json FILE]
 
-400 neurons, windows of 1 s at 30.08 Hz, dim 64, depth 6, random weights; 128 or 16 latents; gratings or movie frames
+400 neurons, windows of 1 s at 30 Hz, dim 64, depth 6, random weights; 128 or 16 latents; gratings or movie frames
 of 64 x 128. The cases take turns, 50 frames each, in one process with one thread. `whole window` is the model itself on
 the same window, which is what a decoder without reuse does at every frame. `floor` is the time that the matrix products
 of a frame would take at the rate of a large matrix product on this core; all else (exponentials, sums, Python) comes on
@@ -33,7 +33,7 @@ from poyo_ssl.models.poyo_ssl import PoyoSSL
 from poyo_ssl.online import Decoder
 from poyo_ssl.training.restore import TrainedRun
 
-NUM_UNITS, RATE_HZ, NUM_FRAMES = 400, 30.08, 30
+NUM_UNITS, RATE_HZ, NUM_FRAMES = 400, 30.0, 30
 BLOCK = 50
 STEPS_PER_WINDOW = 8
 PARTS = ("put", "attend", "processor", "readout")
@@ -131,12 +131,12 @@ def time_parts(decoder: Decoder, repeats: int = 50) -> dict[str, float]:
     places = list(range(NUM_FRAMES))
     times = (torch.arange(NUM_FRAMES, dtype=torch.float64) + 0.5) / RATE_HZ
     values, present = torch.randn(NUM_UNITS), torch.ones(NUM_UNITS, dtype=torch.bool)
-    columns = torch.randn(decoder.run.config.model.dim, len(latents))
+    rows = torch.randn(len(latents), decoder.run.config.model.dim)
     stages: dict[str, Callable[[], Any]] = {
         "put": lambda: decoder.attention.put(0, values, present),
         "attend": lambda: decoder.attention.attend(places, times),
-        "processor": lambda: decoder.processor(columns),
-        "readout": lambda: decoder.readout(columns, 0.5),
+        "processor": lambda: decoder.processor(rows),
+        "readout": lambda: decoder.readout(rows, 0.5),
     }
     with torch.inference_mode():
         found = {}

@@ -48,7 +48,7 @@ from poyo_ssl.evaluation import (
     t_interval,
 )
 from poyo_ssl.sources.events import EventsConfig, prepare_events
-from poyo_ssl.training.modules import decide_frame
+from poyo_ssl.training.decisions import decide_frame
 from poyo_ssl.training.predict import predict_windows
 from poyo_ssl.training.restore import TrainedRun
 from poyo_ssl.training.run import finetune

@@ -371,3 +371,10 @@ def test_mistakes_are_answered_in_one_line(run_folder, capsys, arguments, messag
     err = capsys.readouterr().err
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_serving_needs_no_training_code():
+    """What decodes online starts without Lightning, whose import takes longer than all else together."""
+    script = "import sys, poyo_ssl.online.serve; print([name for name in sys.modules if 'lightning' in name])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -13,7 +13,8 @@ from poyo_ssl.config import FinetuneConfig, ObjectiveConfig, PretrainConfig, Rea
 from poyo_ssl.data.batch import Batch
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.models.poyo_ssl import PoyoSSL, model_config
-from poyo_ssl.training.modules import FinetuneModule, PretrainModule, decide_frame, is_better, spread_labels
+from poyo_ssl.training.decisions import decide_frame
+from poyo_ssl.training.modules import FinetuneModule, PretrainModule, is_better, spread_labels
 from poyo_ssl.training.optim import make_optimizer
 
 

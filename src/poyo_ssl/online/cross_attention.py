@@ -12,7 +12,8 @@ the window; the start and end tokens' share of every sum is constant. What canno
 a frame: its distance to every latent changes by one frame with every window.
 
 Half of each head does not rotate, so for it the weights are first summed over time and meet the C neurons once.
-Weights are powers of two: ``exp2`` is half the price of ``exp``.
+What remains per frame is five passes over weights that stay in a core's cache; their operands are views that depend
+only on where the ring of tokens begins, and are made once for each beginning.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poyo_ssl.models.attention import GridCrossAttention
-from poyo_ssl.models.encoder import GridTokens, latent_times
+from poyo_ssl.models.pieces import EncoderPieces, encoder_pieces
 from poyo_ssl.models.poyo_ssl import PoyoSSL
 
 SAFE_RANGE = 2.0**60
@@ -44,11 +44,23 @@ NUM_SUMS = 4
 
 @dataclass(frozen=True)
 class _Group:
-    """Slots of a window that are computed together, where their tokens are kept, and the first latent to see them."""
+    """Token times of a window that are computed together: n times, and l latents that see them.
 
-    slots: slice
-    places: slice
-    first: int
+    All tensors are views: `logits` of the scratch memory, the others of what is kept for slots and places.
+    """
+
+    is_edge: bool
+    seen: slice  # the latents
+    logits: Tensor  # (n, H, l, C)
+    table: Tensor  # (n, H, l, C)
+    value_table: Tensor | None
+    scale: Tensor  # (n, 1, 1, C)
+    scaled_values: Tensor  # (n, 1, 1, C)
+    present: Tensor  # (n, 1, 1, C)
+    of_rows: Tensor  # (n H, l, 4)
+    rows: Tensor  # (n H, 4, C)
+    columns: Tensor  # (n H, C, E/2 + 4)
+    sums: Tensor  # (n H, l, E/2 + 4)
 
 
 class SlidingCrossAttention:
@@ -84,66 +96,40 @@ class SlidingCrossAttention:
 
     @torch.no_grad()
     def __init__(self, model: PoyoSSL, unit_index: Tensor, *, num_places: int, duration_s: float) -> None:
-        tokens, attention, config = model.tokens, model.encoder.cross_attention, model.config
-        self.heads, self.dim_head = attention.heads, config.dim_head
-        self.dtype = model.latents.dtype
-        self.times_of_latents = latent_times(config, duration_s)  # (L,)
-        self.causal = tokens.causal
-        self.omega = model.rotary.omega[: config.dim_head // 4]
-        self.to_out = attention.to_out
-        num_steps = len(self.times_of_latents) // len(model.latents)
-        self.latents = model.latents.detach().repeat(num_steps, 1)  # (L, D)
-        self.per_unit = tokens.value is None
-        units, along = self._read_tokens(tokens, unit_index)
-        self._project(attention, units, along, tokens.types)
-        self._prepare_statistics(units, along, tokens.types, attention.norm_context.eps)
-        edges = [(tokens.START, 0.0)] * tokens.start + [(tokens.END, duration_s)] * tokens.end
-        self.edge_times = torch.tensor([time for _, time in edges], dtype=torch.float64)
-        self.edge_kinds = [kind for kind, _ in edges]
+        pieces = encoder_pieces(model, unit_index, duration_s=duration_s)
+        self.heads, self.dim_head = pieces.queries.shape[1:]
+        self.dtype, self.latents, self.times_of_latents = pieces.latents.dtype, pieces.latents, pieces.times_of_latents
+        self.causal, self.omega, self.to_out = pieces.causal, pieces.omega, pieces.to_out
+        self.per_unit = len(pieces.value_embedding) > 1
+        self._project(pieces)
+        self._prepare_statistics(pieces)
+        self.edge_times = torch.tensor([time for _, time in pieces.edges], dtype=torch.float64)
+        self.edge_kinds = [kind for kind, _ in pieces.edges]
         self._allocate(num_places)
         self.reference: Tensor | None = None
         self.table_times = torch.full((0,), math.nan, dtype=torch.float64)
         self.edges_of: Tensor | None = None
         self.table: Tensor | None = None
 
-    def _read_tokens(self, tokens: GridTokens, unit_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return unit ``(C, D)`` and value embeddings, ``(1, D)`` or ``(C, D)``."""
-        units = tokens.units(unit_index)
-        if tokens.value is None:
-            own, along = units.chunk(2, dim=-1)
-            return own, along
-        return units, tokens.value.unsqueeze(0)
-
-    def _project(self, attention: GridCrossAttention, units: Tensor, along: Tensor, types: Tensor) -> None:
-        """Split what the projection makes of neurons, value, types and LayerNorm into heads, moving and still."""
-        norm, weight, D = attention.norm_context, attention.to_kv.weight, units.shape[-1]
-        gain_unit, gain_value = norm.weight.split(D)
-        rows = {
-            "own": F.linear(units * gain_unit, weight[:, :D]),  # A: (C, 2HE)
-            "along": F.linear(along * gain_value, weight[:, D:]),  # p: (1 or C, 2HE)
-            "types": F.linear(types * gain_unit, weight[:, :D]),  # T: (3, 2HE)
-            "mean": F.linear(-norm.weight, weight).unsqueeze(0),  # -h: (1, 2HE)
-            "bias": F.linear(norm.bias, weight).unsqueeze(0),  # s: (1, 2HE)
-        }
-        halves = {name: row.unflatten(-1, (2, self.heads, -1)).permute(1, 2, 0, 3) for name, row in rows.items()}
+    def _project(self, pieces: EncoderPieces) -> None:
+        """Split the projections and the queries into what turns and what is still."""
+        halves = {name: row.permute(1, 2, 0, 3) for name, row in pieces.projections.items()}  # (2, H, rows, E)
         turning = self.dim_head // 2
         self.keys = {name: half[0] for name, half in halves.items()}  # (H, rows, E)
-        # Values as columns, real parts of the pairs above imaginary ones: (H, E/2, rows).
-        order = torch.cat((torch.arange(0, turning, 2), torch.arange(1, turning, 2)))
-        self.moving = {name: half[1][..., order].mT.contiguous() for name, half in halves.items()}
+        self.moving = {name: half[1, ..., :turning].contiguous() for name, half in halves.items()}  # (H, rows, E/2)
         self.still = {name: half[1, ..., turning:].contiguous() for name, half in halves.items()}
-        queries = attention.to_q(attention.norm(self.latents)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        queries = queries * (math.log2(math.e) / math.sqrt(self.dim_head))  # (H, L, E)
+        queries = pieces.queries.transpose(0, 1) / math.sqrt(self.dim_head)  # (H, L, E)
         self.moving_queries = torch.view_as_complex(queries[..., :turning].unflatten(-1, (-1, 2)).contiguous())
         still_keys, still_queries = {n: k[..., turning:] for n, k in self.keys.items()}, queries[..., turning:]
         self.moving_keys = {n: k[..., :turning].mT.contiguous() for n, k in self.keys.items()}  # (H, E/2, rows)
         self.still_logits = {n: still_queries @ k.mT for n, k in still_keys.items()}  # (H, L, rows)
+        self.moving_rows, self.still_rows = self._rows_of(self.moving, dim=-2), self._rows_of(self.still, dim=-2)
 
-    def _prepare_statistics(self, units: Tensor, along: Tensor, types: Tensor, eps: float) -> None:
-        own = units + types.unsqueeze(1)  # (3, C, D)
+    def _prepare_statistics(self, pieces: EncoderPieces) -> None:
+        own, along = pieces.units + pieces.types.unsqueeze(1), pieces.value_embedding  # (3, C, D), (1 or C, D)
         self.own_mean, self.own_variance = own.mean(-1), own.var(-1, correction=0)  # (3, C) each
         self.along_mean, self.along_variance = along.mean(-1), along.var(-1, correction=0)  # (1 or C,) each
-        self.eps = eps
+        self.eps = pieces.eps
 
     def _allocate(self, num_places: int) -> None:
         num, H, C, L = num_places + len(self.edge_kinds), self.heads, self.own_mean.shape[1], len(self.latents)
@@ -153,12 +139,13 @@ class SlidingCrossAttention:
         self.scale = zeros(num, C, dtype=self.dtype)  # r, 0 where absent
         self.scaled_values = zeros(num, C, dtype=self.dtype)  # x r
         self.rows = zeros(num, H, NUM_SUMS, C, dtype=self.dtype)  # x r, m r, r and 1, for each head
-        self.columns = zeros(num, H, width, C, dtype=self.dtype)  # values, x r, m r, r and 1; 0 where absent
+        self.columns = zeros(num, H, C, width, dtype=self.dtype)  # values, x r, m r, r and 1; 0 where absent
         self.present = zeros(num, C, dtype=torch.bool)
         self.group_size = max(1, GROUP_BYTES // (H * L * C * self.scale.element_size()))
         self.scratch = zeros(min(num, self.group_size) * H * L * C, dtype=self.dtype)
         self.over_time, self.over_time_values = zeros(H, L, C, dtype=self.dtype), zeros(H, L, C, dtype=self.dtype)
         self.edge_over_time = zeros(H, L, C, dtype=self.dtype)
+        self.plans: dict[tuple[int, ...], list[_Group]] = {}
 
     def forget(self) -> None:
         """Choose the origin of the logits anew, so that no rounding depends on windows of before."""
@@ -191,11 +178,12 @@ class SlidingCrossAttention:
         self.rows[place] = sums
         self.rows[place, :, 3] = 1.0
         turning = self.dim_head // 2
-        rows = torch.cat((self.moving["mean"], self.moving["types"][..., kind : kind + 1], self.moving["bias"]), -1)
-        values_of_token = self.columns[place, :, :turning]  # (H, E/2, C)
-        values_of_token.copy_(rows @ sums[1:])
-        values_of_token.addcmul_(self.moving["own"], scale).addcmul_(self.moving["along"], values * scale)
-        self.columns[place, :, turning:] = sums
+        values_of_token = self.columns[place, ..., :turning]  # (H, C, E/2)
+        of_rows = sums.mT @ self.moving_rows[kind]
+        torch.addcmul(of_rows, self.moving["own"], scale.unsqueeze(-1), out=values_of_token)
+        if self.per_unit:
+            values_of_token.addcmul_(self.moving["along"], (values * scale).unsqueeze(-1))
+        self.columns[place, ..., turning:] = sums.mT
         self.present[place] = present
 
     def _tabulate(self, times: Tensor) -> None:
@@ -205,7 +193,9 @@ class SlidingCrossAttention:
             self.table = torch.empty(*shape, len(self.own_mean[0]), dtype=self.dtype)
             self.value_table = torch.empty_like(self.table) if self.per_unit else None
             self.logits_of_rows = torch.empty(*shape, NUM_SUMS, dtype=self.dtype)
-            self.sums = torch.zeros(len(times), *self.columns.shape[1:3], len(self.latents), dtype=self.dtype)
+            self.sums = torch.zeros(*shape, self.columns.shape[-1], dtype=self.dtype)
+            self.turned = torch.empty(*shape, self.columns.shape[-1] // 2, dtype=self.moving_queries.dtype)
+            self.plans.clear()
         kinds = [0] * (len(times) - len(self.edge_kinds)) + self.edge_kinds
         distance = (self.times_of_latents - times.unsqueeze(-1)).unsqueeze(-1) * self.omega  # (T, L, E/4)
         turns = torch.polar(torch.ones_like(distance), distance).to(self.moving_queries.dtype)
@@ -219,15 +209,18 @@ class SlidingCrossAttention:
         self.base_of_bias = self.logits_of_rows[..., 3].clone()  # (T, H, L)
         if self.reference is not None:
             torch.sub(self.base_of_bias, self.reference, out=self.logits_of_rows[..., 3])
-        angle = (times.unsqueeze(-1) * self.omega)[:, None, :, None]
-        self.turns_of_tokens = angle.cos().to(self.dtype), angle.sin().to(self.dtype)  # (T, 1, E/4, 1) each
+        # The sums beside the values do not turn.
+        angle = F.pad(times.unsqueeze(-1) * self.omega, (0, NUM_SUMS // 2))
+        turns = torch.polar(torch.ones_like(angle), angle).to(self.moving_queries.dtype)
+        self.turns_of_tokens = turns[:, None, None]  # (T, 1, 1, E/4 + 2)
         back = torch.polar(torch.ones(()).to(times), -self.times_of_latents.unsqueeze(-1) * self.omega)
-        self.turns_back = back.to(self.moving_queries.dtype).mT  # (E/4, L)
+        self.turns_back = back.to(self.moving_queries.dtype)  # (L, E/4)
         # Latents lie in order of time, so those that see a token are the last ones.
         first = torch.searchsorted(self.times_of_latents, times).tolist()
         starts = [0 if not self.causal or kind == 1 else row for row, kind in zip(first, kinds, strict=True)]
         if starts != getattr(self, "first_latent", None):
             self.sums.zero_()
+            self.plans.clear()
         self.first_latent, self.table_times, self.edges_of = starts, times, None
 
     def _rows_of(self, parts: dict[str, Tensor], dim: int) -> list[Tensor]:
@@ -240,7 +233,7 @@ class SlidingCrossAttention:
     def _groups(self, places: Sequence[int]) -> list[_Group]:
         """Cut a window into runs of evenly spaced places (the ring's end breaks one) that the same latents see."""
         groups: list[_Group] = []
-        start, num_latents = 0, len(self.latents)
+        start = 0
         for stop in range(1, len(places) + 1):
             if stop < len(places):
                 step = places[stop] - places[stop - 1]
@@ -252,78 +245,87 @@ class SlidingCrossAttention:
                 )
                 if goes_on:
                     continue
-            if self.first_latent[start] < num_latents:
-                step = places[start + 1] - places[start] if stop - start > 1 else 1
-                kept = slice(places[start], places[stop - 1] + 1, step)
-                groups.append(_Group(slice(start, stop), kept, self.first_latent[start]))
+            step = places[start + 1] - places[start] if stop - start > 1 else 1
+            groups.append(self._group(slice(start, stop), slice(places[start], places[stop - 1] + 1, step)))
             start = stop
-        edges = range(len(self.edge_kinds))
-        return groups + [
-            _Group(slice(start + i, start + i + 1), slice(self.num_places + i, self.num_places + i + 1), first)
-            for i, first in zip(edges, self.first_latent[start:], strict=True)
-            if first < num_latents
-        ]
+        for i in range(len(self.edge_kinds)):
+            place = self.num_places + i
+            groups.append(self._group(slice(start + i, start + i + 1), slice(place, place + 1), is_edge=True))
+        return [group for group in groups if group.table.numel()]
+
+    def _group(self, slots: slice, places: slice, *, is_edge: bool = False) -> _Group:
+        """Collect what the latents that see the tokens of `places` need of them."""
+        assert self.table is not None
+        seen = slice(self.first_latent[slots.start], None)
+        table = self.table[slots, :, seen]
+        return _Group(
+            is_edge=is_edge,
+            seen=seen,
+            logits=self.scratch[: table.numel()].view(table.shape),
+            table=table,
+            value_table=None if self.value_table is None else self.value_table[slots, :, seen],
+            scale=self.scale[places, None, None],
+            scaled_values=self.scaled_values[places, None, None],
+            present=self.present[places, None, None],
+            of_rows=self.logits_of_rows[slots, :, seen].flatten(0, 1),
+            rows=self.rows[places].flatten(0, 1),
+            columns=self.columns[places].flatten(0, 1),
+            sums=self.sums[slots, :, seen].flatten(0, 1),
+        )
 
     def _logits(self, group: _Group) -> Tensor:
-        """Return the logits (base 2, less the reference) of the latents that see a group: ``(n, H, l, C)``."""
-        assert self.table is not None
-        table = self.table[group.slots, :, group.first :]
-        logits = self.scratch[: table.numel()].view(table.shape)
-        torch.mul(table, self.scale[group.places, None, None], out=logits)
-        if self.value_table is not None:
-            along = self.value_table[group.slots, :, group.first :]
-            logits.addcmul_(along, self.scaled_values[group.places, None, None])
-        of_rows = self.logits_of_rows[group.slots, :, group.first :].flatten(0, 1)  # (n H, l, 4)
-        logits.flatten(0, 1).baddbmm_(of_rows, self.rows[group.places].flatten(0, 1))
+        """Return the logits (less the reference) of the latents that see a group: ``(n, H, l, C)``."""
+        logits = torch.mul(group.table, group.scale, out=group.logits)
+        if group.value_table is not None:
+            logits.addcmul_(group.value_table, group.scaled_values)
+        logits.flatten(0, 1).baddbmm_(group.of_rows, group.rows)
         return logits
 
     def _gather(self, group: _Group, over_time: Tensor, *, masked: bool) -> None:
         """Add a group's weights to the sums over time, and set its sums over neurons."""
-        weights = self._logits(group).exp2_()
+        weights = self._logits(group).exp_()
         if masked:
-            weights.masked_fill_(~self.present[group.places, None, None], 0.0)
-        sums = self.sums[group.slots, ..., group.first :].flatten(0, 1)  # (n H, E/2 + 4, l)
-        torch.bmm(self.columns[group.places].flatten(0, 1), weights.flatten(0, 1).mT, out=sums)
-        seen = over_time[:, group.first :]
-        for each, scale in zip(weights.unbind(), self.scale[group.places].unbind(), strict=True):
-            seen.addcmul_(each, scale)
-        if self.value_table is not None:
-            seen = self.over_time_values[:, group.first :]
-            for each, value in zip(weights.unbind(), self.scaled_values[group.places].unbind(), strict=True):
-                seen.addcmul_(each, value)
+            weights.masked_fill_(~group.present, 0.0)
+        torch.bmm(weights.flatten(0, 1), group.columns, out=group.sums)
+        self._add_over_time(weights, group.scale, over_time[:, group.seen])
+        if self.per_unit:
+            self._add_over_time(weights, group.scaled_values, self.over_time_values[:, group.seen])
+
+    def _add_over_time(self, weights: Tensor, factors: Tensor, total: Tensor) -> None:
+        for each, factor in zip(weights.unbind(), factors.unbind(), strict=True):
+            total.addcmul_(each, factor)
 
     def _set_reference(self, groups: Sequence[_Group]) -> None:
         """Take every latent's largest logit as the new origin of its logits."""
         self.logits_of_rows[..., 3] = self.base_of_bias
         highest = torch.full(self.over_time.shape[:2], -math.inf, dtype=self.dtype)
         for group in groups:
-            absent = ~self.present[group.places, None, None]
-            seen = self._logits(group).masked_fill(absent, -math.inf).amax(dim=(0, 3))
-            torch.maximum(highest[:, group.first :], seen, out=highest[:, group.first :])
+            seen = self._logits(group).masked_fill(~group.present, -math.inf).amax(dim=(0, 3))
+            torch.maximum(highest[:, group.seen], seen, out=highest[:, group.seen])
         self.reference = torch.where(highest.isfinite(), highest, 0.0)
         torch.sub(self.base_of_bias, self.reference, out=self.logits_of_rows[..., 3])
         self.edges_of = None
 
     def _sum(self, groups: Sequence[_Group], present: Tensor, *, masked: bool = False) -> Tensor:
-        """Go over all slots; return the softmax denominators ``(H, L)``.
+        """Go over all slots; return the sums over all tokens, turned, ``(H, L, E/2 + 4)``: the last are denominators.
 
         What is absent has scale and columns of zero, and so no share; `masked` sets its weights to zero too, for the
         case that they are beyond the number range, where zero times infinity is not zero.
         """
-        num_frames = len(self.table_times) - len(self.edge_kinds)
         if self.edges_of is None or not torch.equal(self.edges_of, present):
             self.edge_over_time.zero_()
             for group in groups:
-                if group.slots.start >= num_frames:
+                if group.is_edge:
                     self._gather(group, self.edge_over_time, masked=masked)
             self.edges_of = present
         self.over_time.copy_(self.edge_over_time)
         if self.per_unit:
             self.over_time_values.zero_()
         for group in groups:
-            if group.slots.start < num_frames:
+            if not group.is_edge:
                 self._gather(group, self.over_time, masked=masked)
-        return self.sums[:, :, -1].sum(0)
+        torch.mul(torch.view_as_complex(self.sums.unflatten(-1, (-1, 2))), self.turns_of_tokens, out=self.turned)
+        return torch.view_as_real(self.turned.sum(0)).flatten(-2)
 
     @torch.no_grad()
     def attend(self, places: Sequence[int], times: Tensor) -> Tensor:
@@ -343,37 +345,34 @@ class SlidingCrossAttention:
         if self.edges_of is None or not torch.equal(self.edges_of, anywhere):
             for i, kind in enumerate(self.edge_kinds):
                 self._put(self.num_places + i, torch.zeros_like(self.scale[0]), anywhere, kind=kind)
-        groups = self._groups(places)
+        key = tuple(places)
+        if key not in self.plans:
+            self.plans[key] = self._groups(places)
+        groups = self.plans[key]
         if self.reference is None:
             self._set_reference(groups)
-        denominators = self._sum(groups, anywhere)
-        if not self._is_safe(denominators):
+        total = self._sum(groups, anywhere)
+        if not self._is_safe(total[..., -1]):
             self._set_reference(groups)
-            denominators = self._sum(groups, anywhere, masked=True)
-        return self._finish(denominators)
+            total = self._sum(groups, anywhere, masked=True)
+        return self._finish(total)
 
     def _is_safe(self, denominators: Tensor) -> bool:
         # Zero is the denominator of a latent that sees nothing, or of weights that have all vanished.
         low, high = denominators.aminmax()
         return bool(high < SAFE_RANGE) and bool(low > 1 / SAFE_RANGE)
 
-    def _finish(self, denominators: Tensor) -> Tensor:
+    def _finish(self, total: Tensor) -> Tensor:
         turning, num_edges = self.dim_head // 2, len(self.edge_kinds)
-        pairs = turning // 2
-        real, imaginary = self.sums[:, :, :pairs], self.sums[:, :, pairs:turning]  # (T, H, E/4, L)
-        cos, sin = self.turns_of_tokens  # (T, 1, E/4, 1) each
-        moving = torch.complex(
-            (real * cos).sub_(imaginary * sin).sum(0), (real * sin).add_(imaginary * cos).sum(0)
-        )  # (H, E/4, L)
-        moving = (moving * self.turns_back).mT  # (H, L, E/4)
+        denominators, sums = total[..., -1:], total[..., turning:]  # (H, L, 1), (H, L, 4)
+        moving = torch.view_as_complex(total[..., :turning].unflatten(-1, (-1, 2))) * self.turns_back  # (H, L, E/4)
         still = torch.bmm(self.over_time, self.still["own"])  # (H, L, E/2)
         if self.per_unit:
             still.baddbmm_(self.over_time_values, self.still["along"])
-        rows = self._rows_of(self.still, dim=-2)  # (H, 4, E/2) of each type
-        sums = self.sums[:, :, turning:].mT  # (T, H, L, 4)
-        still.baddbmm_(sums[: len(sums) - num_edges].sum(0), rows[0])
-        for j, kind in enumerate(self.edge_kinds, start=len(sums) - num_edges):
-            still.baddbmm_(sums[j], rows[kind])
-        out = torch.cat((torch.view_as_real(moving.contiguous()).flatten(-2), still), dim=-1)  # (H, L, E)
-        out = torch.where(denominators.unsqueeze(-1) > 0, out / denominators.unsqueeze(-1), 0.0)
+        still.baddbmm_(sums, self.still_rows[0])
+        # Start and end tokens have a type of their own.
+        for kind, of_edge in zip(self.edge_kinds, self.sums[len(self.sums) - num_edges :, ..., turning:], strict=True):
+            still.baddbmm_(of_edge, self.still_rows[kind] - self.still_rows[0])
+        out = torch.cat((torch.view_as_real(moving).flatten(-2), still), dim=-1)  # (H, L, E)
+        out = torch.where(denominators > 0, out / denominators, 0.0)
         return self.to_out(out.transpose(0, 1).flatten(-2))  # (L, D)

@@ -18,10 +18,10 @@ from poyo_ssl.data.recording import Recording
 from poyo_ssl.errors import CheckpointError, ConfigError, RecordingError, StreamError, suggest
 from poyo_ssl.online.cross_attention import SlidingCrossAttention
 from poyo_ssl.online.frames import FoldedFrameDecoder
-from poyo_ssl.online.processor import ColumnProcessor
+from poyo_ssl.online.processor import FoldedProcessor
 from poyo_ssl.online.readout import SingleQueryReadout
 from poyo_ssl.training import run_folder
-from poyo_ssl.training.predict import decide
+from poyo_ssl.training.decisions import decide
 from poyo_ssl.training.restore import TrainedRun
 
 Status = Literal["ok", "filling", "sparse"]
@@ -164,7 +164,7 @@ class Decoder:
         self.attention = SlidingCrossAttention(
             self.model, self.unit_index, num_places=self.num_frames, duration_s=self.duration_s
         )
-        self.processor = ColumnProcessor(self.model, self.attention.times_of_latents)
+        self.processor = FoldedProcessor(self.model, self.attention.times_of_latents)
         self.dtype = self.model.latents.dtype
         self.empty = Batch(
             dff=torch.zeros(1, 1, num_units, dtype=self.dtype),
@@ -335,7 +335,7 @@ class Decoder:
         token_times = torch.from_numpy(times).to(self.dtype).to(torch.float64)
         z = self.attention.latents + self.attention.attend(places, token_times)  # (L, D)
         z = z + self.model.encoder.feed_forward(z)
-        return self.readout(self.processor(z.mT.contiguous()), target_time, batch)
+        return self.readout(self.processor(z), target_time, batch)
 
     def _answer(self, time: float, coverage: float, output: torch.Tensor) -> Prediction:
         if self.run.task == "frames":

@@ -22,7 +22,7 @@ from poyo_ssl.online.processor import standardise
 
 
 class SingleQueryReadout:
-    """Reads latents that are columns, for one task and one recording.
+    """Reads the latents of one window, for one task and one recording.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class SingleQueryReadout:
     >>> readout = SingleQueryReadout(model, "gratings", session, latents)
     >>> with torch.no_grad():
     ...     plain = model.readout("gratings", latents, session_index=session, target_time=torch.tensor([0.2]))
-    >>> torch.allclose(readout(latents.values[0].T, 0.2), plain[0], atol=1e-5)
+    >>> torch.allclose(readout(latents.values[0], 0.2), plain[0], atol=1e-5)
     True
     """
 
@@ -73,21 +73,21 @@ class SingleQueryReadout:
         q = rotate(self.turning, self.rotary(time, self.query.dtype))  # (1, H, 1, E)
         q = q.expand(-1, -1, self.turns.shape[1], -1) / math.sqrt(q.shape[-1])
         aimed = rotate(q, self.turns.conj())[0] @ self.keys  # (H, L, D)
-        self.aimed = (aimed * self.gain).mT.contiguous()  # (H, D, L)
+        self.aimed = aimed * self.gain  # (H, L, D)
         self.offset = aimed @ self.bias  # (H, L)
         self.target_time = target_time
 
     @torch.no_grad()
     def __call__(self, z: Tensor, target_time: float, batch: Batch | None = None) -> Tensor:
-        """Return the task's output for latents ``(D, L)``, read at `target_time` in seconds of the window.
+        """Return the task's output for latents ``(L, D)``, read at `target_time` in seconds of the window.
 
         A value skip needs the window itself, as a `batch` of one.
         """
         if not abs(target_time - self.target_time) <= CLOCK_TOLERANCE_S:
             self._aim(target_time)
         normal = standardise(z, self.eps)
-        logits = torch.add(self.offset, (self.aimed * normal).sum(1))  # (H, L)
-        read = logits.softmax(-1) @ normal.mT  # (H, D)
+        logits = torch.add(self.offset, (self.aimed * normal).sum(-1))  # (H, L)
+        read = logits.softmax(-1) @ normal  # (H, D)
         query = torch.addmv(self.start, self.values, read.flatten()).unsqueeze(0)  # (1, D)
         query = query + self.feed_forward(query)
         output: Tensor = self.head(query, batch)[0]

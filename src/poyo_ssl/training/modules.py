@@ -236,29 +236,6 @@ def spread_labels(target: Tensor, num_classes: int, *, spread: float) -> Tensor:
     return torch.softmax(-distance.square() / (2 * spread**2), dim=-1)
 
 
-def decide_frame(probabilities: Tensor, *, reach: int) -> Tensor:
-    """Name the movie frame with the most probability within `reach` frames on either side.
-
-    It maximises the expected rate of answers within the tolerance.
-
-    Parameters
-    ----------
-    probabilities : Tensor
-        ``(B, K)``.
-    reach : int
-        Frames on either side; 0 names the most probable frame.
-
-    Examples
-    --------
-    >>> decide_frame(torch.tensor([[0.4, 0.0, 0.1, 0.25, 0.25]]), reach=1).tolist()
-    [3]
-    """
-    summed = F.pad(probabilities.double().cumsum(dim=-1), (1, 0))
-    place = torch.arange(probabilities.shape[-1], device=probabilities.device)
-    high = (place + reach + 1).clamp(max=probabilities.shape[-1])
-    return (summed[:, high] - summed[:, (place - reach).clamp(min=0)]).argmax(dim=-1)
-
-
 def count_trainable(module: nn.Module) -> int:
     """Return the number of parameters that train."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -21,9 +21,9 @@ from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.windows import BatchSampler, UnitSet, WindowDataset, WindowTable, require_windows
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.evaluation.predictions import Predictions
+from poyo_ssl.training.decisions import decide
 from poyo_ssl.training.fit import make_trainer, quiet_lightning
 from poyo_ssl.training.jobs import open_data
-from poyo_ssl.training.modules import decide_frame
 from poyo_ssl.training.restore import TrainedRun, read_arguments
 from poyo_ssl.training.run_folder import read_json
 from poyo_ssl.training.tasks import TaskData, frame_duration_s, prepare_task, task_windows
@@ -263,12 +263,6 @@ def predict_test(
     if output.ndim == 1:
         return part.to_predictions(np.round(output * (len(run.class_values) - 1)).astype(int), **facts)
     return part.to_predictions(decide(run, output), **facts, probabilities=output, class_values=run.class_values)
-
-
-def decide(run: TrainedRun, probabilities: NDArray) -> NDArray[np.int64]:
-    """Turn class probabilities into classes, by the run's rule."""
-    reach = round(run.config.tolerance_s / run.movie_frame_s) if run.task == "frame_number" else 0
-    return decide_frame(torch.from_numpy(probabilities), reach=reach).numpy()
 
 
 def test_part(data: TaskData, config: FinetuneConfig, name: str) -> TestPart:

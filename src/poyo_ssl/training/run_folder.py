@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -64,6 +63,9 @@ NORMALISATION = ("centre", "scale", "mean", "spread")
 
 def process_rank() -> int:
     """Return this process's number among those that Lightning or a cluster started; 0 writes the files."""
+    # Imported here: it takes seconds, which decoding online does not wait for.
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
     return int(getattr(rank_zero_only, "rank", 0))
 
 
