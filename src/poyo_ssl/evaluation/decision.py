@@ -68,28 +68,28 @@ def decide_each(
     array([[0, 3],
            [0, 1]])
     """
+    unseen = np.flatnonzero(~seen)
 
     def block(rows: slice) -> IntArray:
-        return np.array([_decide_block(mass, half_widths, seen) for mass in masses(rows)], np.int64)
+        return np.array([_decide_block(mass, half_widths, unseen) for mass in masses(rows)], np.int64)
 
     return np.concatenate(in_blocks(block, num_rows, len(seen)), axis=-1)
 
 
-def _decide_block(mass: FloatArray, half_widths: Sequence[int], seen: npt.NDArray[np.bool_]) -> list[IntArray]:
-    num_frames = mass.shape[1]
-    total = np.zeros((len(mass), num_frames + 1))
+def _decide_block(mass: FloatArray, half_widths: Sequence[int], unseen: IntArray) -> list[IntArray]:
+    num_rows, num_frames = mass.shape
+    pad = min(max(half_widths), num_frames)
+    total = np.zeros((num_rows, num_frames + 1 + 2 * pad))  # mass before a frame, also of frames beyond either end
     # numpy's running sum takes four times as long.
-    torch.cumsum(torch.from_numpy(mass), dim=1, out=torch.from_numpy(total)[:, 1:])
+    torch.cumsum(torch.from_numpy(mass), dim=1, out=torch.from_numpy(total)[:, pad + 1 : pad + 1 + num_frames])
+    total[:, pad + 1 + num_frames :] = total[:, pad + num_frames, None]
     # A hair of the frame's own mass chooses the peak on the plateau that a box sum makes of it.
     hair = 1e-6 * mass
     found = []
     for half_width in half_widths:
-        reach = min(half_width, num_frames - 1)
-        gain = np.empty_like(mass)
-        gain[:, : num_frames - reach] = total[:, reach + 1 :]
-        gain[:, num_frames - reach :] = total[:, -1:]
-        gain[:, reach:] -= total[:, : num_frames - reach]
+        low, high = pad - min(half_width, pad), pad + 1 + min(half_width, pad)
+        gain = total[:, high : high + num_frames] - total[:, low : low + num_frames]
         gain += hair
-        gain[:, ~seen] = -np.inf
+        gain[:, unseen] = -np.inf
         found.append(gain.argmax(axis=1))
     return found

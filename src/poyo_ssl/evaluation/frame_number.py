@@ -103,22 +103,25 @@ class FrameNumberBaseline(ABC):
         return better
 
     def _try_temperatures(
-        self, scores: FloatArray, y_valid: Array, settings: dict[str, Any], temperatures: Sequence[float]
+        self, scores: Array, y_valid: Array, settings: dict[str, Any], temperatures: Sequence[float]
     ) -> bool:
         """As `_try_rules`, for softmax posteriors of scores ``(N, L)``."""
-        return self._try_rules(
-            lambda rows: (self._softmax(scores[rows], temperature) for temperature in temperatures),
-            y_valid,
-            [{**settings, "temperature": temperature} for temperature in temperatures],
-        )
+
+        def masses(rows: slice) -> Iterator[FloatArray]:
+            below_peak = self._below_peak(scores[rows])
+            for temperature in temperatures:
+                mass = below_peak / temperature
+                yield np.exp(mass, out=mass)  # decisions do not depend on the sum
+
+        return self._try_rules(masses, y_valid, [{**settings, "temperature": t} for t in temperatures])
+
+    def _below_peak(self, scores: Array) -> FloatArray:
+        seen = scores if self._seen.all() else np.where(self._seen, scores, -np.inf)
+        return np.subtract(seen, seen.max(axis=1, keepdims=True), dtype=np.float64)
 
     def _softmax(self, scores: FloatArray, temperature: float) -> FloatArray:
-        mass = np.where(self._seen, scores, -np.inf)
-        mass -= mass.max(axis=1, keepdims=True)
-        mass /= temperature
-        np.exp(mass, out=mass)
-        mass /= mass.sum(axis=1, keepdims=True)
-        return mass
+        mass = np.exp(self._below_peak(scores) / temperature)
+        return mass / mass.sum(axis=1, keepdims=True)
 
     def _try_votes(
         self, numbers: IntArray, y_valid: Array, settings: dict[str, Any], neighbours: Sequence[int]
@@ -219,19 +222,24 @@ class LinearFrameNumber(FrameNumberBaseline):
         """Take smoothed mean responses and choose the hyper-parameters."""
         self._start(x_train, y_train, x_valid, y_valid)
         for name, transform in candidate_transforms(x_train).items():
-            responses = Responses.of(transform(x_train), np.asarray(y_train, dtype=np.int64), self.num_frames)
-            held_out = transform(x_valid)
+            x = transform(x_train)
+            centre = x.mean(axis=0)  # changes no score's differences, and products lose no digits to an offset
+            responses = Responses.of(x - centre, np.asarray(y_train, dtype=np.int64), self.num_frames)
+            # Hyper-parameters are chosen with products in single precision, answers are given in double.
+            held_out = (transform(x_valid) - centre).astype(np.float32)
             for smoothing in self.smoothing_frames:
                 for added, weights, bias in self._discriminants(responses, responses.means(smoothing)):
                     settings = {"transform": name, "smoothing_frames": smoothing, **added}
-                    scores = held_out @ weights.T + bias
+                    scores = held_out @ weights.astype(np.float32).T + bias.astype(np.float32)
                     if self._try_temperatures(scores, y_valid, settings, self.temperatures):
-                        self._transform, self._weights, self._bias = transform, weights, bias
+                        self._transform, self._centre = transform, centre
+                        self._weights, self._bias = weights, bias
         return self
 
     def posterior(self, x: Array) -> FloatArray:
         """``(N, num_frames)`` posterior at the chosen temperature."""
-        return self._softmax(self._transform(x) @ self._weights.T + self._bias, self.chosen["temperature"])
+        scores = (self._transform(x) - self._centre) @ self._weights.T + self._bias
+        return self._softmax(scores, self.chosen["temperature"])
 
 
 class NaiveBayesFrameNumber(LinearFrameNumber):
@@ -281,5 +289,6 @@ class ShrunkLDAFrameNumber(LinearFrameNumber):
         for shrinkage in self.shrinkages:
             shrunk = (1 - shrinkage) * covariance
             np.fill_diagonal(shrunk, variance + self.variance_floor * variance.mean() + 1e-9)
-            weights = cho_solve(cho_factor(shrunk, lower=True), means.T).T
+            # One product with the inverse is faster than solving for as many means as a movie has frames.
+            weights = means @ cho_solve(cho_factor(shrunk, lower=True), np.eye(len(shrunk)))
             yield {"shrinkage": shrinkage}, weights, -0.5 * (weights * means).sum(axis=1)

@@ -108,5 +108,5 @@ def rank_votes(numbers: IntArray, num_frames: int) -> FloatArray:
     weight = 1.0 / np.arange(1, k + 1)
     votes = np.broadcast_to(weight / weight.sum(), numbers.shape)
     place = np.arange(num_rows)[:, None] * num_frames + numbers
-    mass: FloatArray = np.bincount(place.ravel(), votes.ravel(), minlength=num_rows * num_frames)
-    return mass.reshape(num_rows, num_frames)
+    mass = np.bincount(place.ravel(), votes.ravel(), minlength=num_rows * num_frames)
+    return np.asarray(mass, np.float64).reshape(num_rows, num_frames)

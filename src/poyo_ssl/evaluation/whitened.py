@@ -135,10 +135,13 @@ class CosineLDAFrameNumber(FrameNumberBaseline):
         for settings, transform, whitening in _whitenings(x_train, y, self.num_frames):
             train, valid = (whitening.directions(transform(x)) for x in (x_train, x_valid))
             responses = Responses.of(train, y, self.num_frames)
+            # Hyper-parameters are chosen with products in single precision, answers are given in double.
+            single = valid.astype(np.float32)
             for smoothing in self.smoothing_frames:
                 means = to_unit_length(responses.means(smoothing))
                 tried = {**settings, "smoothing_frames": smoothing}
-                if self._try_temperatures(valid @ means.T, y_valid, tried, self.temperatures):
+                cosine = single @ means.astype(np.float32).T
+                if self._try_temperatures(cosine, y_valid, tried, self.temperatures):
                     self._transform, self._whitening, self._means = transform, whitening, means
         return self
 
