@@ -14,6 +14,9 @@ directions is fixed, so a decoder of the second before the stimulus is the contr
 Time is not known, so there is no window for the model: baselines only, and running speed alone as the control. Of
 fifteen repetitions of a condition three test, the next three validate, nine train.
 
+`movie_cebra` and `gratings_cebra`: CEBRA with k nearest neighbours on the same windows, alone; it takes minutes where
+the other decoders take seconds, so these two run only when `--only` asks.
+
 The model is the mean of the probabilities of `--seeds` trainings that differ in their seed only. Its settings were
 chosen on validation repeats. Baselines read the same windows of dF/F, of the model's own input (compressed: robust
 z-scores through the inverse hyperbolic sine) and, for the movie, of the true events; each chooses its hyper-parameters
@@ -47,6 +50,7 @@ from poyo_ssl.evaluation import (
     paired_interval,
     t_interval,
 )
+from poyo_ssl.evaluation.cebra_decoders import cebra_decoder
 from poyo_ssl.sources.events import EventsConfig, prepare_events
 from poyo_ssl.training.decisions import decide_frame
 from poyo_ssl.training.predict import predict_windows
@@ -57,6 +61,7 @@ from poyo_ssl.training.tasks import TaskData, prepare_task, task_windows
 Scores = dict[str, float]
 
 MOVIES = {"movie": "natural_movie_one", "movie_three": "natural_movie_three"}
+CEBRA = ("movie_cebra", "gratings_cebra")
 MOVIE_REPEATS, TOLERANCE = 8, 30
 GRATING_REPEATS = 6
 RESPONSE_FOLDS, RESPONSE_REPEATS = 5, 3
@@ -167,9 +172,12 @@ def baseline_inputs(recording: Recording, data: TaskData) -> dict[str, NDArray]:
 
 
 def movie_fold(
-    recording: Recording, movie: str, fold: int, out: Path, seeds: int, kinds: Sequence[str]
+    recording: Recording, movie: str, fold: int, out: Path, seeds: int, kinds: Sequence[str], *, cebra: bool = False
 ) -> dict[str, Any]:
-    """Scores of one test repeat: model on dF/F, baselines on some of dF/F, compressed dF/F and the events behind it."""
+    """Scores of one test repeat: model on dF/F, baselines on some of dF/F, compressed dF/F and the events behind it.
+
+    With `cebra`, CEBRA takes the place of the baselines, and there is no model.
+    """
     config = replace(MOVIE_CONFIG, movies=(movie,), split=movie_split(fold))
     data = prepare_task([recording], config)
     tables = [task_windows(data, config, part) for part in ("train", "valid", "test_repeat")]
@@ -178,12 +186,18 @@ def movie_fold(
     inputs = baseline_inputs(recording, data)
     inputs["events"] = recording.events.dense(recording.num_frames, recording.num_units)
     started = time.monotonic()
-    scores = model_scores(recording, config, tables[1:], folder=out / f"fold{fold}", seeds=seeds, tolerance=TOLERANCE)
+    folder = out / f"fold{fold}"
+    scores = (
+        {} if cebra else model_scores(recording, config, tables[1:], folder=folder, seeds=seeds, tolerance=TOLERANCE)
+    )
     seconds = round(time.monotonic() - started)
     for kind in kinds:
-        values = inputs[kind]
-        fresh = frame_number_baselines(num_frames=num_frames, tolerance=TOLERANCE)
-        found = baseline_scores(fresh, values, tables, num_bins=3, tolerance=TOLERANCE)
+        fresh = (
+            (cebra_decoder("frame_number", num_classes=num_frames, tolerance=TOLERANCE),)
+            if cebra
+            else frame_number_baselines(num_frames=num_frames, tolerance=TOLERANCE)
+        )
+        found = baseline_scores(fresh, inputs[kind], tables, num_bins=3, tolerance=TOLERANCE)
         scores |= {f"{name}, {kind}": score for name, score in found.items()}
     return {"fold": fold, "windows": [len(table) for table in tables], "train_seconds": seconds, "scores": scores}
 
@@ -209,8 +223,10 @@ def gratings_recording(path: Path) -> Recording:
     return Recording("v1_gratings_73cells", dff, timestamps, metadata, stimuli={"drifting_gratings": shown})
 
 
-def gratings_fold(recording: Recording, fold: int, out: Path, seeds: int, kinds: Sequence[str]) -> dict[str, Any]:
-    """Scores of one test repeat in each kind of window."""
+def gratings_fold(
+    recording: Recording, fold: int, out: Path, seeds: int, kinds: Sequence[str], *, cebra: bool = False
+) -> dict[str, Any]:
+    """Scores of one test repeat in each kind of window; with `cebra`, of CEBRA alone."""
     scores: dict[str, dict[str, Any]] = {}
     for name, (window_s, lag_s) in GRATING_WINDOWS.items():
         split = SplitConfig(gratings_test_repeats=(fold,), gratings_valid_repeats=((fold + 1) % GRATING_REPEATS,))
@@ -219,12 +235,16 @@ def gratings_fold(recording: Recording, fold: int, out: Path, seeds: int, kinds:
         data = prepare_task([recording], config)
         tables = [task_windows(data, config, part) for part in ("train", "valid", "test_gratings")]
         folder = out / f"fold{fold}" / name.replace(" ", "_")
-        found = model_scores(recording, config, tables[1:], folder=folder, seeds=seeds, tolerance=0)
+        found = {} if cebra else model_scores(recording, config, tables[1:], folder=folder, seeds=seeds, tolerance=0)
         num_classes = len(data.class_values) if data.class_values is not None else 0
         inputs = baseline_inputs(recording, data)
         for kind in (kind for kind in kinds if kind in inputs):
-            values, fresh = inputs[kind], gratings_baselines(num_classes=num_classes)
-            of_kind = baseline_scores(fresh, values, tables, num_bins=1, tolerance=0)
+            fresh = (
+                (cebra_decoder("gratings", num_classes=num_classes),)
+                if cebra
+                else gratings_baselines(num_classes=num_classes)
+            )
+            of_kind = baseline_scores(fresh, inputs[kind], tables, num_bins=1, tolerance=0)
             found |= {f"{arm} ({kind})": score for arm, score in of_kind.items()}
         scores |= {f"{arm}, {name}": score for arm, score in found.items()}
     return {"fold": fold, "windows": [len(table) for table in tables], "scores": scores}
@@ -311,18 +331,20 @@ def report(
 
 def movie_experiment(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Decode one movie of the Allen recording."""
+    cebra = name in CEBRA
+    movie = MOVIES[name.removesuffix("_cebra")]
     prepared = args.out / "recordings" / "501574836.h5"
     if not prepared.exists():
         prepare_events(args.data / "allen_501574836", prepared.parent, config=EventsConfig(), seed=0)
     recording = Recording.open(prepared)
     results = run_folds(
         name,
-        lambda fold: movie_fold(recording, MOVIES[name], fold, args.out / name, args.seeds, args.inputs),
+        lambda fold: movie_fold(recording, movie, fold, args.out / name, args.seeds, args.inputs, cebra=cebra),
         args.folds or range(MOVIE_REPEATS),
         args.out,
     )
     comparisons: dict[str, tuple[str, Sequence[str]]] = {}
-    for kind in args.inputs:
+    for kind in () if cebra else args.inputs:
         comparisons[f"the model over kNN and naive Bayes, {kind}"] = (
             "model",
             [f"{arm}, {kind}" for arm in ("knn", "naive_bayes")],
@@ -332,12 +354,13 @@ def movie_experiment(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return report(name, results, comparisons)
 
 
-def gratings_experiment(args: argparse.Namespace) -> dict[str, Any]:
+def gratings_experiment(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Decode the twelve directions."""
+    cebra = name in CEBRA
     recording = gratings_recording(args.data / "v1_gratings_73cells" / "v1_gratings_73cells.npz")
     results = run_folds(
-        "gratings",
-        lambda fold: gratings_fold(recording, fold, args.out / "gratings", args.seeds, args.inputs),
+        name,
+        lambda fold: gratings_fold(recording, fold, args.out / name, args.seeds, args.inputs, cebra=cebra),
         args.folds or range(GRATING_REPEATS),
         args.out,
     )
@@ -345,9 +368,9 @@ def gratings_experiment(args: argparse.Namespace) -> dict[str, Any]:
     comparisons = {
         f"the model, {window}, over": (f"model, {window}", [f"shrunk_lda ({kind}), {window}" for kind in kinds])
         for window in GRATING_WINDOWS
-        if kinds
+        if kinds and not cebra
     }
-    return report("gratings", results, comparisons)
+    return report(name, results, comparisons)
 
 
 def main() -> None:
@@ -355,7 +378,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the real recordings")
     parser.add_argument("--out", type=Path, required=True, help="folder for recordings, runs and results")
-    parser.add_argument("--only", choices=[*MOVIES, "gratings", "responses"], help="one of the experiments")
+    parser.add_argument("--only", choices=[*MOVIES, "gratings", "responses", *CEBRA], help="one of the experiments")
     parser.add_argument("--folds", type=int, nargs="+", help="test repeats; all by default")
     parser.add_argument("--seeds", type=int, default=2, help="trainings whose probabilities are averaged")
     parser.add_argument(
@@ -365,10 +388,10 @@ def main() -> None:
     summary: dict[str, Any] = {"seeds": args.seeds}
     asked = [args.only] if args.only else [*MOVIES, "gratings", "responses"]
     for name in asked:
-        if name in MOVIES:
+        if name.startswith("movie"):
             summary[name] = movie_experiment(name, args)
-        elif name == "gratings":
-            summary[name] = gratings_experiment(args)
+        elif name.startswith("gratings"):
+            summary[name] = gratings_experiment(name, args)
         else:
             path = args.data / "allen_501724959_gratings" / "trials.npz"
             folds = args.folds or range(RESPONSE_FOLDS)

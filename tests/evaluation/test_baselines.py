@@ -27,9 +27,11 @@ from poyo_ssl.evaluation.baselines import (
     nearest_training_frame,
     within_tolerance,
 )
+from poyo_ssl.evaluation.decision import decide
 from poyo_ssl.evaluation.features import FeatureScaler, bin_features
 from poyo_ssl.evaluation.frame_images import BlurredMean, MeanFrame, PixelMedian
-from poyo_ssl.evaluation.frame_number import candidate_transforms, decide, smooth_means
+from poyo_ssl.evaluation.frame_number import candidate_transforms
+from poyo_ssl.evaluation.responses import smooth_means
 from poyo_ssl.evaluation.whitened import CosineLDAFrameNumber, WhitenedKNNFrameNumber, Whitening
 
 DECODERS = [

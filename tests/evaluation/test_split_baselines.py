@@ -11,6 +11,7 @@ from poyo_ssl.data.splits import split_gratings, split_movie
 from poyo_ssl.data.windows import WindowTable, movie_windows, trial_windows
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.evaluation import parts
+from poyo_ssl.evaluation.frame_number import ShrunkLDAFrameNumber
 from poyo_ssl.evaluation.parts import Part
 from poyo_ssl.evaluation.split_baselines import shift_activity, shift_windows, split_baselines
 
@@ -66,6 +67,23 @@ def test_frame_numbers_are_decoded_from_activity_alone(seeing):
     assert min(baselines.values()) > 0.8
     assert set(controls) == {"time in session", "shuffled neurons", "shifted activity"}
     assert max(controls.values()) < 0.4
+
+
+def test_shuffled_neurons_share_the_fit_of_the_intact_decoder(seeing, monkeypatch):
+    train, valid, test = movie_parts(seeing)
+    fitted_on = []
+    fit = ShrunkLDAFrameNumber.fit
+    monkeypatch.setattr(ShrunkLDAFrameNumber, "fit", lambda self, *a: fitted_on.append(len(a[1])) or fit(self, *a))
+    made = {b.name: b for b in split_baselines("frame_number", train, num_classes=NUM_FRAMES, tolerance=3)}
+    alone = made["shuffled neurons"].fit(train, valid).predict(test)
+    made["shuffled neurons"].fit(train, valid)
+    assert fitted_on == [len(train)]
+    intact = made["shrunk_lda"].fit(train, valid).predict(test)
+    np.testing.assert_array_equal(made["shuffled neurons"].fit(train, valid).predict(test), alone)
+    assert not np.array_equal(intact, alone)
+    assert fitted_on == [len(train)] * 2
+    made["shuffled neurons"].fit(valid, train)
+    assert fitted_on[2:] == [len(valid)]
 
 
 def test_directions_are_decoded_from_activity_alone(make_recording):

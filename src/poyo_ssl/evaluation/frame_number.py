@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
-from scipy.ndimage import gaussian_filter1d
 
+from poyo_ssl.evaluation.decision import decide, decide_each
 from poyo_ssl.evaluation.features import Array, FeatureScaler, FloatArray, IntArray, check_parts
+from poyo_ssl.evaluation.neighbours import Metric, nearest_rows, rank_votes
+from poyo_ssl.evaluation.responses import Responses
 
 Score = Callable[[IntArray, IntArray], float]
 """How good predicted frame numbers are for the true ones; larger is better."""
@@ -83,50 +84,54 @@ class FrameNumberBaseline(ABC):
         self._seen = np.bincount(y_train, minlength=self.num_frames) > 0
         self._best = -np.inf
 
-    def _try_rules(self, mass: FloatArray, y_valid: Array, settings: dict[str, Any]) -> bool:
-        """Score every decision rule; keep and report settings that are better than all before."""
+    def _try_rules(
+        self, masses: Callable[[slice], Iterable[FloatArray]], y_valid: Array, tried: Sequence[dict[str, Any]]
+    ) -> bool:
+        """Score every decision rule by every mass; keep and report settings that are better than all before.
+
+        `masses` makes, from a slice of rows, the mass of each of the settings `tried`.
+        """
         better = False
-        for half_width in dict.fromkeys((0, self.tolerance // 2, self.tolerance)):
-            score = self.score(decide(mass, half_width, self._seen), y_valid)
-            if score > self._best:
-                self._best, better = score, True
-                self.chosen = {**settings, "half_width": half_width}
+        half_widths = tuple(dict.fromkeys((0, self.tolerance // 2, self.tolerance)))
+        found = decide_each(masses, len(y_valid), half_widths, self._seen)
+        for settings, of_rules in zip(tried, found, strict=True):
+            for half_width, answer in zip(half_widths, of_rules, strict=True):
+                score = self.score(answer, y_valid)
+                if score > self._best:
+                    self._best, better = score, True
+                    self.chosen = {**settings, "half_width": half_width}
         return better
 
+    def _try_temperatures(
+        self, scores: Array, y_valid: Array, settings: dict[str, Any], temperatures: Sequence[float]
+    ) -> bool:
+        """As `_try_rules`, for softmax posteriors of scores ``(N, L)``."""
+
+        def masses(rows: slice) -> Iterator[FloatArray]:
+            below_peak = self._below_peak(scores[rows])
+            for temperature in temperatures:
+                mass = below_peak / temperature
+                yield np.exp(mass, out=mass)  # decisions do not depend on the sum
+
+        return self._try_rules(masses, y_valid, [{**settings, "temperature": t} for t in temperatures])
+
+    def _below_peak(self, scores: Array) -> FloatArray:
+        seen = scores if self._seen.all() else np.where(self._seen, scores, -np.inf)
+        return np.subtract(seen, seen.max(axis=1, keepdims=True), dtype=np.float64)
+
     def _softmax(self, scores: FloatArray, temperature: float) -> FloatArray:
-        scaled = np.where(self._seen, scores, -np.inf) / temperature
-        mass = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return np.asarray(mass / mass.sum(axis=1, keepdims=True))
+        mass = np.exp(self._below_peak(scores) / temperature)
+        return mass / mass.sum(axis=1, keepdims=True)
 
-
-def decide(mass: FloatArray, half_width: int, seen: npt.NDArray[np.bool_]) -> IntArray:
-    """Choose the seen frame with the most mass within +- `half_width` frames of it.
-
-    Parameters
-    ----------
-    mass : ndarray
-        ``(N, L)`` non-negative.
-    half_width : int
-        Frames on either side.
-    seen : ndarray
-        ``(L,)`` bool, frames that may be chosen.
-
-    Returns
-    -------
-    ndarray
-        ``(N,)`` int64.
-
-    Examples
-    --------
-    >>> decide(np.array([[0.4, 0.0, 0.1, 0.3, 0.2]]), 1, np.ones(5, dtype=bool))
-    array([3])
-    """
-    total = np.concatenate([np.zeros((len(mass), 1)), np.cumsum(mass, axis=1)], axis=1)
-    column = np.arange(mass.shape[1])
-    high, low = np.minimum(column + half_width + 1, mass.shape[1]), np.maximum(column - half_width, 0)
-    # A hair of the frame's own mass chooses the peak on the plateau that a box sum makes of it.
-    gain = total[:, high] - total[:, low] + 1e-6 * mass
-    return np.argmax(np.where(seen, gain, -np.inf), axis=1)
+    def _try_votes(
+        self, numbers: IntArray, y_valid: Array, settings: dict[str, Any], neighbours: Sequence[int]
+    ) -> bool:
+        """As `_try_rules`, for votes of the frame numbers ``(N, K)`` of the nearest windows."""
+        return self._try_rules(
+            lambda rows: (rank_votes(numbers[rows, :k], self.num_frames) for k in neighbours),
+            y_valid,
+            [{**settings, "neighbours": k} for k in neighbours],
+        )
 
 
 def candidate_transforms(x_train: Array) -> dict[str, Callable[[Array], FloatArray]]:
@@ -175,81 +180,26 @@ class KNNFrameNumber(FrameNumberBaseline):
 
     name = "knn"
     neighbours = (1, 5, 10, 20, 50, 100)
-    metrics = ("euclidean", "cosine", "correlation")
+    metrics: tuple[Metric, ...] = ("euclidean", "cosine", "correlation")
 
     def fit(self, x_train: Array, y_train: Array, x_valid: Array, y_valid: Array) -> KNNFrameNumber:
         """Store the training windows and choose transform, distance, k and half width."""
         self._start(x_train, y_train, x_valid, y_valid)
         self._y = np.asarray(y_train, dtype=np.int64)
         for name, transform in candidate_transforms(x_train).items():
-            for metric in self.metrics:
-                stored = _embed(transform(x_train), metric)
-                nearest = nearest_rows(_embed(transform(x_valid), metric), stored, max(self.neighbours))
-                for k in self.neighbours:
-                    settings = {"transform": name, "metric": metric, "neighbours": k}
-                    if self._try_rules(self._votes(nearest[:, :k]), y_valid, settings):
-                        self._transform, self._stored = transform, stored
+            stored = transform(x_train)
+            nearest = nearest_rows(transform(x_valid), stored, max(self.neighbours), self.metrics)
+            for metric, rows in nearest.items():
+                settings = {"transform": name, "metric": metric}
+                if self._try_votes(self._y[rows], y_valid, settings, self.neighbours):
+                    self._transform, self._stored, self._metric = transform, stored, metric
         return self
 
     def posterior(self, x: Array) -> FloatArray:
         """``(N, num_frames)`` share of the votes."""
-        embedded = _embed(self._transform(x), self.chosen["metric"])
-        return self._votes(nearest_rows(embedded, self._stored, self.chosen["neighbours"]))
-
-    def _votes(self, nearest: IntArray) -> FloatArray:
-        return rank_votes(self._y[nearest], self.num_frames)
-
-
-def rank_votes(numbers: IntArray, num_frames: int) -> FloatArray:
-    """Let neighbours vote with 1/rank.
-
-    Parameters
-    ----------
-    numbers : ndarray
-        ``(N, k)`` frame numbers of the neighbours, nearest first.
-    num_frames : int
-        Number of frames L.
-
-    Returns
-    -------
-    ndarray
-        ``(N, L)``, rows sum to 1.
-
-    Examples
-    --------
-    >>> rank_votes(np.array([[2, 0]]), 3).round(2)
-    array([[0.33, 0.  , 0.67]])
-    """
-    weight = 1.0 / np.arange(1, numbers.shape[1] + 1)
-    mass = np.zeros((len(numbers), num_frames))
-    votes = np.broadcast_to(weight / weight.sum(), numbers.shape)
-    np.add.at(mass, (np.arange(len(numbers))[:, None], numbers), votes)
-    return mass
-
-
-def _embed(x: FloatArray, metric: str) -> FloatArray:
-    """Turn cosine and correlation distance into euclidean distance of unit vectors."""
-    if metric == "euclidean":
-        return x
-    if metric == "correlation":
-        x = x - x.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(length > 0, length, 1.0)
-
-
-def nearest_rows(x: FloatArray, stored: FloatArray, k: int) -> IntArray:
-    """Rows of the k nearest stored vectors by euclidean distance, ``(N, k)``, nearest first.
-
-    Examples
-    --------
-    >>> nearest_rows(np.array([[0.9]]), np.array([[0.0], [1.0], [5.0]]), 2)
-    array([[1, 0]])
-    """
-    distance = (stored**2).sum(axis=1) - 2 * (x @ stored.T)  # squared, less a term that the row shares
-    k = min(k, len(stored))
-    rows = np.argpartition(distance, k - 1, axis=1)[:, :k]
-    order = np.argsort(np.take_along_axis(distance, rows, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(rows, order, axis=1)
+        metrics = (self._metric,)
+        nearest = nearest_rows(self._transform(x), self._stored, self.chosen["neighbours"], metrics)
+        return rank_votes(self._y[nearest[self._metric]], self.num_frames)
 
 
 class LinearFrameNumber(FrameNumberBaseline):
@@ -265,69 +215,31 @@ class LinearFrameNumber(FrameNumberBaseline):
     temperatures = (1.0, 4.0, 16.0)
 
     @abstractmethod
-    def _discriminants(self, x: FloatArray, means: FloatArray, y: IntArray) -> Iterator[Discriminant]:
-        """Yield candidates from training features ``(N, F)`` and means ``(num_frames, F)``."""
+    def _discriminants(self, responses: Responses, means: FloatArray) -> Iterator[Discriminant]:
+        """Yield candidates from the training part's responses and their smoothed means ``(num_frames, F)``."""
 
     def fit(self, x_train: Array, y_train: Array, x_valid: Array, y_valid: Array) -> LinearFrameNumber:
         """Take smoothed mean responses and choose the hyper-parameters."""
         self._start(x_train, y_train, x_valid, y_valid)
-        y = np.asarray(y_train, dtype=np.int64)
         for name, transform in candidate_transforms(x_train).items():
-            x, held_out = transform(x_train), transform(x_valid)
+            x = transform(x_train)
+            centre = x.mean(axis=0)  # changes no score's differences, and products lose no digits to an offset
+            responses = Responses.of(x - centre, np.asarray(y_train, dtype=np.int64), self.num_frames)
+            # Hyper-parameters are chosen with products in single precision, answers are given in double.
+            held_out = (transform(x_valid) - centre).astype(np.float32)
             for smoothing in self.smoothing_frames:
-                means = smooth_means(x, y, self.num_frames, smoothing)
-                for settings, weights, bias in self._discriminants(x, means, y):
-                    scores = held_out @ weights.T + bias
-                    for temperature in self.temperatures:
-                        tried = {
-                            "transform": name,
-                            "smoothing_frames": smoothing,
-                            **settings,
-                            "temperature": temperature,
-                        }
-                        if self._try_rules(self._softmax(scores, temperature), y_valid, tried):
-                            self._transform, self._weights, self._bias = transform, weights, bias
+                for added, weights, bias in self._discriminants(responses, responses.means(smoothing)):
+                    settings = {"transform": name, "smoothing_frames": smoothing, **added}
+                    scores = held_out @ weights.astype(np.float32).T + bias.astype(np.float32)
+                    if self._try_temperatures(scores, y_valid, settings, self.temperatures):
+                        self._transform, self._centre = transform, centre
+                        self._weights, self._bias = weights, bias
         return self
 
     def posterior(self, x: Array) -> FloatArray:
         """``(N, num_frames)`` posterior at the chosen temperature."""
-        return self._softmax(self._transform(x) @ self._weights.T + self._bias, self.chosen["temperature"])
-
-
-def smooth_means(x: FloatArray, y: IntArray, num_frames: int, smoothing_frames: float) -> FloatArray:
-    """Mean response per frame, averaged over neighbouring frames with a Gaussian.
-
-    Parameters
-    ----------
-    x : ndarray
-        ``(N, F)`` features.
-    y : ndarray
-        ``(N,)`` frame numbers.
-    num_frames : int
-        Number of frames L.
-    smoothing_frames : float
-        Standard deviation of the Gaussian in frames; 0 leaves the plain means.
-
-    Returns
-    -------
-    ndarray
-        ``(L, F)``; the overall mean where no window is within reach.
-
-    Examples
-    --------
-    >>> smooth_means(np.array([[1.0], [3.0], [8.0]]), np.array([0, 0, 2]), 3, 0.0).ravel()
-    array([2., 4., 8.])
-    """
-    counts = np.bincount(y, minlength=num_frames).astype(np.float64)
-    sums = np.zeros((num_frames, x.shape[1]))
-    np.add.at(sums, y, x)
-    if smoothing_frames > 0:
-        sums = gaussian_filter1d(sums, smoothing_frames, axis=0, mode="constant")
-        counts = gaussian_filter1d(counts, smoothing_frames, mode="constant")
-    reached = counts > 1e-9
-    means = sums / np.where(reached, counts, 1.0)[:, None]
-    means[~reached] = x.mean(axis=0)
-    return means
+        scores = (self._transform(x) - self._centre) @ self._weights.T + self._bias
+        return self._softmax(scores, self.chosen["temperature"])
 
 
 class NaiveBayesFrameNumber(LinearFrameNumber):
@@ -346,8 +258,8 @@ class NaiveBayesFrameNumber(LinearFrameNumber):
     name = "naive_bayes"
     variance_floors = (0.03, 0.3, 1.0)
 
-    def _discriminants(self, x: FloatArray, means: FloatArray, y: IntArray) -> Iterator[Discriminant]:
-        variance = ((x - means[y]) ** 2).mean(axis=0)
+    def _discriminants(self, responses: Responses, means: FloatArray) -> Iterator[Discriminant]:
+        variance = responses.residual_variance(means)
         for floor in self.variance_floors:
             precision = 1.0 / (variance + floor * variance.mean() + 1e-9)
             weights = means * precision
@@ -371,12 +283,12 @@ class ShrunkLDAFrameNumber(LinearFrameNumber):
     shrinkages = (0.05, 0.2, 0.5, 0.8)
     variance_floor = 0.05
 
-    def _discriminants(self, x: FloatArray, means: FloatArray, y: IntArray) -> Iterator[Discriminant]:
-        residual = x - means[y]
-        covariance = residual.T @ residual / len(x)
+    def _discriminants(self, responses: Responses, means: FloatArray) -> Iterator[Discriminant]:
+        covariance = responses.residual_covariance(means)
         variance = np.diag(covariance).copy()
         for shrinkage in self.shrinkages:
             shrunk = (1 - shrinkage) * covariance
             np.fill_diagonal(shrunk, variance + self.variance_floor * variance.mean() + 1e-9)
-            weights = cho_solve(cho_factor(shrunk, lower=True), means.T).T
+            # One product with the inverse is faster than solving for as many means as a movie has frames.
+            weights = means @ cho_solve(cho_factor(shrunk, lower=True), np.eye(len(shrunk)))
             yield {"shrinkage": shrinkage}, weights, -0.5 * (weights * means).sum(axis=1)

@@ -88,6 +88,7 @@ class Reading:
         self, decoder: Baseline, view: View = parts.activity, *, name: str | None = None, kind: ArmKind = "baseline"
     ) -> None:
         self.decoder, self.view, self.name, self.kind = decoder, view, name or decoder.name, kind
+        self._fitted_on: tuple[Part, Part] | None = None
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -97,7 +98,12 @@ class Reading:
     def fit(self, train: Part, valid: Part) -> Reading:
         """Fit the decoder on the view of the training part."""
         self.decoder.fit(self.view(train), train.target, self.view(valid), valid.target)
+        self._fitted_on = (train, valid)
         return self
+
+    def is_fitted_on(self, train: Part, valid: Part) -> bool:
+        """Tell whether the last fit was on these two objects."""
+        return self._fitted_on is not None and self._fitted_on[0] is train and self._fitted_on[1] is valid
 
     def predict(self, part: Part) -> NDArray:
         """Decode the view of a part."""
@@ -109,15 +115,21 @@ class ShuffledNeurons(Reading):
 
     Parameters
     ----------
-    decoder : Baseline
-        Unfitted.
+    intact : Reading
+        The same decoder on intact activity; once it is fitted on the same parts, its fit is taken as it is.
     seed : int
         Seed of the permutation.
     """
 
-    def __init__(self, decoder: Baseline, *, seed: int) -> None:
-        super().__init__(decoder, name="shuffled neurons", kind="control")
-        self._seed = seed
+    def __init__(self, intact: Reading, *, seed: int) -> None:
+        super().__init__(intact.decoder, name="shuffled neurons", kind="control")
+        self._intact, self._seed = intact, seed
+
+    def fit(self, train: Part, valid: Part) -> ShuffledNeurons:
+        """Fit the decoder, unless that has been done on these very parts."""
+        if not self._intact.is_fitted_on(train, valid):
+            self._intact.fit(train, valid)
+        return self
 
     def predict(self, part: Part) -> NDArray:
         """Decode with the neurons permuted, the same way in every window."""
@@ -272,9 +284,10 @@ def split_baselines(
     if which == "none":
         return []
     simple, reader = _decoders(task, num_classes=num_classes, frames=frames, tolerance=tolerance)
-    found: list[SplitBaseline] = [Reading(decoder) for decoder in simple if which != "core" or decoder.name in CORE]
+    readings = [Reading(decoder) for decoder in simple]
     if which == "core":
-        return found
+        return [reading for reading in readings if reading.name in CORE]
+    found: list[SplitBaseline] = list(readings)
     if which == "with_cebra":
         from poyo_ssl.evaluation.cebra_decoders import cebra_decoder
 
@@ -283,7 +296,8 @@ def split_baselines(
     found.append(Reading(reader(), parts.time_in_session, name="time in session", kind="control"))
     if train.recording.running is not None:
         found.append(Reading(reader(), parts.running_speed, name="running speed", kind="control"))
-    found += [ShuffledNeurons(reader(), seed=seed), ShiftedActivity(reader(), seed=seed)]
+    intact = next(reading for reading in readings if reading.name == reader().name)
+    found += [ShuffledNeurons(intact, seed=seed), ShiftedActivity(reader(), seed=seed)]
     if task == "gratings":
         found.append(ShuffledLabels(reader(), seed=seed))
     if frames is not None:

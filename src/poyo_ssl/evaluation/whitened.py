@@ -15,13 +15,9 @@ import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 
 from poyo_ssl.evaluation.features import Array, FloatArray, IntArray
-from poyo_ssl.evaluation.frame_number import (
-    FrameNumberBaseline,
-    candidate_transforms,
-    nearest_rows,
-    rank_votes,
-    smooth_means,
-)
+from poyo_ssl.evaluation.frame_number import FrameNumberBaseline, candidate_transforms
+from poyo_ssl.evaluation.neighbours import nearest_rows, rank_votes
+from poyo_ssl.evaluation.responses import Responses
 
 NOISE_SMOOTHING_FRAMES = 8.0
 """Smoothing of the mean responses whose residuals are taken for noise."""
@@ -107,10 +103,12 @@ def _whitenings(x_train: Array, y_train: IntArray, num_frames: int) -> Iterator[
     """Yield settings, transform and whitening of every candidate."""
     for name, transform in candidate_transforms(x_train).items():
         x = transform(x_train)
-        residual = x - smooth_means(x, y_train, num_frames, NOISE_SMOOTHING_FRAMES)[y_train]
+        responses = Responses.of(x, y_train, num_frames)
+        covariance = responses.residual_covariance(responses.means(NOISE_SMOOTHING_FRAMES))
         for shrinkage in SHRINKAGES:
             settings = {"transform": name, "shrinkage": shrinkage}
-            yield settings, transform, Whitening.fit(residual, centre=x.mean(axis=0), shrinkage=shrinkage)
+            whitening = Whitening.from_covariance(covariance, centre=x.mean(axis=0), shrinkage=shrinkage)
+            yield settings, transform, whitening
 
 
 class CosineLDAFrameNumber(FrameNumberBaseline):
@@ -136,13 +134,15 @@ class CosineLDAFrameNumber(FrameNumberBaseline):
         y = np.asarray(y_train, dtype=np.int64)
         for settings, transform, whitening in _whitenings(x_train, y, self.num_frames):
             train, valid = (whitening.directions(transform(x)) for x in (x_train, x_valid))
+            responses = Responses.of(train, y, self.num_frames)
+            # Hyper-parameters are chosen with products in single precision, answers are given in double.
+            single = valid.astype(np.float32)
             for smoothing in self.smoothing_frames:
-                means = to_unit_length(smooth_means(train, y, self.num_frames, smoothing))
-                cosine = valid @ means.T
-                for temperature in self.temperatures:
-                    tried = {**settings, "smoothing_frames": smoothing, "temperature": temperature}
-                    if self._try_rules(self._softmax(cosine, temperature), y_valid, tried):
-                        self._transform, self._whitening, self._means = transform, whitening, means
+                means = to_unit_length(responses.means(smoothing))
+                tried = {**settings, "smoothing_frames": smoothing}
+                cosine = single @ means.astype(np.float32).T
+                if self._try_temperatures(cosine, y_valid, tried, self.temperatures):
+                    self._transform, self._whitening, self._means = transform, whitening, means
         return self
 
     def posterior(self, x: Array) -> FloatArray:
@@ -172,15 +172,13 @@ class WhitenedKNNFrameNumber(FrameNumberBaseline):
         self._y = np.asarray(y_train, dtype=np.int64)
         for settings, transform, whitening in _whitenings(x_train, self._y, self.num_frames):
             train, valid = (whitening.directions(transform(x)) for x in (x_train, x_valid))
-            nearest = nearest_rows(valid, train, max(self.neighbours))
-            for k in self.neighbours:
-                mass = rank_votes(self._y[nearest[:, :k]], self.num_frames)
-                if self._try_rules(mass, y_valid, {**settings, "neighbours": k}):
-                    self._transform, self._whitening, self._stored = transform, whitening, train
+            nearest = nearest_rows(valid, train, max(self.neighbours))["euclidean"]
+            if self._try_votes(self._y[nearest], y_valid, settings, self.neighbours):
+                self._transform, self._whitening, self._stored = transform, whitening, train
         return self
 
     def posterior(self, x: Array) -> FloatArray:
         """``(N, num_frames)`` share of the votes."""
         directions = self._whitening.directions(self._transform(x))
-        nearest = nearest_rows(directions, self._stored, self.chosen["neighbours"])
+        nearest = nearest_rows(directions, self._stored, self.chosen["neighbours"])["euclidean"]
         return rank_votes(self._y[nearest], self.num_frames)

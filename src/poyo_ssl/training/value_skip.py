@@ -21,7 +21,7 @@ from poyo_ssl.data.intervals import Intervals, as_intervals, merge, subtract
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.windows import BatchRequest, UnitSet, WindowDataset, WindowTable
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation.frame_number import smooth_means
+from poyo_ssl.evaluation.responses import smooth_means
 from poyo_ssl.evaluation.whitened import Whitening
 from poyo_ssl.models.value_skip import ValueSkip, bin_values
 
