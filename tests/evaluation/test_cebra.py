@@ -39,7 +39,7 @@ def test_classes_are_decoded_from_the_embedding():
     x, y, x_valid, y_valid, x_test, y_test = splits(make)
     decoder = short("gratings", num_classes=8).fit(x, y, x_valid, y_valid)
     assert (decoder.predict(x_test) == y_test).mean() > 0.8
-    assert set(decoder.chosen) == {"transform", "dim", "hyper_parameter"}
+    assert set(decoder.chosen) == {"embedding_transform", "dim", "hyper_parameter"}
     assert decoder.name == "cebra_knn"
 
 

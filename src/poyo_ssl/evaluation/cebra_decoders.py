@@ -164,10 +164,11 @@ class CebraDecoder:
             if score > best:
                 best, parts = score, (train, valid)
                 self._transform, self._embedding, self._decoder = transform, embedding, decoder
-                self.chosen = {"transform": name, "dim": dim} | decoder.chosen
+                of_embedding = {"embedding_transform": name, "dim": dim}
         if self._final is not None:
             self._decoder = self._final().fit(parts[0], y_train, parts[1], y_valid)
-            self.chosen = {"transform": self.chosen["transform"], "dim": self.chosen["dim"]} | self._decoder.chosen
+        # A decoder may choose a transform of its own.
+        self.chosen = of_embedding | self._decoder.chosen
         return self
 
     def predict(self, x: Array) -> Array:
