@@ -172,13 +172,14 @@ def test_a_killed_worker_costs_its_own_recording_only(inputs, tmp_path):
     assert [r.recording_id for r in open_recordings(tmp_path / "out")] == ["b", "d", "e"]
 
 
-def test_a_worker_that_swallows_its_exit_ends_all_the_same():
+def test_a_worker_that_swallows_its_exit_ends_all_the_same_and_says_nothing(capfd):
     answers = run_in_processes(dally, [0.0, 1.5], workers=1)
     assert next(answers) == (0, 0.0, "")
     # The process is in a destructor now, where Python ignores the exit that the signal to end asks for.
     time.sleep(0.5)
     answers.close()
     assert not multiprocessing.active_children()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
-
 T = TypeVar("T")
 
 BLOCK_VALUES = 2**15
@@ -33,6 +31,8 @@ def in_blocks(work: Callable[[slice], T], num_rows: int, num_columns: int) -> li
     """
     size = max(BLOCK_VALUES // num_columns, 1)
     blocks = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+    import torch  # here, since reports need the scores of decoders but no torch
+
     threads = min(torch.get_num_threads(), len(blocks))
     if threads <= 1:
         return [work(rows) for rows in blocks]

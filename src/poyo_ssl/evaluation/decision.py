@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from poyo_ssl.evaluation.blocks import in_blocks
 from poyo_ssl.evaluation.features import FloatArray, IntArray
@@ -77,6 +76,8 @@ def decide_each(
 
 
 def _decide_block(mass: FloatArray, half_widths: Sequence[int], unseen: IntArray) -> list[IntArray]:
+    import torch  # here, since reports need the scores of decoders but no torch
+
     num_rows, num_frames = mass.shape
     pad = min(max(half_widths), num_frames)
     total = np.zeros((num_rows, num_frames + 1 + 2 * pad))  # mass before a frame, also of frames beyond either end

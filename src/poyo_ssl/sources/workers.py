@@ -23,9 +23,16 @@ def _serve(pipe: Connection, task: Callable[[Any], Any]) -> None:
     # A terminal's Ctrl-C reaches every process; only the parent decides, whose SIGTERM lets them clean up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.unraisablehook = _report_unless_exit
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             pipe.send(task(pipe.recv()))
+
+
+def _report_unless_exit(unraisable: Any) -> None:
+    """Say nothing of an exit that Python swallowed, in a destructor say: the closed pipe ends the process soon."""
+    if unraisable.exc_type is not SystemExit:
+        sys.__unraisablehook__(unraisable)
 
 
 def run_in_processes(task: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Generator[Answer, None, None]:
