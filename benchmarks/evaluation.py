@@ -69,8 +69,8 @@ def time_suite(recording: Recording, task: str, movie: str, *, cebra: bool) -> d
         "windows": [len(train), len(valid), len(test)],
         "seconds": {},
     }
-    wall, cpu = time.monotonic(), time.process_time()
     frames = drawn_movie(MOVIES[movie]) if task == "frames" else None
+    wall, cpu = time.monotonic(), time.process_time()
     for baseline in split_baselines(
         task,
         train,

@@ -50,7 +50,7 @@ def demo_configs(seed: int) -> tuple[PretrainConfig, FinetuneConfig, FinetuneCon
 
     A small model with one value direction per neuron (ours, not the study's), inputs in bins of 0.1 s, and no
     attention dropout, so that everything fits into minutes on two cores. Gratings are decoded with a value skip, which
-    chose itself by validation (docs/log.md): some hundred trials are few for an encoder alone.
+    was chosen on validation (docs/log.md): some hundred trials are few for an encoder alone.
     """
     model = ModelConfig(
         dim=64,

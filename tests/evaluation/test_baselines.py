@@ -31,7 +31,7 @@ from poyo_ssl.evaluation.decision import decide
 from poyo_ssl.evaluation.features import FeatureScaler, bin_features
 from poyo_ssl.evaluation.frame_images import BlurredMean, MeanFrame, PixelMedian
 from poyo_ssl.evaluation.frame_number import candidate_transforms
-from poyo_ssl.evaluation.responses import smooth_means
+from poyo_ssl.evaluation.responses import Responses
 from poyo_ssl.evaluation.whitened import CosineLDAFrameNumber, WhitenedKNNFrameNumber, Whitening
 
 DECODERS = [
@@ -166,7 +166,7 @@ def test_cosines_equal_a_metric_by_hand(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(WhitenedKNNFrameNumber, "neighbours", (1,))
     monkeypatch.setattr("poyo_ssl.evaluation.whitened.SHRINKAGES", (0.4,))
     monkeypatch.setattr("poyo_ssl.evaluation.whitened.candidate_transforms", lambda _: {"none": np.asarray})
-    residual = x - smooth_means(x, y, 60, 8.0)[y]
+    residual = x - Responses.of(x, y, 60).means(8.0)[y]
     covariance = residual.T @ residual / len(x)
     diagonal = np.diag(np.diag(covariance) + 0.05 * np.diag(covariance).mean())
     inverse = np.linalg.inv(0.6 * (covariance - np.diag(np.diag(covariance))) + diagonal)
@@ -177,7 +177,7 @@ def test_cosines_equal_a_metric_by_hand(monkeypatch: pytest.MonkeyPatch) -> None
 
     centred, test = x - x.mean(axis=0), x_test - x.mean(axis=0)
     length = np.sqrt(np.einsum("nf,fg,ng->n", centred, inverse, centred))
-    means = smooth_means(centred / length[:, None], y, 60, 4.0)
+    means = Responses.of(centred / length[:, None], y, 60).means(4.0)
     expected = np.exp(cosines(test, means) / 0.04)
     found = CosineLDAFrameNumber(num_frames=60, tolerance=0).fit(x, y, x, y).posterior(x_test)
     np.testing.assert_allclose(found, expected / expected.sum(axis=1, keepdims=True), rtol=1e-6, atol=1e-12)
@@ -215,7 +215,7 @@ def test_smooth_means_equals_direct_sum() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(50, 3)), rng.integers(0, 20, 50)
     weight = np.exp(-0.5 * ((np.arange(20)[:, None] - y) / 1.5) ** 2) * (np.abs(np.arange(20)[:, None] - y) <= 6)
-    np.testing.assert_allclose(smooth_means(x, y, 20, 1.5), weight @ x / weight.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(Responses.of(x, y, 20).means(1.5), weight @ x / weight.sum(axis=1, keepdims=True))
 
 
 @settings(max_examples=40, deadline=None)

@@ -29,10 +29,10 @@ def in_blocks(work: Callable[[slice], T], num_rows: int, num_columns: int) -> li
     >>> in_blocks(lambda rows: (rows.start, rows.stop), 3, BLOCK_VALUES // 2)
     [(0, 2), (2, 3)]
     """
-    size = max(BLOCK_VALUES // num_columns, 1)
-    blocks = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
     import torch  # here, since reports need the scores of decoders but no torch
 
+    size = max(BLOCK_VALUES // num_columns, 1)
+    blocks = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
     threads = min(torch.get_num_threads(), len(blocks))
     if threads <= 1:
         return [work(rows) for rows in blocks]

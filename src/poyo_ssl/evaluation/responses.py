@@ -87,30 +87,3 @@ class Responses:
         """``(F, F)`` mean product of the windows' differences from the means ``(L, F)`` of their frames."""
         cross = (self.sums - 0.5 * self.counts[:, None] * means).T @ means
         return np.asarray((self._products - cross - cross.T) / len(self.x))
-
-
-def smooth_means(x: FloatArray, y: IntArray, num_frames: int, smoothing_frames: float) -> FloatArray:
-    """Mean response per frame, averaged over neighbouring frames with a Gaussian, as `Responses.means`.
-
-    Parameters
-    ----------
-    x : ndarray
-        ``(N, F)`` features.
-    y : ndarray
-        ``(N,)`` frame numbers.
-    num_frames : int
-        Number of frames L.
-    smoothing_frames : float
-        Standard deviation of the Gaussian in frames; 0 leaves the plain means.
-
-    Returns
-    -------
-    ndarray
-        ``(L, F)``; the overall mean where no window is within reach.
-
-    Examples
-    --------
-    >>> smooth_means(np.array([[1.0], [3.0], [8.0]]), np.array([0, 0, 2]), 3, 0.0).ravel()
-    array([2., 4., 8.])
-    """
-    return Responses.of(x, y, num_frames).means(smoothing_frames)

@@ -1,6 +1,6 @@
-"""What a model's encoder consists of, for code that computes it in another order (`poyo_ssl.online`).
+"""What a model's first cross-attention consists of, for code that computes it in another order (`poyo_ssl.online`).
 
-The names of the encoder's parameters are known here and nowhere in that code.
+The names of its parameters are known here and nowhere in that code.
 """
 
 from __future__ import annotations

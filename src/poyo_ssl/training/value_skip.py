@@ -21,7 +21,7 @@ from poyo_ssl.data.intervals import Intervals, as_intervals, merge, subtract
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.windows import BatchRequest, UnitSet, WindowDataset, WindowTable
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation.responses import smooth_means
+from poyo_ssl.evaluation.responses import Responses
 from poyo_ssl.evaluation.whitened import Whitening
 from poyo_ssl.models.value_skip import ValueSkip, bin_values
 
@@ -126,7 +126,7 @@ def _measure(
     """Whiten one recording's noise and take its class means."""
     num_classes = len(skip.prototypes)
     x = _features(skip, recording, units, table, bin_frames)
-    residual = x - smooth_means(x, table.target, num_classes, smoothing)[table.target]
+    residual = x - Responses.of(x, table.target, num_classes).means(smoothing)[table.target]
     correlations = [_correlation(residual.T @ residual)]
     own = set(table.stimulus)
     for kind, spans in spans_by_stimulus(recording, domains[recording.recording_id]).items():
@@ -138,7 +138,7 @@ def _measure(
     deviation = residual.std(axis=0)
     covariance = np.mean(correlations, axis=0) * np.outer(deviation, deviation)
     whitening = Whitening.from_covariance(covariance, centre=x.mean(axis=0), shrinkage=SHRINKAGE)
-    means = smooth_means(whitening.directions(x), table.target, num_classes, smoothing)
+    means = Responses.of(whitening.directions(x), table.target, num_classes).means(smoothing)
     means[np.bincount(table.target, minlength=num_classes) == 0] = 0
     return RecordingMeans(means, whitening, units.rows, units.session_row)
 
