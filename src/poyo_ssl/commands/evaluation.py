@@ -39,7 +39,8 @@ def evaluate(
     arms : list of str, optional
         Name of each run in the tables; the folder's name by default. Runs of one name are seeds of one arm.
     data : path, optional
-        Where the recordings are now; by default where the runs found them.
+        Where the recordings are now; by default where the runs found them. With files alone, a data folder with
+        splits.json ('poyo-ssl split'): every target of every file is checked against it.
     baselines : {'all', 'core', 'none', 'with_cebra'}
         Baselines to fit beside runs; 'core' leaves the slower ones and the controls of the data out, 'with_cebra' adds
         CEBRA's embedding (needs 'poyo-ssl[cebra]').
@@ -66,7 +67,7 @@ def evaluate(
             raise ConfigError("--arms for predictions files", fix="leave it out: each file names its arm")
         from poyo_ssl.evaluation.summary import evaluate_files
 
-        scores = evaluate_files(runs, out, seed=seed, margin=margin, overwrite=overwrite)
+        scores = evaluate_files(runs, out, data=data, seed=seed, margin=margin, overwrite=overwrite)
     else:
         from poyo_ssl.training.evaluate import evaluate as score
 
@@ -144,6 +145,7 @@ def leaderboard(
     out: Path | None = None,
     task: Literal["gratings", "frame_number", "frames"] | None = None,
     split: str | None = None,
+    data: Path | None = None,
     seed: int = 0,
     margin: float = 0.02,
 ) -> None:
@@ -161,6 +163,8 @@ def leaderboard(
         Only this task.
     split : str, optional
         Only this split.
+    data : path, optional
+        Data folder with splits.json ('poyo-ssl split'): every target of every file is checked against it.
     seed : int
         Seed of the bootstrap over ten or more animals.
     margin : float
@@ -173,7 +177,7 @@ def leaderboard(
     if others:
         console.print(f"left out {len(others)} HDF5 files that hold no predictions, first {others[0]}", markup=False)
     with console.status(f"scoring {len(paths)} predictions files"):
-        boards = make_leaderboards(paths, task=task, split=split, seed=seed, margin=margin)
+        boards = make_leaderboards(paths, task=task, split=split, data=data, seed=seed, margin=margin)
     if len(boards) > 1:
         console.print(SEVERAL.format(len(boards)))
     for board in boards:

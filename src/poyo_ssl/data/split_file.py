@@ -135,6 +135,14 @@ def load_split_settings(path: Path | str) -> SplitConfig:
     return from_plain(SplitConfig, _read(Path(path)).get("settings", {}))
 
 
+def load_split_window(path: Path | str) -> float:
+    """Read the window plus lag, in seconds, that a file of splits was made for; errors as in `load_splits`."""
+    window_s = _read(Path(path)).get("window_s")
+    if not isinstance(window_s, (int, float)) or not window_s > 0:
+        raise SplitError(f"{path} is damaged (window_s {window_s})", fix="write it again with 'poyo-ssl split'")
+    return float(window_s)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))

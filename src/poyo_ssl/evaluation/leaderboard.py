@@ -19,10 +19,10 @@ from poyo_ssl.errors import ConfigError, suggest
 from poyo_ssl.evaluation.comparison import MARGIN, Comparison, compare_arms
 from poyo_ssl.evaluation.estimate import Interval
 from poyo_ssl.evaluation.metric_names import describe_metric
-from poyo_ssl.evaluation.predictions import ArmKind, Predictions, PredictionsError
+from poyo_ssl.evaluation.predictions import ArmKind, PredictionsError
 from poyo_ssl.evaluation.predictions_layout import FORMAT
 from poyo_ssl.evaluation.statistics import estimate_mean
-from poyo_ssl.evaluation.summary import BEST_BASELINE, Part, ScoredFile, best_baseline, gather_parts
+from poyo_ssl.evaluation.summary import BEST_BASELINE, Part, ScoredFile, best_baseline, gather_parts, load_scored
 
 RANKED: tuple[ArmKind, ...] = ("model", "baseline")
 """Kinds with a rank; controls should fail and ceilings know what no decoder can."""
@@ -122,6 +122,7 @@ def make_leaderboards(
     *,
     task: str | None = None,
     split: str | None = None,
+    data: Path | str | None = None,
     seed: int = 0,
     margin: float = MARGIN,
 ) -> list[Leaderboard]:
@@ -133,6 +134,8 @@ def make_leaderboards(
         Predictions files. Several files of one arm are its seeds, or folds that share the targets among them.
     task, split : str, optional
         Only this task or split.
+    data : path, optional
+        Data folder with ``splits.json``, against which every target is checked (`poyo_ssl.evaluation.against_data`).
     seed : int
         Seed of the bootstrap over ten or more animals.
     margin : float
@@ -141,9 +144,10 @@ def make_leaderboards(
     Raises
     ------
     PoyoError
-        If a file is not valid, files of one task and split are of different data or targets, or none is left.
+        If a file is not valid or does not go with the data, files of one task and split are of different data or
+        targets, or none is left.
     """
-    scored = [ScoredFile.of(Predictions.load(path), str(path)) for path in files]
+    scored = load_scored(files, data)
     for name, wanted in (("task", task), ("split", split)):
         known = sorted({getattr(file, name) for file in scored})
         if wanted is not None and wanted not in known:

@@ -111,18 +111,20 @@ def ssim(prediction: Array, target: Array) -> FloatArray:
         )
     values = np.empty(len(prediction))
     for part, (x, y) in _blocks(prediction, target):
-        luminance, contrast_structure = _similarity_maps(x, y)
-        values[part] = (luminance * contrast_structure).mean(axis=(1, 2))
+        values[part] = _similarity(x, y)[0]
     return values
 
 
-def _similarity_maps(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Luminance term and contrast-structure term of SSIM at every place where the window fits whole."""
+def _similarity(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """SSIM and its contrast-structure term, each ``(N,)``: means over every place where the window fits whole."""
     rows, columns = _gaussian_band(x.shape[1]), _gaussian_band(x.shape[2]).T
     c1, c2 = (0.01 * protocol.SSIM_DATA_RANGE) ** 2, (0.03 * protocol.SSIM_DATA_RANGE) ** 2
-    mean_x, mean_y, xx, yy, xy = (rows @ z @ columns for z in (x, y, x * x, y * y, x * y))
-    var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
-    return (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1), (2 * cov + c2) / (var_x + var_y + c2)
+    # Both variances are only ever added, so their squares share one filter.
+    mean_x, mean_y, squares, products = (rows @ (z @ columns) for z in (x, y, x * x + y * y, x * y))
+    mean_squares, mean_products = mean_x**2 + mean_y**2, mean_x * mean_y
+    luminance = (2 * mean_products + c1) / (mean_squares + c1)
+    contrast_structure = (2 * (products - mean_products) + c2) / (squares - mean_squares + c2)
+    return (luminance * contrast_structure).mean(axis=(1, 2)), contrast_structure.mean(axis=(1, 2))
 
 
 def multiscale_ssim(prediction: Array, target: Array) -> FloatArray:
@@ -152,6 +154,34 @@ def multiscale_ssim(prediction: Array, target: Array) -> FloatArray:
     >>> multiscale_ssim(frames, frames).round(6)
     array([1.])
     """
+    return ssim_and_multiscale(prediction, target)[1]
+
+
+def ssim_and_multiscale(prediction: Array, target: Array) -> tuple[FloatArray, FloatArray]:
+    """`ssim` and `multiscale_ssim` of every frame, whose first scale is the same work.
+
+    Parameters
+    ----------
+    prediction, target : ndarray
+        ``(N, H, W)`` uint8 or float, 0-255, at least 44 pixels high and wide.
+
+    Returns
+    -------
+    ssim, multiscale_ssim : ndarray
+        ``(N,)`` each.
+
+    Raises
+    ------
+    ConfigError
+        If shapes differ or frames are smaller than three scales need.
+
+    Examples
+    --------
+    >>> frames = np.arange(48 * 48).reshape(1, 48, 48) % 251
+    >>> single, several = ssim_and_multiscale(frames, frames)
+    >>> single.round(6), several.round(6)
+    (array([1.]), array([1.]))
+    """
     _check_images(prediction, target)
     if min(prediction.shape[1:]) < MULTISCALE_LEAST_PX:
         raise ConfigError(
@@ -160,15 +190,16 @@ def multiscale_ssim(prediction: Array, target: Array) -> FloatArray:
             fix="use larger frames",
         )
     weights = np.array(MULTISCALE_WEIGHTS) / sum(MULTISCALE_WEIGHTS)
-    values = np.ones(len(prediction))
+    single, several = np.empty(len(prediction)), np.ones(len(prediction))
     for part, (x, y) in _blocks(prediction, target):
         for scale, weight in enumerate(weights):
-            luminance, contrast_structure = _similarity_maps(x, y)
-            last = scale == len(weights) - 1
-            mean = (luminance * contrast_structure if last else contrast_structure).mean(axis=(1, 2))
-            values[part] *= np.maximum(mean, 0.0) ** weight
+            whole, contrast_structure = _similarity(x, y)
+            if scale == 0:
+                single[part] = whole
+            mean = whole if scale == len(weights) - 1 else contrast_structure
+            several[part] *= np.maximum(mean, 0.0) ** weight
             x, y = _halve(x), _halve(y)
-    return values
+    return single, several
 
 
 def _halve(images: FloatArray) -> FloatArray:

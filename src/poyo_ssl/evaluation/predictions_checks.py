@@ -200,7 +200,7 @@ def _check_intervals(p: Predictions) -> None:
                     allowed="start below end, in seconds",
                     fix="mend it",
                 )
-        _check_disjoint(recording, {part: np.asarray(v) for part, v in parts.items()})
+        check_disjoint(recording, parts)
         if "test" not in parts:
             continue
         rows = np.flatnonzero(p.recording_id == recording)
@@ -218,8 +218,21 @@ def _check_intervals(p: Predictions) -> None:
             )
 
 
-def _check_disjoint(recording: str, parts: dict[str, Array]) -> None:
-    """Reject a leak: a moment that trains may not test."""
+def check_disjoint(recording: str, parts: Mapping[str, Array]) -> None:
+    """Reject a leak: a moment that trains may not test.
+
+    Parameters
+    ----------
+    recording : str
+        Id of the recording.
+    parts : mapping
+        ``(K, 2)`` seconds by name of the part.
+
+    Raises
+    ------
+    PredictionsError
+        Naming the first two parts that share more than `TIME_RESOLUTION_S`, and where.
+    """
     for index, (first, one) in enumerate(parts.items()):
         for second, other in list(parts.items())[index + 1 :]:
             shared_start = np.maximum(one[:, None, 0], other[None, :, 0])

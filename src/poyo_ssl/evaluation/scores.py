@@ -276,10 +276,12 @@ def _frame_scores(
 
 
 def _image_scores(predicted: Array, target: Array) -> PerTarget:
-    large = min(predicted.shape[1:]) >= metrics.MULTISCALE_LEAST_PX
+    if min(predicted.shape[1:]) >= metrics.MULTISCALE_LEAST_PX:
+        similarity = dict(zip(("ssim", "ms_ssim"), metrics.ssim_and_multiscale(predicted, target), strict=True))
+    else:
+        similarity = {"ssim": metrics.ssim(predicted, target)}
     return {
-        **({"ms_ssim": metrics.multiscale_ssim(predicted, target)} if large else {}),
-        "ssim": metrics.ssim(predicted, target),
+        **similarity,
         "psnr_db": metrics.psnr(predicted, target),
         "spatial_correlation": metrics.spatial_correlation(predicted, target),
         "constant_share": metrics.constant_frames(predicted).astype(np.float64),

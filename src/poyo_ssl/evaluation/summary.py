@@ -167,11 +167,12 @@ def evaluate_files(
     files: Iterable[Path | str],
     out: Path | str | None = None,
     *,
+    data: Path | str | None = None,
     seed: int = 0,
     margin: float = MARGIN,
     overwrite: bool = False,
 ) -> Scores:
-    """Recompute every score from predictions files, without models and data.
+    """Recompute every score from predictions files, without models and, if you like, without data.
 
     Parameters
     ----------
@@ -179,6 +180,8 @@ def evaluate_files(
         Predictions files: several arms, seeds, splits and tasks are told apart by what the files say.
     out : path, optional
         Folder to make, with copies of the files and ``results.json``; nothing is written by default.
+    data : path, optional
+        Data folder with ``splits.json``, against which every target is checked (`poyo_ssl.evaluation.against_data`).
     seed : int
         Seed of the bootstrap.
     margin : float
@@ -194,12 +197,13 @@ def evaluate_files(
     Raises
     ------
     PoyoError
-        If a file is not valid, or files of one task and split have different targets; the first offender is named.
+        If a file is not valid, does not go with the data, or files of one task and split have different targets; the
+        first offender is named.
     """
     paths = [Path(path) for path in files]
     if out is not None:
         check_new(Path(out), overwrite=overwrite)
-    scored = [ScoredFile.of(Predictions.load(path), str(path)) for path in paths]
+    scored = load_scored(paths, data)
     scores = summarise(scored, rng=np.random.default_rng(seed), margin=margin)
     if out is not None:
         folder = new_folder(Path(out), overwrite=overwrite)
@@ -208,6 +212,32 @@ def evaluate_files(
             shutil.copyfile(path, free_path(folder / "predictions", file.arm, file.task, file.split, file.seed))
         write_results(folder, scores, files=[str(path) for path in paths], seed=seed, margin=margin)
     return scores
+
+
+def load_scored(files: Iterable[Path | str], data: Path | str | None = None) -> list[ScoredFile]:
+    """Load and score predictions files, each checked against a data folder first if one is given.
+
+    Raises
+    ------
+    PoyoError
+        If a file is not valid or does not go with the data, or the folder lacks recordings or splits.
+    """
+    known = None
+    if data is not None:
+        # Windows need torch, which scores of files do not.
+        from poyo_ssl.evaluation.against_data import DataFolder
+
+        known = DataFolder(data)
+    scored = []
+    for path in files:
+        predictions = Predictions.load(path)
+        if known is not None:
+            try:
+                known.check(predictions)
+            except PredictionsError as error:
+                raise PredictionsError(f"{path}: {error.problem}", allowed=error.allowed, fix=error.fix) from None
+        scored.append(ScoredFile.of(predictions, str(path)))
+    return scored
 
 
 def free_path(folder: Path, arm: str, task: str, split: str, seed: int) -> Path:

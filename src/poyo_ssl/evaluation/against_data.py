@@ -1,0 +1,248 @@
+"""Whether the targets of a predictions file are those of the recordings: the right ones, all of them, with true values.
+
+A file alone can be complete in itself and still leave out what was hard, or bring a truth of its own. Beside the
+recordings and their splits nothing of that is left to believe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from poyo_ssl.data.intervals import contains
+from poyo_ssl.data.recording import Recording, open_recordings
+from poyo_ssl.data.split_file import load_split_settings, load_split_window, load_splits
+from poyo_ssl.data.splits import GRATINGS, Split, join, standard_splits, usable_trials
+from poyo_ssl.data.stimuli import Presentations
+from poyo_ssl.data.unseen_frames import load_resized_movie
+from poyo_ssl.data.windows import WindowTable, movie_windows, trial_windows, window_frames
+from poyo_ssl.errors import suggest
+from poyo_ssl.evaluation.predictions import Predictions
+from poyo_ssl.evaluation.predictions_checks import TIME_RESOLUTION_S, check_disjoint, target_keys
+from poyo_ssl.evaluation.predictions_layout import Array, PredictionsError
+
+GREY_LEVELS = 1
+"""By how much true frames may differ from the movie's: rounding."""
+DEGREES = 1e-3
+"""By how much true directions may differ: far above what single precision does to them."""
+
+
+class DataFolder:
+    """The recordings and ``splits.json`` of one data folder, to check predictions files against.
+
+    Parameters
+    ----------
+    folder : path
+        Data folder with a file of 'poyo-ssl split' beside the recordings.
+
+    Raises
+    ------
+    PoyoError
+        If there are no recordings, or no splits.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from poyo_ssl.config import SplitConfig
+    >>> from poyo_ssl.data.recording import RecordingMetadata
+    >>> from poyo_ssl.data.split_file import save_splits
+    >>> folder, stamps, start = Path(tempfile.mkdtemp()), np.arange(600) / 30, np.arange(10) * 45
+    >>> columns = {"frame": np.zeros(10, int), "repeat": np.arange(10)}
+    >>> movie = Presentations.from_frames("natural_movie_one", stamps, start, start + 45, columns)
+    >>> recording = Recording("r", np.zeros((600, 1)), stamps, RecordingMetadata("m"), stimuli={movie.name: movie})
+    >>> _ = recording.save(folder / "r.h5")
+    >>> _ = save_splits([recording], folder / "splits.json", SplitConfig(num_clips=0))
+    >>> made = Predictions(task="frame_number", split="repeat", arm="mine", prediction=np.array([0]),
+    ...     target=np.array([0]), time=movie.midpoint[9:], recording_id=np.array(["r"]), subject_id=np.array(["m"]),
+    ...     stimulus=np.array([movie.name]), frame_number=np.array([0]), repeat=np.array([9]),
+    ...     class_values=np.array([0.0]))
+    >>> DataFolder(folder).check(made)
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        folder = Path(folder)
+        self.recordings = {recording.recording_id: recording for recording in open_recordings(folder)}
+        path = (folder if folder.is_dir() else folder.parent) / "splits.json"
+        self.splits = load_splits(path)
+        self.config = load_split_settings(path)
+        self.window_s = load_split_window(path)
+
+    def check(self, predictions: Predictions) -> None:
+        """Check every target of a file against the recordings.
+
+        Every row must be a presentation of the test part, at its middle, with the stimulus, repeat, frame, direction,
+        picture and animal that the recording says; all targets whose window of the splits' length lies in clean data
+        must be there; nothing of the test part may be among the file's training or validation intervals.
+
+        Parameters
+        ----------
+        predictions : Predictions
+            One file.
+
+        Raises
+        ------
+        PredictionsError
+            Naming the first offender.
+        """
+        p = predictions
+        for recording_id in dict.fromkeys(p.recording_id.astype(str)):
+            if recording_id not in self.recordings:
+                raise PredictionsError(
+                    f"recording {recording_id} is not in the data folder{suggest(recording_id, self.recordings)}",
+                    fix="give the folder of the recordings that were decoded",
+                )
+            recording = self.recordings[recording_id]
+            rows = np.flatnonzero(p.recording_id == recording_id)
+            animal = recording.metadata.subject_id
+            if p.subject_id[rows[0]] != animal:
+                raise PredictionsError(
+                    f"recording {recording_id} has subject_id {p.subject_id[rows[0]]}", allowed=animal, fix="correct it"
+                )
+            for stimulus in dict.fromkeys(p.stimulus[rows].astype(str)):
+                self._check_stimulus(p, recording, stimulus, rows[p.stimulus[rows] == stimulus])
+
+    def _check_stimulus(self, p: Predictions, recording: Recording, stimulus: str, rows: Array) -> None:
+        name = f"{stimulus} of recording {recording.recording_id}"
+        splits = self._splits_of(p, recording)
+        split = splits.get(stimulus)
+        if split is None:
+            raise PredictionsError(f"{name} is not among the splits", fix="write them again with 'poyo-ssl split'")
+        part = f"test_{p.split}"
+        if part not in split.parts:
+            raise PredictionsError(
+                f"no split '{p.split}' of {name}",
+                allowed=", ".join(test.removeprefix("test_") for test in split.tests),
+                fix="write splits.json with the settings of the decoder's split ('poyo-ssl split')",
+            )
+        others = {
+            own: spans for own, spans in p.split_intervals.get(recording.recording_id, {}).items() if own != "test"
+        }
+        for own, spans in others.items():
+            check_disjoint(
+                recording.recording_id, {f"{own} of the file": spans, f"{part} of splits.json": split.parts[part]}
+            )
+        table = recording.stimulus(stimulus)
+        shown = self._rows_at(p, rows, table, split, part, name)
+        self._check_values(p, recording, table, rows, shown, name)
+        self._check_complete(p, recording, table, rows, splits, part, name)
+
+    def _splits_of(self, p: Predictions, recording: Recording) -> Mapping[str, Split]:
+        """Return splits by stimulus; unseen frames have no number to be told by, so that task has no clips."""
+        stored = self.splits.get(recording.recording_id, {})
+        if p.task != "frame_number":
+            return stored
+        made = standard_splits(recording, self.config.known_frames_only(), window_s=self.window_s)
+        is_new = any(test.startswith("test_subject_") for split in stored.values() for test in split.tests)
+        return {name: split.of_new_animal() if is_new else split for name, split in made.items()}
+
+    def _rows_at(self, p: Predictions, rows: Array, table: Presentations, split: Split, part: str, name: str) -> Array:
+        """``(R,)`` presentation in whose middle each target lies."""
+        middles = table.midpoint
+        order = np.argsort(middles, kind="stable")
+        after = np.clip(np.searchsorted(middles[order], p.time[rows]), 1, max(len(order) - 1, 1))
+        near = order[np.stack([after - 1, np.minimum(after, len(order) - 1)])]
+        apart = np.abs(middles[near] - p.time[rows])
+        found = np.take_along_axis(near, apart.argmin(axis=0)[None], axis=0)[0]
+        wanted = contains(middles[found], split.parts[part])
+        if table.name == GRATINGS:
+            wanted &= usable_trials(table)[found]
+        for bad, text in (
+            (apart.min(axis=0) > TIME_RESOLUTION_S, f"the middle of no presentation of {name}"),
+            (~wanted, f"not in the test part of split '{p.split}' of {name}"),
+        ):
+            if bad.any():
+                row = rows[np.argmax(bad)]
+                raise PredictionsError(
+                    f"row {row} at {p.time[row]:.6f} s is {text} ({int(bad.sum())} such)",
+                    fix="predict the presentations of the test part, each at the middle between its start and end",
+                )
+        return found
+
+    def _check_values(
+        self, p: Predictions, recording: Recording, table: Presentations, rows: Array, shown: Array, name: str
+    ) -> None:
+        target = p.target[rows].astype(np.int64)
+        pairs: list[tuple[str, Array, Array, float]] = []
+        if p.task == "gratings":
+            true = table.columns["orientation"][shown].astype(float)
+            pairs.append(("direction", p.class_values[target], true, DEGREES))
+        else:
+            numbers = table.columns["frame"][shown]
+            pairs.append(("frame_number", p.frame_number[rows], numbers, 0))
+            pairs.append(("repeat", p.repeat[rows], table.columns["repeat"][shown], 0))
+            if p.task == "frame_number":
+                pairs.append(("target", p.class_values[target], numbers, 0))
+        for column, own, true, tolerance in pairs:
+            self._compare(p, rows, np.abs(own - true) > tolerance, name, column, own, true)
+        if p.task == "frames":
+            assert recording.data_folder is not None
+            height, width = p.target_frames.shape[1:]
+            movie = load_resized_movie(recording.data_folder, table.name, height=height, width=width)
+            pairs_of_frames = np.unique(np.stack([target, table.columns["frame"][shown]]), axis=1).T
+            for index, number in pairs_of_frames:
+                apart = np.abs(p.target_frames[index].astype(int) - movie[number]).max()
+                if apart > GREY_LEVELS:
+                    raise PredictionsError(
+                        f"target_frames {index} is not frame {number} of {name}: up to {apart} grey levels apart",
+                        allowed=f"{GREY_LEVELS}",
+                        fix="resize the movie with poyo_ssl.data.unseen_frames.load_resized_movie",
+                    )
+
+    def _compare(
+        self, p: Predictions, rows: Array, bad: Array, name: str, column: str, own: Array, true: Array
+    ) -> None:
+        if bad.any():
+            first = int(np.argmax(bad))
+            raise PredictionsError(
+                f"row {rows[first]} at {p.time[rows[first]]:.6f} s has {column} {own[first]:g}, {name} has "
+                f"{true[first]:g} there ({int(bad.sum())} such)",
+                fix="write the truth of the recording",
+            )
+
+    def _check_complete(
+        self,
+        p: Predictions,
+        recording: Recording,
+        table: Presentations,
+        rows: Array,
+        splits: Mapping[str, Split],
+        part: str,
+        name: str,
+    ) -> None:
+        # A target whose window would reach into any other part, of whichever stimulus, need not be there.
+        wanted = self._windows(p, recording, table, join(list(splits.values())), part)
+        keys = pd.MultiIndex.from_frame(target_keys(p.recording_id[rows], p.time[rows]))
+        expected = pd.MultiIndex.from_frame(
+            target_keys(np.full(len(wanted), recording.recording_id), wanted.target_time)
+        )
+        missing = ~expected.isin(keys)
+        if missing.any():
+            first = int(np.argmax(missing))
+            frame = (
+                f"frame {wanted.frame_number[first]}, repeat {wanted.repeat[first]}, " if p.task != "gratings" else ""
+            )
+            raise PredictionsError(
+                f"{frame}{wanted.target_time[first]:.6f} s, of {name} is missing ({int(missing.sum())} of "
+                f"{len(wanted)} targets of split '{p.split}' are)",
+                fix="predict every target of the test part; a decoder of longer windows needs splits of its --window_s",
+            )
+
+    def _windows(
+        self, p: Predictions, recording: Recording, table: Presentations, split: Split, part: str
+    ) -> WindowTable:
+        """Make the windows of a part that can be scored, as for our own models."""
+        num_frames = window_frames([recording], self.window_s)
+        if p.task == "gratings":
+            known = np.isclose(table.columns["orientation"][:, None], p.class_values, rtol=0, atol=DEGREES).any(axis=1)
+            targets = np.where(known, 0, -1)
+            return trial_windows(
+                recording, 0, split, part, num_frames=num_frames, lag_s=0.0, dilation_s=0.0, targets=targets
+            )
+        known = (
+            np.isin(table.columns["frame"], p.class_values) if p.task == "frame_number" else np.ones(len(table), bool)
+        )
+        targets = np.where(known, 0, -1)
+        return movie_windows(recording, 0, table, split, part, num_frames=num_frames, lag_s=0.0, targets=targets)
