@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import softmax
 from test_baselines import make_parts
 
-from poyo_ssl.evaluation import blocks, neighbours
+from poyo_ssl.evaluation import blocks, frame_number, neighbours
 from poyo_ssl.evaluation.blocks import in_blocks
 from poyo_ssl.evaluation.frame_number import (
     FrameNumberBaseline,
@@ -190,6 +190,23 @@ def test_choice_and_answers_equal_the_plain_search(
     found = decoder(num_frames=LENGTH, tolerance=TOLERANCE).fit(x, y, x_valid, y_valid)
     assert found.chosen == chosen
     np.testing.assert_array_equal(found.predict(x_test), answers)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [KNNFrameNumber, NaiveBayesFrameNumber, ShrunkLDAFrameNumber, WhitenedKNNFrameNumber, CosineLDAFrameNumber],
+)
+def test_of_many_validation_windows_evenly_spaced_ones_choose(
+    decoder: type[FrameNumberBaseline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y, x_valid, y_valid, x_test, _ = make_parts(length=LENGTH, units=12, noise=0.9)
+    every_third = decoder(num_frames=LENGTH, tolerance=TOLERANCE).fit(x, y, x_valid[::3], y_valid[::3])
+    monkeypatch.setattr(frame_number, "SEARCH_WINDOWS", len(y_valid) // 3)
+    thinned = decoder(num_frames=LENGTH, tolerance=TOLERANCE)
+    # Windows that do not choose may hold anything.
+    x_valid = np.where(np.arange(len(x_valid))[:, None] % 3 == 0, x_valid, 1e6)
+    assert thinned.fit(x, y, x_valid, y_valid).chosen == every_third.chosen
+    np.testing.assert_array_equal(thinned.predict(x_test), every_third.predict(x_test))
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -130,7 +130,7 @@ class CosineLDAFrameNumber(FrameNumberBaseline):
 
     def fit(self, x_train: Array, y_train: Array, x_valid: Array, y_valid: Array) -> CosineLDAFrameNumber:
         """Take mean directions and choose the hyper-parameters."""
-        self._start(x_train, y_train, x_valid, y_valid)
+        x_valid, y_valid = self._start(x_train, y_train, x_valid, y_valid)
         y = np.asarray(y_train, dtype=np.int64)
         for settings, transform, whitening in _whitenings(x_train, y, self.num_frames):
             train, valid = (whitening.directions(transform(x)) for x in (x_train, x_valid))
@@ -168,7 +168,7 @@ class WhitenedKNNFrameNumber(FrameNumberBaseline):
 
     def fit(self, x_train: Array, y_train: Array, x_valid: Array, y_valid: Array) -> WhitenedKNNFrameNumber:
         """Store the training directions and choose the hyper-parameters."""
-        self._start(x_train, y_train, x_valid, y_valid)
+        x_valid, y_valid = self._start(x_train, y_train, x_valid, y_valid)
         self._y = np.asarray(y_train, dtype=np.int64)
         for settings, transform, whitening in _whitenings(x_train, self._y, self.num_frames):
             train, valid = (whitening.directions(transform(x)) for x in (x_train, x_valid))
