@@ -9,16 +9,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from poyo_ssl.config import MODEL_SIZES, FinetuneConfig, ModelConfig, OptimConfig, SplitConfig, WindowConfig
+from poyo_ssl.config import (
+    MODEL_SIZES,
+    FinetuneConfig,
+    ModelConfig,
+    OptimConfig,
+    SelectionConfig,
+    SplitConfig,
+    WindowConfig,
+)
 from poyo_ssl.data.recording import open_recordings
 from poyo_ssl.errors import ConfigError, PoyoError
 from poyo_ssl.evaluation import evaluate_files
 from poyo_ssl.evaluation.parts import Part
 from poyo_ssl.evaluation.predictions import Predictions
+from poyo_ssl.selection.table import fit_selection
 from poyo_ssl.training.evaluate import evaluate, read_results
 from poyo_ssl.training.predict import open_task, test_part
 from poyo_ssl.training.restore import TrainedRun
 from poyo_ssl.training.run import finetune
+from poyo_ssl.training.tasks import allowed_domain
 
 MODEL = ModelConfig(**MODEL_SIZES["tiny"], attention_dropout=0.0, value_embedding="per_unit")
 GRATINGS = FinetuneConfig(
@@ -148,6 +158,19 @@ def test_arms_with_other_windows_are_refused(gratings_runs, tiny, tmp_path):
     with pytest.raises(ConfigError, match="other test windows"):
         evaluate({"a": gratings_runs[0], "b": run}, tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+def test_arms_of_other_neurons_share_no_baseline(gratings_runs, tiny, tmp_path):
+    recordings = open_recordings(tiny)
+    domains = {r.recording_id: allowed_domain(r, SplitConfig(), window_s=1.0) for r in recordings}
+    most = fit_selection(recordings, intervals=domains, config=SelectionConfig(level="neuron", keep_fraction=0.9))
+    own = replace(GRATINGS, window=replace(GRATINGS.window, units="selected"))
+    run = finetune(tiny, tmp_path / "most", config=own, selection=most, progress=False)
+    arms = {"all": gratings_runs[0], "most": run}
+    with pytest.raises(ConfigError, match=r"'all' and 'most' decode from 16 and \d+ neurons of .*, not the same ones"):
+        evaluate(arms, tmp_path / "results", baselines="core", controls=False)
+    assert not (tmp_path / "results").exists()
+    assert evaluate(arms, tmp_path / "results", baselines="none", controls=False).rows
 
 
 def test_moved_data_and_damaged_runs_are_named(gratings_runs, tiny, tmp_path):

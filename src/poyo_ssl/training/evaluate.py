@@ -92,6 +92,7 @@ def evaluate(
         # Said before the runs predict, which can take long.
         load_cebra()
     named = _name_runs(runs)
+    columns = {} if baselines == "none" else _columns_by_task(named)
     known: list[Predictions] = []
     parts: dict[tuple[str, str], TestPart] = {}
     for arm, run in named:
@@ -107,8 +108,7 @@ def evaluate(
     if baselines != "none" and first:
         for task in dict.fromkeys(task for task, _ in parts):
             of_task = [part for (name, _), part in parts.items() if name == task]
-            columns = TrainedRun.open(next(run for _, run in named if _is_run_of(run, task))).columns
-            known += _fit_baselines(of_task, columns, baselines, tell, seed=seed)
+            known += _fit_baselines(of_task, columns[task], baselines, tell, seed=seed)
     if not first:
         return Scores([], {})
     tell("scoring")
@@ -152,8 +152,22 @@ def _predict_run(
             yield part, replace(predictions, mean_frames=means)
 
 
-def _is_run_of(run: Path | str, task: str) -> bool:
-    return Path(run).is_dir() and run_folder.read_json(Path(run), "run.json").get("task") == task
+def _columns_by_task(named: Sequence[tuple[str, Path | str]]) -> dict[str, Mapping[str, NDArray]]:
+    """Return the units that the runs of each task decode from, by recording id: baselines must read the same ones."""
+    first: dict[str, tuple[str, Mapping[str, NDArray]]] = {}
+    for arm, folder in named:
+        if Path(folder).is_file():
+            continue
+        run = TrainedRun.open(folder)
+        other, columns = first.setdefault(run.task, (arm, run.columns))
+        for recording in sorted(columns.keys() & run.columns.keys()):
+            if not np.array_equal(columns[recording], run.columns[recording]):
+                raise ConfigError(
+                    f"arms '{other}' and '{arm}' decode from {len(columns[recording])} and "
+                    f"{len(run.columns[recording])} neurons of {recording}, not the same ones",
+                    fix="evaluate them apart, each beside baselines on its neurons, or pass --baselines none",
+                )
+    return {task: columns for task, (_, columns) in first.items()}
 
 
 def _check_same(reference: TestPart, part: TestPart, arm: str) -> None:
