@@ -13,6 +13,7 @@ from poyo_ssl.config import FinetuneConfig, PretrainConfig, SelectionConfig, Spl
 from poyo_ssl.data.intervals import as_intervals
 from poyo_ssl.data.leaks import LeakError
 from poyo_ssl.data.recording import open_recordings
+from poyo_ssl.data.stimuli import movie_path
 from poyo_ssl.errors import CheckpointError
 from poyo_ssl.selection.table import fit_selection
 from poyo_ssl.training import jobs, run, run_folder, tasks
@@ -45,6 +46,24 @@ def test_frames_runs_with_every_test_part_pass(pair, quick, tmp_path):
         "train", "valid", "valid_clip", "test_repeat", "test_clip", "test_movie"
     }  # fmt: skip
     assert problems(audit_run(folder)) == []
+
+
+def test_a_laxer_limit_of_near_duplicates_than_the_protocol_s_is_found(pair, quick, tmp_path):
+    """A training frame is all but a copy of a test frame, and the run's own limit lets it train."""
+    data = shutil.copytree(pair, tmp_path / "data")
+    config = replace(quick, task="frames", split=replace(quick.split, near_duplicate_correlation=1.0))
+    recordings = open_recordings(data)
+    prepared = tasks.prepare_task(recordings, config)
+    train, test = (set(tasks.task_windows(prepared, config, part).frame_number) for part in ("train", "test_clip"))
+    pixels = np.load(movie_path(data, "natural_movie_one"))
+    pixels[min(train)] = pixels[min(test)]
+    pixels[min(train), :2, :2] ^= 1
+    np.save(movie_path(data, "natural_movie_one"), pixels)
+    folder = run.finetune(data, tmp_path / "run", config=config, progress=False)
+    found = audit_run(folder)
+    assert {leak.check for leak in found.leaks} == {"near-duplicates"}
+    strict = replace(config, split=quick.split)
+    assert problems(audit_run(run.finetune(data, tmp_path / "strict", config=strict, progress=False))) == []
 
 
 def test_statistics_from_the_whole_recording_are_found(pair, quick, tmp_path, monkeypatch):

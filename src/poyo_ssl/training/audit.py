@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from poyo_ssl import protocol
 from poyo_ssl.config import FinetuneConfig, PretrainConfig
 from poyo_ssl.data import leaks
 from poyo_ssl.data.intervals import Intervals
@@ -174,7 +175,8 @@ def _check_frames(evidence: _Evidence) -> list[Leak]:
             pixels[movie] = comparison_frames(known[0], movie)
     trained = _shown(evidence, pixels, ("train",))
     unseen = {name for split in evidence.stored.values() for name in split.parts if name.endswith(("clip", "movie"))}
-    limit = config.split.near_duplicate_correlation
+    # A run may be stricter than the protocol, not laxer.
+    limit = min(config.split.near_duplicate_correlation, protocol.NEAR_DUPLICATE_CORRELATION)
     found = leaks.check_unseen_frames(trained, _shown(evidence, pixels, unseen), pixels, max_correlation=limit)
     gap_s = config.window.window_s + max(config.window.lag_s, 0) + 3 * config.split.decay_s
     for recording in evidence.recordings:
