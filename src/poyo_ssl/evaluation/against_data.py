@@ -212,7 +212,6 @@ class DataFolder:
         part: str,
         name: str,
     ) -> None:
-        # A target whose window would reach into any other part, of whichever stimulus, need not be there.
         wanted = self._windows(p, recording, table, join(list(splits.values())), part)
         keys = pd.MultiIndex.from_frame(target_keys(p.recording_id[rows], p.time[rows]))
         expected = pd.MultiIndex.from_frame(
@@ -233,16 +232,25 @@ class DataFolder:
     def _windows(
         self, p: Predictions, recording: Recording, table: Presentations, split: Split, part: str
     ) -> WindowTable:
-        """Make the windows of a part that can be scored, as for our own models."""
-        num_frames = window_frames([recording], self.window_s)
+        """Make the windows of a part that no decoder of the splits' `window_s` may leave out.
+
+        That is window plus lag: what a decoder reads for a movie frame lies within so many seconds before and after
+        it. A target whose input could reach into any other part, of whichever stimulus, need not be there.
+        """
+        # A lag that is no whole number of imaging frames takes one more.
+        num_frames = window_frames([recording], self.window_s) + 1
         if p.task == "gratings":
             known = np.isclose(table.columns["orientation"][:, None], p.class_values, rtol=0, atol=DEGREES).any(axis=1)
             targets = np.where(known, 0, -1)
             return trial_windows(
                 recording, 0, split, part, num_frames=num_frames, lag_s=0.0, dilation_s=0.0, targets=targets
             )
-        known = (
-            np.isin(table.columns["frame"], p.class_values) if p.task == "frame_number" else np.ones(len(table), bool)
+        frames = table.columns["frame"]
+        known = np.isin(frames, p.class_values) if p.task == "frame_number" else np.ones(len(table), bool)
+        before, after = (
+            movie_windows(
+                recording, 0, table, split, part, num_frames=num_frames, lag_s=lag_s, targets=np.where(known, 0, -1)
+            )
+            for lag_s in (0.0, self.window_s)
         )
-        targets = np.where(known, 0, -1)
-        return movie_windows(recording, 0, table, split, part, num_frames=num_frames, lag_s=0.0, targets=targets)
+        return before.select(np.isin(before.target_time, after.target_time))
