@@ -26,6 +26,7 @@ from poyo_ssl.evaluation.features import Array, FeatureScaler, IntArray, bin_fea
 from poyo_ssl.evaluation.frame_images import (
     BlurredMean,
     FrameLookup,
+    GreyFrame,
     MeanFrame,
     PixelMedian,
     RidgeFrames,
@@ -48,6 +49,7 @@ __all__ = [
     "CosineLDAFrameNumber",
     "FrameLookup",
     "FrameNumberBaseline",
+    "GreyFrame",
     "KNNFrameNumber",
     "MajorityClass",
     "MeanFrame",
@@ -243,15 +245,16 @@ def frame_baselines(frames: Array, *, tolerance: int) -> tuple[Baseline, ...]:
     Returns
     -------
     tuple of Baseline
-        mean_frame, pixel_median, blurred_mean, knn_lookup, naive_bayes_lookup, shrunk_lda_lookup, ridge.
+        grey_frame, mean_frame, pixel_median, blurred_mean, knn_lookup, naive_bayes_lookup, shrunk_lda_lookup, ridge.
 
     Examples
     --------
-    >>> [b.name for b in frame_baselines(np.zeros((3, 16, 16), dtype=np.uint8), tolerance=30)][3:]
+    >>> [b.name for b in frame_baselines(np.zeros((3, 16, 16), dtype=np.uint8), tolerance=30)][4:]
     ['knn_lookup', 'naive_bayes_lookup', 'shrunk_lda_lookup', 'ridge']
     """
     lookups = (KNNFrameNumber, NaiveBayesFrameNumber, ShrunkLDAFrameNumber)
     return (
+        GreyFrame(frames),
         MeanFrame(frames),
         PixelMedian(frames),
         BlurredMean(frames),

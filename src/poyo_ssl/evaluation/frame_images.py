@@ -110,6 +110,30 @@ class MeanFrame(ConstantFrame):
         return self
 
 
+class GreyFrame(ConstantFrame):
+    """Every pixel at the mean grey level of the training frames.
+
+    It knows nothing of any picture. On unseen footage it correlates with what is left of a frame once the mean training
+    frame is subtracted, since minus that mean is a part of it; a score that does not exceed its is none.
+
+    Examples
+    --------
+    >>> frames = np.array([[[0, 4]], [[10, 10]]], dtype=np.uint8)
+    >>> x, y = np.zeros((2, 1)), np.array([0, 1])
+    >>> GreyFrame(frames).fit(x, y, x, y).predict(x[:1])
+    array([[[6, 6]]], dtype=uint8)
+    """
+
+    name = "grey_frame"
+
+    def fit(self, x_train: Array, y_train: Array, x_valid: Array, y_valid: Array) -> GreyFrame:
+        """Average the training targets over all pixels."""
+        self._check(x_train, y_train, x_valid, y_valid)
+        mean = self._mean(y_train)
+        self._set(np.full_like(mean, mean.mean()))
+        return self
+
+
 class PixelMedian(ConstantFrame):
     """The median of every pixel over the training targets.
 

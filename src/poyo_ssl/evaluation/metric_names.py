@@ -11,6 +11,7 @@ from dataclasses import dataclass
 METRICS = (
     (r"ssim", "SSIM", "higher", True),
     (r"ssim_mean_subtracted", "SSIM, mean frame subtracted", "higher", True),
+    (r"spatial_correlation_centred", "correlation, own means subtracted", "higher", True),
     (r"spatial_correlation_mean_subtracted", "correlation, mean frame subtracted", "higher", True),
     (r"identification_10way", "right frame among 10", "higher", True),
     (r"identification_(\d+)way", r"right frame among \1", "higher", False),
@@ -49,11 +50,14 @@ class Metric:
 
 HEADLINES = {
     ("frames", "repeat"): "ssim",
-    ("frames", ""): "spatial_correlation_mean_subtracted",
+    ("frames", ""): "spatial_correlation_centred",
     ("frame_number", ""): "within_1s",
     ("gratings", ""): "accuracy",
 }
-"""The metric that ranks arms, by task and split (empty: any other). On unseen frames SSIM rewards the mean frame."""
+"""The metric that ranks arms, by task and split (empty: any other).
+
+On unseen frames SSIM rewards the mean frame, and a correlation with the mean frame subtracted rewards plain grey.
+"""
 
 
 def headline_metric(task: str, split: str, names: Iterable[str]) -> str:
@@ -68,8 +72,8 @@ def headline_metric(task: str, split: str, names: Iterable[str]) -> str:
 
     Examples
     --------
-    >>> headline_metric("frames", "clip", ["ssim_64x128", "spatial_correlation_mean_subtracted_64x128"])
-    'spatial_correlation_mean_subtracted_64x128'
+    >>> headline_metric("frames", "clip", ["ssim_64x128", "spatial_correlation_centred_64x128"])
+    'spatial_correlation_centred_64x128'
     """
     ordered = sorted(names, key=lambda name: (describe_metric(name).rank, name))
     wanted = HEADLINES.get((task, split), HEADLINES.get((task, ""), ""))

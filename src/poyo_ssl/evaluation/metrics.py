@@ -1,12 +1,15 @@
 """Scores of predictions: frames, frame numbers and gratings, with fixed ranges and every target once.
 
-Images are on the 0-255 scale. Two conventions run through the frame metrics:
+Images are on the 0-255 scale. Three conventions run through the frame metrics:
 
 - **Constant images** have no correlation; it is defined as 0 here; the score table
   reports the share of constant predictions beside it.
 - **Mean-frame-subtracted** images are ``(x - mean) / 2 + 127.5`` with the mean *training* frame: what is left
   when a decoder gets no credit for the average picture. Halving keeps them within 0-255, so that the same fixed
   data range applies; correlations do not see the scale.
+- **Centred** images have their own mean over the scored frames subtracted: predictions that of predictions, targets
+  that of targets. What an image has in every frame then counts for nothing. Subtracting the mean training frame does
+  not do that for unseen footage: ``-mean`` is a part of every ``target - mean``, and a decoder that says grey finds it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -83,9 +84,10 @@ def score_table(
     if mean_frames is None:
         mean_frames = predictions.mean_frames
     rows = []
+    centres = _centres(predictions) if predictions.task == "frames" else {}
     for (recording, subject, stimulus, repeat), part in _groups(predictions):
         if predictions.task == "frames":
-            per_target, whole = _frame_scores(predictions, part, mean_frames, tolerance_s=tolerance_s)
+            per_target, whole = _frame_scores(predictions, part, mean_frames, centres, tolerance_s=tolerance_s)
         else:
             per_target, whole = _class_scores(predictions, part, tolerance_s=tolerance_s), {}
         place = (recording, subject, stimulus, repeat)
@@ -134,7 +136,8 @@ def headline_score(predictions: Predictions) -> tuple[str, float]:
     """
     if predictions.task == "frames":
         predictions.validate()
-        rows = [_headline_row(predictions, *group) for group in _groups(predictions)]
+        centres = {} if predictions.split == "repeat" else _centres(predictions)
+        rows = [_headline_row(predictions, *group, centres) for group in _groups(predictions)]
         table = pd.DataFrame(rows, columns=["recording_id", "subject_id", "metric", "value", "num_targets"])
     else:
         table = score_table(predictions)
@@ -146,22 +149,48 @@ def headline_score(predictions: Predictions) -> tuple[str, float]:
 
 
 def _headline_row(
-    predictions: Predictions, place: tuple[str, str, str, int], part: IntArray
+    predictions: Predictions, place: tuple[str, str, str, int], part: IntArray, centres: Mapping[str, Centre]
 ) -> tuple[str, str, str, float, int]:
     """Score the frames of one recording, stimulus and repeat."""
     size = predictions.target_frames.shape[1:]
-    mean_frame = _mean_frame(predictions.mean_frames, place[0], size)
-    names = ["ssim"] if mean_frame is None else ["ssim", "spatial_correlation_mean_subtracted"]
-    name = headline_metric("frames", predictions.split, names)
+    name = headline_metric("frames", predictions.split, ["spatial_correlation_centred", "ssim"])
     total = 0.0
     for start in range(0, len(part), FRAMES_PER_PASS):
         rows = part[start : start + FRAMES_PER_PASS]
-        images = [np.asarray(predictions.prediction[rows]), predictions.target_frames[predictions.target[rows]]]
-        if mean_frame is not None and name != "ssim":
-            images = [metrics.subtract_mean_frame(own, mean_frame) for own in images]
-        measure = metrics.ssim if name == "ssim" else metrics.spatial_correlation
-        total += float(measure(*images).sum())
+        images = np.asarray(predictions.prediction[rows]), predictions.target_frames[predictions.target[rows]]
+        if name == "ssim":
+            total += float(metrics.ssim(*images).sum())
+        else:
+            total += float(_centred_correlation(*images, centres[place[0]]).sum())
     return place[0], place[1], "{}_{}x{}".format(name, *size), total / len(part), len(part)
+
+
+@dataclass(frozen=True)
+class Centre:
+    """Means ``(H, W)`` of one recording's predictions and of their targets, over all rows of a file."""
+
+    prediction: FloatArray
+    target: FloatArray
+
+
+def _centres(predictions: Predictions) -> dict[str, Centre]:
+    """Average predictions and targets of every recording, read in passes."""
+    found = {}
+    for recording in np.unique(predictions.recording_id):
+        rows = np.flatnonzero(predictions.recording_id == recording)
+        # Whole grey levels add up exactly, so that a decoder that always says the same is left with exactly nothing.
+        total = np.zeros(predictions.target_frames.shape[1:])
+        for start in range(0, len(rows), FRAMES_PER_PASS):
+            own = np.asarray(predictions.prediction[rows[start : start + FRAMES_PER_PASS]])
+            total += own.sum(axis=0, dtype=np.float64)
+        shown, counts = np.unique(predictions.target[rows], return_counts=True)
+        target = np.tensordot(counts.astype(np.float64), np.asarray(predictions.target_frames[shown], np.float64), 1)
+        found[str(recording)] = Centre(total / len(rows), target / len(rows))
+    return found
+
+
+def _centred_correlation(predicted: Array, target: Array, centre: Centre) -> FloatArray:
+    return metrics.spatial_correlation(predicted - centre.prediction, target - centre.target)
 
 
 def merge_folds(table: pd.DataFrame) -> pd.DataFrame:
@@ -234,7 +263,12 @@ def _mean_frame(mean_frames: Mapping[str, Array], recording: str, size: tuple[in
 
 
 def _frame_scores(
-    predictions: Predictions, part: IntArray, mean_frames: Mapping[str, Array], *, tolerance_s: float
+    predictions: Predictions,
+    part: IntArray,
+    mean_frames: Mapping[str, Array],
+    centres: Mapping[str, Centre],
+    *,
+    tolerance_s: float,
 ) -> tuple[PerTarget, dict[str, float]]:
     """All frame metrics of one recording, stimulus and repeat: per target, and of the whole."""
     predicted = np.asarray(predictions.prediction[part])
@@ -253,6 +287,9 @@ def _frame_scores(
     for start in range(0, len(part), FRAMES_PER_PASS):
         rows = slice(start, start + FRAMES_PER_PASS)
         found = _image_scores(predicted[rows], target[rows])
+        found["spatial_correlation_centred"] = _centred_correlation(
+            predicted[rows], target[rows], centres[str(recording)]
+        )
         if mean_frame is not None and candidates is not None:
             images = [metrics.subtract_mean_frame(a[rows], mean_frame) for a in (predicted, target)]
             found |= _subtracted_scores(images[0], images[1])

@@ -33,7 +33,7 @@ from poyo_ssl.evaluation.predictions import ArmKind
 
 BaselineSet = Literal["all", "core", "none", "with_cebra"]
 
-CORE = ("majority", "shrunk_lda", "mean_frame", "knn_lookup", "ridge", "knn", "naive_bayes")
+CORE = ("majority", "shrunk_lda", "grey_frame", "mean_frame", "knn_lookup", "ridge", "knn", "naive_bayes")
 """The baselines that EVALUATION.md asks for most often and that fit in seconds."""
 LEAST_SHIFT = 0.1
 """A shift moves activity by at least this share of a repeat (or of all trials), in either direction."""
@@ -266,7 +266,7 @@ def split_baselines(
     train : Part
         Training part; whether the recording has running speed and truth decides about controls and ceilings.
     which : {'all', 'core', 'none', 'with_cebra'}
-        'core' leaves the slower ones and all controls out; 'with_cebra' adds CEBRA's embedding to 'all'.
+        'core' leaves the slower baselines and all controls out, 'with_cebra' adds CEBRA's embedding to 'all'.
     num_classes : int
         Directions, or frames of the movie; not for 'frames'.
     frames : ndarray, optional
@@ -285,8 +285,9 @@ def split_baselines(
         return []
     simple, reader = _decoders(task, num_classes=num_classes, frames=frames, tolerance=tolerance)
     readings = [Reading(decoder) for decoder in simple]
+    ceilings = _ceilings(train, reader, frames=frames, seed=seed)
     if which == "core":
-        return [reading for reading in readings if reading.name in CORE]
+        return [*(reading for reading in readings if reading.name in CORE), *ceilings]
     found: list[SplitBaseline] = list(readings)
     if which == "with_cebra":
         from poyo_ssl.evaluation.cebra_decoders import cebra_decoder
@@ -300,10 +301,23 @@ def split_baselines(
     found += [ShuffledNeurons(intact, seed=seed), ShiftedActivity(reader(), seed=seed)]
     if task == "gratings":
         found.append(ShuffledLabels(reader(), seed=seed))
-    if frames is not None:
-        found.append(NearestTrainingFrame(frames))
-    if parts.has_truth(train.recording):
-        found.append(Reading(reader(), parts.true_drive, name="true rates", kind="ceiling"))
+    return [*found, *ceilings]
+
+
+def _ceilings(
+    train: Part, reader: Callable[[], Baseline], *, frames: NDArray[np.uint8] | None, seed: int
+) -> list[SplitBaseline]:
+    """Return what knows the target, or the truth of a simulated recording."""
+    if frames is None:
+        if not parts.has_truth(train.recording):
+            return []
+        return [Reading(reader(), parts.true_drive, name="true rates", kind="ceiling")]
+    # Imports the observatory, which nothing else here needs.
+    from poyo_ssl.evaluation.ceilings import TrueEvents, TrueRates, has_known_neurons
+
+    found: list[SplitBaseline] = [NearestTrainingFrame(frames)]
+    if has_known_neurons(train.recording):
+        found += [TrueRates(frames, seed=seed), TrueEvents(frames, seed=seed)]
     return found
 
 

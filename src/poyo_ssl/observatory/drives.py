@@ -84,12 +84,39 @@ def _respond(population: Population, preferred: Complex, opposite: Complex) -> F
     return np.where(population.simple, linear, energy) ** population.exponent.astype(np.float32)
 
 
-def _shape_drive(population: Population, response: Floats, mean: NDArray[np.floating], kind: str) -> Floats:
+def control_gain(population: Population, response: Floats, mean: NDArray[np.floating], kind: str) -> Floats:
     """Scale responses to mean 1 (gain control) times affinity; silence suppressed cells; untuned ones stay at 1."""
     affinity = population.affinity[:, STIMULUS_KINDS.index(kind)]
     drive = response * (affinity / np.maximum(mean, 1e-12)).astype(np.float32)
     drive = np.where(population.suppressed, 1 / (1 + SUPPRESSION * drive), drive)
     return np.where(population.tuned, drive, np.float32(1)).astype(np.float32)
+
+
+def undo_gain_control(population: Population, drive: Floats, mean: NDArray[np.floating], kind: str) -> Floats:
+    """Return the responses ``(T, N)`` from which the gain control made a drive; NaN for untuned neurons.
+
+    Parameters
+    ----------
+    population : Population
+        N neurons.
+    drive : ndarray
+        ``(T, N)``.
+    mean : ndarray
+        ``(N,)`` mean response to the stimulus, which the gain control divided by.
+    kind : str
+        One of `STIMULUS_KINDS`.
+    """
+    affinity = population.affinity[:, STIMULUS_KINDS.index(kind)]
+    scaled = np.where(population.suppressed, (1 / np.maximum(drive, 1e-12) - 1) / SUPPRESSION, drive)
+    response = scaled * (np.maximum(mean, 1e-12) / affinity)
+    return np.where(population.tuned, response, np.nan).astype(np.float32)
+
+
+def picture_responses(population: Population, pixels: NDArray[np.uint8]) -> Floats:
+    """Return the responses before gain control to pictures that stay on the screen, ``(F, H, W)`` to ``(F, N)``."""
+    projected = project_pictures(population, pixels)
+    settled = build_temporal_filters(population).sum(0)
+    return _respond(population, projected * settled, projected * settled.conj())
 
 
 def gray_drive(population: Population) -> Floats:
@@ -178,7 +205,7 @@ def movie_drive(population: Population, pixels: NDArray[np.uint8]) -> Floats:
             opposite += before * weight.conj()
         response[:, tick] = _respond(population, preferred, opposite)
     flat = response.reshape(-1, len(population))
-    return _shape_drive(population, flat, flat.mean(0, dtype=np.float64), MOVIE_PREFIX)
+    return control_gain(population, flat, flat.mean(0, dtype=np.float64), MOVIE_PREFIX)
 
 
 def grating_drive(
@@ -210,7 +237,7 @@ def grating_drive(
                 opposite[lag:] += projected[: total - lag] * weight.conj()
             response[row, column] = _respond(population, preferred, opposite)
     mean = response[:, :, :on].mean((0, 1, 2), dtype=np.float64)
-    return _shape_drive(population, response, mean, "drifting_gratings")
+    return control_gain(population, response, mean, "drifting_gratings")
 
 
 def static_grating_projections(population: Population) -> Complex:
@@ -280,7 +307,7 @@ def held_drive(
             opposite += before * weight.conj()
         response[mine] = _respond(population, preferred, opposite)
     mean = response[late == 0].mean(0, dtype=np.float64)
-    return frames, _shape_drive(population, response, mean, kind), late == 0
+    return frames, control_gain(population, response, mean, kind), late == 0
 
 
 def _noise_drives(
