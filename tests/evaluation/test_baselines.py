@@ -29,7 +29,7 @@ from poyo_ssl.evaluation.baselines import (
 )
 from poyo_ssl.evaluation.decision import decide
 from poyo_ssl.evaluation.features import FeatureScaler, bin_features
-from poyo_ssl.evaluation.frame_images import BlurredMean, MeanFrame, PixelMedian
+from poyo_ssl.evaluation.frame_images import BlurredMean, GreyFrame, MeanFrame, PixelMedian
 from poyo_ssl.evaluation.frame_number import candidate_transforms
 from poyo_ssl.evaluation.responses import Responses
 from poyo_ssl.evaluation.whitened import CosineLDAFrameNumber, WhitenedKNNFrameNumber, Whitening
@@ -263,6 +263,8 @@ def test_constant_frames_by_hand() -> None:
     mean = movie[:30].sum(axis=0, dtype=float) / 30
     np.testing.assert_allclose(mean_training_frame(movie, y), mean)
     np.testing.assert_array_equal(MeanFrame(movie).fit(x, y, x_valid, y_valid).predict(x_test)[7], np.rint(mean))
+    grey = GreyFrame(movie).fit(x, y, x_valid, y_valid).predict(x_test)
+    np.testing.assert_array_equal(grey, np.full((len(x_test), *movie.shape[1:]), np.rint(mean.mean())))
     median = PixelMedian(movie).fit(x, y, x_valid, y_valid).predict(x_test)[0]
     np.testing.assert_array_equal(median, np.rint(np.median(movie[:30], axis=0)))
     blurred = BlurredMean(movie).fit(x, y, x_valid, y_valid)

@@ -18,6 +18,9 @@ from poyo_ssl.evaluation.scores import TABLE_COLUMNS, headline_score, score_tabl
 from poyo_ssl.evaluation.statistics import estimate_mean
 
 
+ROWS = ("prediction", "target", "time", "recording_id", "subject_id", "stimulus", "frame_number", "repeat")
+
+
 def make_frames(seed: int = 0) -> Predictions:
     """Two recordings, two repeats of 60 frames each, rows shuffled."""
     rng = np.random.default_rng(seed)
@@ -71,6 +74,10 @@ def test_values_equal_the_metrics_by_hand() -> None:
     subtracted = predicted - np.rint(true.mean(axis=0)), true - np.rint(true.mean(axis=0))
     expected = np.corrcoef(subtracted[0].reshape(60, -1), subtracted[1].reshape(60, -1))[:60, 60:]
     assert value(table, "spatial_correlation_mean_subtracted_16x20", **where) == pytest.approx(np.diag(expected).mean())
+    own = np.concatenate([p.prediction[p.recording_id == "b"], p.target_frames[p.target[p.recording_id == "b"]]])
+    centred = predicted - own[:120].mean(axis=0), true - own[120:].mean(axis=0)
+    by_hand = np.corrcoef(centred[0].reshape(60, -1), centred[1].reshape(60, -1))[:60, 60:]
+    assert value(table, "spatial_correlation_centred_16x20", **where) == pytest.approx(np.diag(by_hand).mean())
     ranks = 1 + (expected > np.diag(expected)[:, None]).sum(axis=1)
     assert value(table, "median_rank_16x20", **where) == np.median(ranks)
     assert value(table, "identification_all_16x20", **where) == pytest.approx((ranks == 1).mean())
@@ -86,8 +93,7 @@ def test_every_target_is_scored_exactly_once(count: int, per_pass: int, block_s:
     """Whatever the order of rows, the length of passes and of blocks: each target weighs 1 in each metric."""
     p = make_frames()
     rows = np.array(random.sample(range(len(p)), count))
-    names = ("prediction", "target", "time", "recording_id", "subject_id", "stimulus", "frame_number", "repeat")
-    part = replace(p, **{name: getattr(p, name)[rows] for name in names})
+    part = replace(p, **{name: getattr(p, name)[rows] for name in ROWS})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores, "FRAMES_PER_PASS", per_pass)
         table = score_table(part, block_s=block_s)
@@ -106,8 +112,9 @@ def test_every_target_is_scored_exactly_once(count: int, per_pass: int, block_s:
     ("split", "mean_frames", "metric"),
     [
         ("repeat", True, "ssim_16x20"),
-        ("clip", True, "spatial_correlation_mean_subtracted_16x20"),
-        ("clip", False, "ssim_16x20"),
+        ("repeat", False, "ssim_16x20"),
+        ("clip", True, "spatial_correlation_centred_16x20"),
+        ("clip", False, "spatial_correlation_centred_16x20"),
     ],
 )
 def test_the_headline_alone_is_that_of_the_table(
@@ -116,8 +123,7 @@ def test_the_headline_alone_is_that_of_the_table(
     monkeypatch.setattr(scores, "FRAMES_PER_PASS", 17)
     p = make_frames()
     keep = np.flatnonzero((p.recording_id == "a") | (p.frame_number < 20))  # recordings of unequal length
-    names = ("prediction", "target", "time", "recording_id", "subject_id", "stimulus", "frame_number", "repeat")
-    p = replace(p, split=split, **{name: getattr(p, name)[keep] for name in names})
+    p = replace(p, split=split, **{name: getattr(p, name)[keep] for name in ROWS})
     p = p if mean_frames else replace(p, mean_frames={})
     expected = estimate_mean(score_table(p), metric, rng=np.random.default_rng(0)).value
     assert headline_score(p) == (metric, pytest.approx(expected))
@@ -126,8 +132,7 @@ def test_the_headline_alone_is_that_of_the_table(
 def test_order_of_rows_does_not_matter() -> None:
     p = make_frames()
     order = np.random.default_rng(1).permutation(len(p))
-    names = ("prediction", "target", "time", "recording_id", "subject_id", "stimulus", "frame_number", "repeat")
-    shuffled = replace(p, **{name: getattr(p, name)[order] for name in names})
+    shuffled = replace(p, **{name: getattr(p, name)[order] for name in ROWS})
     pd.testing.assert_frame_equal(score_table(p), score_table(shuffled))
 
 
@@ -143,12 +148,35 @@ def test_the_mean_frame_scores_at_chance() -> None:
     assert value(table, "median_rank_16x20", **where) == 30.5
 
 
+def test_what_all_frames_share_earns_nothing_on_unseen_footage() -> None:
+    """Grey, the mean of other footage and the mean of this very test: constants correlate, and not once centred."""
+    rng = np.random.default_rng(3)
+    seen, shown = rng.integers(0, 256, (2, 4, 16, 20))
+    p = make_frames()
+    p = replace(
+        p, split="clip", target_frames=shown.astype(np.uint8), mean_frames=dict.fromkeys("ab", seen.mean(axis=0))
+    )
+    keep = np.flatnonzero(p.frame_number < 4)[:8]
+    p = replace(p, **{name: getattr(p, name)[keep] for name in ROWS})
+    grey = np.full((8, 16, 20), 127, np.uint8)
+    means = [np.repeat(np.rint(m.mean(axis=0))[None], 8, axis=0).astype(np.uint8) for m in (seen, shown)]
+    for constant in (grey, *means):
+        table = score_table(replace(p, prediction=constant))
+        assert set(table[table["metric"] == "spatial_correlation_centred_16x20"]["value"]) == {0.0}
+    # A quarter of the variance of every unseen frame less the mean of four others is that mean.
+    table = score_table(replace(p, prediction=grey))
+    assert value(table, "spatial_correlation_mean_subtracted_16x20") == pytest.approx(np.sqrt(1 / 5), abs=0.1)
+    perfect = score_table(replace(p, prediction=p.target_frames[p.target]))
+    assert value(perfect, "spatial_correlation_centred_16x20") == pytest.approx(1)
+
+
 def test_without_mean_frames_the_subtracted_metrics_are_absent() -> None:
     table = score_table(make_frames(), mean_frames={})
     assert set(table["metric"].str.removesuffix("_16x20")) == {
         "ssim",
         "psnr_db",
         "spatial_correlation",
+        "spatial_correlation_centred",
         "constant_share",
         "temporal_correlation",
     }

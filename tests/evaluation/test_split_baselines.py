@@ -151,10 +151,14 @@ def test_true_rates_are_a_ceiling_of_the_observatory_only(tiny, make_recording):
         parts.driven_rates(make_recording(num_units=2), columns[:1])
 
 
-def test_core_and_none_leave_the_controls_out(make_recording):
+def test_core_and_none_leave_the_controls_out_and_core_keeps_ceilings(make_recording):
     train = gratings_parts(make_recording(num_units=8))[0]
     core = split_baselines("gratings", train, which="core", num_classes=8)
     assert [b.name for b in core] == ["majority", "naive_bayes", "shrunk_lda"]
     assert split_baselines("gratings", train, which="none", num_classes=8) == []
+    frames = np.zeros((NUM_FRAMES, 8, 8), np.uint8)
+    core = split_baselines("frames", movie_parts(make_recording())[0], which="core", frames=frames)
+    names = ["grey_frame", "mean_frame", "knn_lookup", "ridge", "nearest training frame"]
+    assert [b.name for b in core] == names
     with pytest.raises(ConfigError, match="did you mean 'gratings'"):
         split_baselines("grating", train, num_classes=8)

@@ -76,7 +76,7 @@ def test_rows_pair_every_arm_on_the_same_trials(gratings_runs, tmp_path):
     assert value["a", "accuracy minus b"] == pytest.approx(value["a", "accuracy"] - value["b", "accuracy"])
     assert value["a", "accuracy minus chance"] == pytest.approx(value["a", "accuracy"] - 1 / 8)
     files = [Predictions.load(path) for path in (tmp_path / "results" / "predictions").iterdir()]
-    assert {p.arm for p in files} == {"a", "b", "majority", "naive bayes", "shrunk lda"}
+    assert {p.arm for p in files} == {"a", "b", "majority", "naive bayes", "shrunk lda", "true rates"}
     for predictions in files:
         np.testing.assert_array_equal(predictions.time, files[0].time)
         np.testing.assert_array_equal(predictions.target, files[0].target)
@@ -102,9 +102,12 @@ def test_every_test_frame_is_scored_once_on_both_splits(frames_run, tiny, tmp_pa
     value = {(r["arm"], r["split"], r["metric"]): r["value"] for r in scores.rows}
     assert value["mean frame", "repeat", "spatial_correlation_mean_subtracted_16x32"] == 0
     stored = [Predictions.load(path) for path in (tmp_path / "results" / "predictions").iterdir()]
-    headlines = {"repeat": "ssim_16x32", "clip": "spatial_correlation_mean_subtracted_16x32"}
+    headlines = {"repeat": "ssim_16x32", "clip": "spatial_correlation_centred_16x32"}
     for p in stored:
         assert p.validation_metric == (headlines[p.split] if p.kind == "baseline" else "")
+    for constant in ("mean frame", "grey frame"):
+        assert value[constant, "clip", "spatial_correlation_centred_16x32"] == 0
+    assert {p.arm for p in stored if p.kind == "ceiling"} == {"nearest training frame", "true rates", "true events"}
     [mean_frame] = [p.validation_score for p in stored if (p.arm, p.split) == ("mean frame", "clip")]
     assert mean_frame == 0
     data, config, _ = open_task(frames_run)

@@ -193,15 +193,21 @@ class KnownNeurons:
     def invert_counts(
         self, footage: Footage, seconds: float, mean_response: Features, rng: np.random.Generator
     ) -> PictureInversion:
-        """Learn to see from the numbers of events in one window of that many seconds; give it roots of `counts`.
+        """Learn to see from the numbers of events in one window of that many seconds, drawn once for each view.
 
-        The numbers are drawn once for each view, at rates that nothing but the picture changes.
+        Give it the roots of `counts`.
         """
-        responses = picture_responses(self.population, footage.pixels)
+        counts = self.draw_counts(footage.pixels, seconds, mean_response, rng)
+        return PictureInversion(footage, np.sqrt(counts), penalty=COUNT_PENALTY)
+
+    def draw_counts(
+        self, pixels: Frames, seconds: float, mean_response: Features, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """``(K, C)`` numbers of events in windows in which a picture stays and nothing else changes the rate."""
+        responses = picture_responses(self.population, pixels)
         drive = control_gain(self.population, responses, mean_response, MOVIE_PREFIX)
         rate = self._rate * np.maximum(1 + self._depth * (drive - 1), 0)
-        counts = draw_counts(rate, seconds, self._burstiness, rng)
-        return PictureInversion(footage, np.sqrt(counts), penalty=COUNT_PENALTY)
+        return draw_counts(rate, seconds, self._burstiness, rng)
 
     def counts(self, first: NDArray[np.int64], num_frames: int) -> Features:
         """``(N, C)`` true numbers of events in windows of imaging frames that begin at `first` ``(N,)``."""
