@@ -17,7 +17,6 @@ from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.evaluation.scores import TABLE_COLUMNS, headline_score, score_table
 from poyo_ssl.evaluation.statistics import estimate_mean
 
-
 ROWS = ("prediction", "target", "time", "recording_id", "subject_id", "stimulus", "frame_number", "repeat")
 
 

@@ -46,9 +46,9 @@ class Footage:
     pixels : ndarray
         ``(K, H, W)`` uint8.
     components : ndarray
-        ``(P, H * W)`` principal axes about uniform grey.
+        ``(P, H * W)`` principal axes about uniform grey, the last of them approximately.
     scores : ndarray
-        ``(K, P)``.
+        ``(K, P)`` projections on them.
     """
 
     pixels: Frames
@@ -87,8 +87,8 @@ def draw_footage(
         own = slice(number * views, (number + 1) * views)
         pixels[own] = _look_around(picture, height, width, views, rng)
     centred = pixels.reshape(len(pixels), -1) - MEAN_GREY
-    u, s, components = randomized_svd(centred, min(NUM_COMPONENTS, *centred.shape), random_state=seed)
-    return Footage(pixels, components, u * s)
+    components = randomized_svd(centred, min(NUM_COMPONENTS, *centred.shape), random_state=seed)[2]
+    return Footage(pixels, components, centred @ components.T)
 
 
 def _look_around(picture: NDArray[np.float64], height: int, width: int, views: int, rng: np.random.Generator) -> Frames:
