@@ -43,9 +43,9 @@ def clip_parts(tiny):
 
 
 def score(predicted, part, bank):
-    """Mean correlation with the true frames, by numpy's own."""
-    truth = bank[part.target]
-    return np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(predicted, truth, strict=True)])
+    """Mean correlation with the true frames, by numpy's own; 0 for plain grey."""
+    pairs = zip(predicted, bank[part.target], strict=True)
+    return np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] if np.ptp(a) else 0.0 for a, b in pairs])
 
 
 def test_a_movie_is_found_in_the_stack(clip_parts, bank):

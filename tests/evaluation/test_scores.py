@@ -169,6 +169,17 @@ def test_what_all_frames_share_earns_nothing_on_unseen_footage() -> None:
     assert value(perfect, "spatial_correlation_centred_16x20") == pytest.approx(1)
 
 
+def test_knowing_which_movie_is_on_earns_nothing_once_centred() -> None:
+    """Each movie has a mean of its own, so that slow changes that tell movies apart decode no picture."""
+    p = make_frames()
+    movie = np.where(p.frame_number < 30, "natural_movie_one", "natural_movie_two")
+    means = np.stack([p.target_frames[:30].mean(axis=0), p.target_frames[30:].mean(axis=0)]).round().astype(np.uint8)
+    known = replace(p, stimulus=movie, prediction=means[(movie == "natural_movie_two").astype(int)])
+    table = score_table(known)
+    assert set(table[table["metric"] == "spatial_correlation_centred_16x20"]["value"]) == {0.0}
+    assert value(table, "spatial_correlation_mean_subtracted_16x20") > 0.05
+
+
 def test_without_mean_frames_the_subtracted_metrics_are_absent() -> None:
     table = score_table(make_frames(), mean_frames={})
     assert set(table["metric"].str.removesuffix("_16x20")) == {

@@ -7,9 +7,10 @@ Images are on the 0-255 scale. Three conventions run through the frame metrics:
 - **Mean-frame-subtracted** images are ``(x - mean) / 2 + 127.5`` with the mean *training* frame: what is left
   when a decoder gets no credit for the average picture. Halving keeps them within 0-255, so that the same fixed
   data range applies; correlations do not see the scale.
-- **Centred** images have their own mean over the scored frames subtracted: predictions that of predictions, targets
-  that of targets. What an image has in every frame then counts for nothing. Subtracting the mean training frame does
-  not do that for unseen footage: ``-mean`` is a part of every ``target - mean``, and a decoder that says grey finds it.
+- **Centred** images have their own mean over the scored frames of a recording and movie subtracted: predictions that of
+  predictions, targets that of targets. What a decoder says throughout a movie then counts for nothing. Subtracting the
+  mean training frame does not do that for unseen footage: ``-mean`` is a part of every ``target - mean``, and a decoder
+  that says grey finds it.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def headline_score(predictions: Predictions) -> tuple[str, float]:
 
 
 def _headline_row(
-    predictions: Predictions, place: tuple[str, str, str, int], part: IntArray, centres: Mapping[str, Centre]
+    predictions: Predictions, place: tuple[str, str, str, int], part: IntArray, centres: Centres
 ) -> tuple[str, str, str, float, int]:
     """Score the frames of one recording, stimulus and repeat."""
     size = predictions.target_frames.shape[1:]
@@ -161,23 +161,28 @@ def _headline_row(
         if name == "ssim":
             total += float(metrics.ssim(*images).sum())
         else:
-            total += float(_centred_correlation(*images, centres[place[0]]).sum())
+            total += float(_centred_correlation(*images, centres[place[0], place[2]]).sum())
     return place[0], place[1], "{}_{}x{}".format(name, *size), total / len(part), len(part)
 
 
 @dataclass(frozen=True)
 class Centre:
-    """Means ``(H, W)`` of one recording's predictions and of their targets, over all rows of a file."""
+    """Means ``(H, W)`` of the predictions of one recording and movie, and of their targets, over all rows of a file."""
 
     prediction: FloatArray
     target: FloatArray
 
 
-def _centres(predictions: Predictions) -> dict[str, Centre]:
-    """Average predictions and targets of every recording, read in passes."""
-    found = {}
-    for recording in np.unique(predictions.recording_id):
-        rows = np.flatnonzero(predictions.recording_id == recording)
+Centres = Mapping[tuple[str, str], Centre]
+"""By recording and movie."""
+
+
+def _centres(predictions: Predictions) -> Centres:
+    """Average predictions and targets of every recording and movie, read in passes."""
+    found: dict[tuple[str, str], Centre] = {}
+    places = dict.fromkeys(zip(predictions.recording_id.tolist(), predictions.stimulus.tolist(), strict=True))
+    for recording, movie in places:
+        rows = np.flatnonzero((predictions.recording_id == recording) & (predictions.stimulus == movie))
         # Whole grey levels add up exactly, so that a decoder that always says the same is left with exactly nothing.
         total = np.zeros(predictions.target_frames.shape[1:])
         for start in range(0, len(rows), FRAMES_PER_PASS):
@@ -185,7 +190,7 @@ def _centres(predictions: Predictions) -> dict[str, Centre]:
             total += own.sum(axis=0, dtype=np.float64)
         shown, counts = np.unique(predictions.target[rows], return_counts=True)
         target = np.tensordot(counts.astype(np.float64), np.asarray(predictions.target_frames[shown], np.float64), 1)
-        found[str(recording)] = Centre(total / len(rows), target / len(rows))
+        found[recording, movie] = Centre(total / len(rows), target / len(rows))
     return found
 
 
@@ -266,7 +271,7 @@ def _frame_scores(
     predictions: Predictions,
     part: IntArray,
     mean_frames: Mapping[str, Array],
-    centres: Mapping[str, Centre],
+    centres: Centres,
     *,
     tolerance_s: float,
 ) -> tuple[PerTarget, dict[str, float]]:
@@ -288,7 +293,7 @@ def _frame_scores(
         rows = slice(start, start + FRAMES_PER_PASS)
         found = _image_scores(predicted[rows], target[rows])
         found["spatial_correlation_centred"] = _centred_correlation(
-            predicted[rows], target[rows], centres[str(recording)]
+            predicted[rows], target[rows], centres[str(recording), str(stimulus)]
         )
         if mean_frame is not None and candidates is not None:
             images = [metrics.subtract_mean_frame(a[rows], mean_frame) for a in (predicted, target)]
