@@ -1,123 +1,72 @@
-"""What one trial tells about a picture never seen: decoders of the observatory's neurons with unlimited footage.
+"""What one trial tells about a picture never seen: decoders that know all neurons' tuning, with footage of their own.
 
-``python benchmarks/unseen_frames.py --out runs/unseen`` draws neurons of every line, shows them stills of new
-dead-leaves pictures, and reads the true rates, or the true numbers of events in one window, with
-`poyo_ssl.observatory.inversion`. No gain but the picture's changes a rate, no fluorescence hides an event, and 2,400
-views of 160 pictures teach, so that a decoder of dF/F can hardly do better. Spatial correlation with views of 160 other
-pictures, mean and standard deviation over populations.
+``python benchmarks/unseen_frames.py --data DATA --out runs/unseen`` takes the neurons of a folder that ``poyo-ssl
+prepare observatory`` made, shows them stills of new dead-leaves pictures, and reads their true rates, or numbers of
+events that are drawn at those rates for windows of some lengths, with `poyo_ssl.observatory.inversion`. Nothing but the
+picture changes a rate, and no fluorescence hides an event. 2,400 views of 160 pictures teach; the score is the spatial
+correlation with views of 160 other pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import csv
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from poyo_ssl import protocol
-from poyo_ssl.data.stimuli import MOVIE_PREFIX
+from poyo_ssl.data.recording import Recording, open_recordings
+from poyo_ssl.data.unseen_frames import load_resized_movie
+from poyo_ssl.evaluation.estimate import t_interval
 from poyo_ssl.evaluation.metrics import spatial_correlation
-from poyo_ssl.observatory import CellClass, get_world
-from poyo_ssl.observatory.calcium import draw_counts
-from poyo_ssl.observatory.cells import draw_population
-from poyo_ssl.observatory.drives import control_gain, picture_responses
-from poyo_ssl.observatory.inversion import (
-    COMPRESSION,
-    COUNT_PENALTY,
-    RATE_PENALTY,
-    Footage,
-    PictureInversion,
-    draw_footage,
-)
-from poyo_ssl.observatory.rates import MAX_DEPTH
+from poyo_ssl.observatory.drives import picture_responses
+from poyo_ssl.observatory.inversion import COMPRESSION, Footage, KnownNeurons, draw_footage, has_known_neurons
 
 HEIGHT, WIDTH = 32, 64
-NUM_UNITS = (60, 190)
-WINDOWS_S = (0.5, 1.0, 2.0)
-NUM_POPULATIONS = 3
-AREA = "VISp"
-
-
-@dataclass(frozen=True)
-class Case:
-    """Score of one kind of input, read from one population."""
-
-    line: str
-    num_units: int
-    inputs: str
-    correlation: float
+WINDOWS_S = (0.5, 1.0, 2.0, 20.0)
+MOVIE = "natural_movie_one"
 
 
 def main() -> None:
-    """Measure and write ``unseen_frames.csv`` and ``unseen_frames.md``."""
+    """Measure, print and write ``unseen_frames.csv``."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for unseen_frames.csv and unseen_frames.md")
-    parser.add_argument("--world", default="allen_like", help="world of the observatory")
+    parser.add_argument("--data", type=Path, required=True, help="folder that 'poyo-ssl prepare observatory' made")
+    parser.add_argument("--out", type=Path, required=True, help="folder for unseen_frames.csv")
     options = parser.parse_args()
     footage, fresh = (draw_footage(HEIGHT, WIDTH, seed) for seed in (0, 1))
-    cases = []
-    for line, cell in get_world(options.world).classes.items():
-        for num_units in NUM_UNITS:
-            for seed in range(NUM_POPULATIONS):
-                cases += measure(line, cell, num_units, footage, fresh, np.random.default_rng([seed, num_units]))
+    rows = []
+    for recording in open_recordings(options.data):
+        if has_known_neurons(recording):
+            metadata = recording.metadata
+            facts = {"line": metadata.cre_line, "area": metadata.targeted_structure, "neurons": recording.num_units}
+            rows.append(facts | measure(recording, footage, fresh, np.random.default_rng(0)))
+            print(*(f"{v:.3f}" if isinstance(v, float) else v for v in rows[-1].values()), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(f"{c.line},{c.num_units},{c.inputs},{c.correlation:.4f}" for c in cases)
-    (options.out / "unseen_frames.csv").write_text(f"line,num_units,inputs,correlation\n{text}\n")
-    table = tabulate(cases)
-    (options.out / "unseen_frames.md").write_text(table)
-    print(table)
+    with (options.out / "unseen_frames.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    for text, predictable in (("lines published as predictable", True), ("other lines", False)):
+        own = [row for row in rows if (row["line"] in protocol.PUBLISHED_PREDICTABLE_LINES) == predictable]
+        if own:
+            inputs = [name for name in own[0] if name not in ("line", "area", "neurons")]
+            print(f"{text}: ", *(f"{name}: {t_interval([row[name] for row in own])};" for name in inputs))
 
 
-def measure(
-    line: str, cell: CellClass, num_units: int, footage: Footage, fresh: Footage, rng: np.random.Generator
-) -> list[Case]:
-    """Score true rates, and events of each window, of one population."""
-    population = draw_population(cell, num_units, rng, area=AREA)
-    population = population.select(np.flatnonzero(population.tuned))
-    responses = [picture_responses(population, own.pixels) for own in (footage, fresh)]
-    mean = responses[0].mean(axis=0, dtype=np.float64)
-    drives = [control_gain(population, own, mean, MOVIE_PREFIX) for own in responses]
-    rates = [event_rates(cell, drive, drives[0], population.relative_rate) for drive in drives]
-    features = {"true rates": ([own.astype(np.float64) ** COMPRESSION for own in responses], RATE_PENALTY)}
+def measure(recording: Recording, footage: Footage, fresh: Footage, rng: np.random.Generator) -> dict[str, float]:
+    """Score true rates, and events of each window, of one recording."""
+    neurons = KnownNeurons(recording, np.arange(recording.num_units))
+    responses = picture_responses(neurons.population, fresh.pixels).astype(np.float64)
+    made = {"true rates": neurons.invert_rates(footage).predict(responses**COMPRESSION)}
+    assert recording.data_folder is not None
+    movie = load_resized_movie(recording.data_folder, MOVIE, height=HEIGHT, width=WIDTH)
+    mean = neurons.mean_response(movie)
     for seconds in WINDOWS_S:
-        counts = [draw_counts(own, seconds, cell.burstiness, rng) for own in rates]
-        features[f"events of {seconds:g} s"] = ([np.sqrt(own) for own in counts], COUNT_PENALTY)
-    found = []
-    for name, ((stored, asked), penalty) in features.items():
-        made = PictureInversion(footage, stored, penalty=penalty).predict(asked)
-        found.append(Case(line, num_units, name, float(spatial_correlation(made, fresh.pixels).mean())))
-    return found
-
-
-def event_rates(
-    cell: CellClass, drive: NDArray[np.float32], shown: NDArray[np.float32], relative_rate: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """``(K, N)`` rates in Hz at the wanted depth (as `simulate_rates` chooses it), without any other gain."""
-    wanted = cell.stimulus_information * cell.rate_variance
-    depth = np.minimum(np.sqrt(wanted / np.maximum(shown.var(axis=0, dtype=np.float64), 1e-9)), MAX_DEPTH)
-    scale = np.maximum(1 + depth * (shown - 1), 0).mean(axis=0)
-    return np.asarray(cell.mean_rate_hz * relative_rate * np.maximum(1 + depth * (drive - 1), 0) / scale)
-
-
-def tabulate(cases: list[Case]) -> str:
-    """Write a row per line and number of neurons, and their means over the lines that pretraining leaves out."""
-    inputs = list(dict.fromkeys(case.inputs for case in cases))
-    rows = [f"| line | neurons | {' | '.join(inputs)} |", "|---|---|" + "---|" * len(inputs)]
-    for line in dict.fromkeys(case.line for case in cases):
-        for num_units in NUM_UNITS:
-            own = [c for c in cases if (c.line, c.num_units) == (line, num_units)]
-            values = [[c.correlation for c in own if c.inputs == name] for name in inputs]
-            written = " | ".join(f"{np.mean(v):.3f} ({np.std(v, ddof=1):.3f})" for v in values)
-            rows.append(f"| {line} | {num_units} | {written} |")
-    for num_units in NUM_UNITS:
-        means = []
-        for name in inputs:
-            own = [c for c in cases if c.num_units == num_units and c.inputs == name]
-            means.append(np.mean([c.correlation for c in own if c.line not in protocol.PUBLISHED_PREDICTABLE_LINES]))
-        rows.append(f"| mean of the nine other lines | {num_units} | {' | '.join(f'{m:.3f}' for m in means)} |")
-    return "\n".join(rows) + "\n"
+        inversion = neurons.invert_counts(footage, seconds, mean, rng)
+        counts = neurons.draw_counts(fresh.pixels, seconds, mean, rng)
+        made[f"events of {seconds:g} s"] = inversion.predict(np.sqrt(counts))
+    return {name: float(spatial_correlation(frames, fresh.pixels).mean()) for name, frames in made.items()}
 
 
 if __name__ == "__main__":
