@@ -16,7 +16,9 @@ from poyo_ssl.config import ReadoutConfig
 from poyo_ssl.data.batch import Batch
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.errors import CheckpointError, ConfigError, RecordingError, StreamError, suggest
+from poyo_ssl.models.pieces import encoder_feed_forward
 from poyo_ssl.online.cross_attention import SlidingCrossAttention
+from poyo_ssl.online.feed_forward import FoldedFeedForward
 from poyo_ssl.online.frames import FoldedFrameDecoder
 from poyo_ssl.online.processor import FoldedProcessor
 from poyo_ssl.online.readout import SingleQueryReadout
@@ -164,7 +166,9 @@ class Decoder:
         self.attention = SlidingCrossAttention(
             self.model, self.unit_index, num_places=self.num_frames, duration_s=self.duration_s
         )
-        self.processor = FoldedProcessor(self.model, self.attention.times_of_latents)
+        times_of_latents = self.attention.times_of_latents
+        self.feed_forward = FoldedFeedForward(encoder_feed_forward(self.model), len(times_of_latents))
+        self.processor = FoldedProcessor(self.model, times_of_latents)
         self.dtype = self.model.latents.dtype
         self.empty = Batch(
             dff=torch.zeros(1, 1, num_units, dtype=self.dtype),
@@ -334,8 +338,7 @@ class Decoder:
         # A batch holds times in the model's precision; so do we.
         token_times = torch.from_numpy(times).to(self.dtype).to(torch.float64)
         z = self.attention.latents + self.attention.attend(places, token_times)  # (L, D)
-        z = z + self.model.encoder.feed_forward(z)
-        return self.readout(self.processor(z), target_time, batch)
+        return self.readout(self.processor(self.feed_forward(z)), target_time, batch)
 
     def _answer(self, time: float, coverage: float, output: torch.Tensor) -> Prediction:
         if self.run.task == "frames":

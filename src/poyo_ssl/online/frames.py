@@ -1,62 +1,51 @@
 """The frame decoder for one latent vector at a time, with everything folded that is linear.
 
 The same numbers as `poyo_ssl.models.unet.FrameDecoder` in evaluation: BatchNorm goes into the convolution before it,
-and the last fusion and the last convolution, between which there is no activation, become one. Images lie with channels
-last, so that a fusion is one matrix product without joining its two inputs.
+and the last fusion and the last convolution, between which there is no activation, become one, so that the latent's own
+map of the last block reaches the frame in one product. Images lie with channels last, so that a fusion is one matrix
+product without joining its two inputs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poyo_ssl.models.unet import NEGATIVE_SLOPE, FrameDecoder, UpBlock
+from poyo_ssl.models.pieces import UpBlockPieces, up_block_pieces
+from poyo_ssl.models.unet import NEGATIVE_SLOPE, FrameDecoder
 
 
 class FoldedBlock:
     """An `UpBlock` in evaluation; `skip` is None without skips."""
 
-    def __init__(self, block: nn.Module) -> None:
-        assert isinstance(block, UpBlock)
-        convolution, norm = block.grow[1], block.grow[2]
-        assert isinstance(convolution, nn.Conv2d)
-        assert convolution.bias is not None
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        weight = convolution.weight * gain.view(-1, 1, 1, 1)
-        self.bias = (convolution.bias - norm.running_mean) * gain + norm.bias
-        self.weight = weight.contiguous(memory_format=torch.channels_last)
+    def __init__(self, pieces: UpBlockPieces) -> None:
+        self.weight = pieces.weight.contiguous(memory_format=torch.channels_last)
+        self.bias = pieces.bias
         self.skip: tuple[Tensor, Tensor] | None = None
-        if block.fuse is not None:
-            assert isinstance(block.project, nn.Sequential)
-            assert isinstance(block.fuse, nn.Conv2d)
-            assert block.fuse.bias is not None
-            self.skip = _channels_last(block.project)
-            fuse = block.fuse.weight.flatten(1)  # (out, out + skip)
-            self.of_image, self.of_skip = fuse[:, : len(weight)].mT.contiguous(), fuse[:, len(weight) :].mT.contiguous()
-            self.fuse_bias = block.fuse.bias
+        if pieces.project is not None:
+            assert pieces.fuse is not None
+            assert pieces.fuse_bias is not None
+            self.skip = _channels_last(pieces.project)
+            of_image, of_skip = pieces.fuse.tensor_split([len(self.weight)], dim=1)  # of (out, out + skip)
+            self.of_image, self.of_skip = of_image.mT.contiguous(), of_skip.mT.contiguous()
+            self.fuse_bias = pieces.fuse_bias
 
     def grow(self, x: Tensor) -> Tensor:
         """Return ``(1, out, 2h, 2w)`` before the fusion."""
         x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
         return F.leaky_relu_(F.conv2d(x, self.weight, self.bias, padding=1), NEGATIVE_SLOPE)
 
-    def project(self, latent: Tensor) -> Tensor:
-        """Return the latent's own map ``(h * w, skip channels)``."""
-        assert self.skip is not None
-        weight, bias = self.skip
-        return torch.addmv(bias, weight, latent).view(-1, self.of_skip.shape[0])
-
     def __call__(self, x: Tensor, latent: Tensor) -> Tensor:
         """Return ``(1, out, 2h, 2w)`` from ``(1, in, h, w)``, both with channels last, and ``(D,)``."""
         x = self.grow(x)
         if self.skip is None:
             return x
-        flat = _flat(x)  # (h w, out)
-        fused = torch.addmm(self.fuse_bias, self.project(latent), self.of_skip).addmm_(flat, self.of_image)
+        weight, bias = self.skip
+        own = torch.addmv(bias, weight, latent).view(-1, len(self.of_skip))  # (h w, skip)
+        fused = torch.addmm(self.fuse_bias, own, self.of_skip).addmm_(_flat(x), self.of_image)  # (h w, out)
         return fused.view(1, *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
@@ -81,15 +70,33 @@ class FoldedFrameDecoder(nn.Module):
         super().__init__()
         self.grid = _grid(decoder.start)
         self.start_weight, self.start_bias = _channels_last(decoder.start)
-        *self.blocks, self.last = [FoldedBlock(block) for block in decoder.blocks]
-        last, grey = self.last, decoder.to_grey
-        assert grey.bias is not None
-        taps = grey.weight[0].flatten(1).mT  # (9, channels)
-        # A map for each of the nine taps; the fusion's bias belongs to it, for it ends where the image ends.
+        pieces = up_block_pieces(decoder)
+        *self.blocks, self.last = [FoldedBlock(block) for block in pieces]
+        _, height, width = self.grid
+        self._fold_last(decoder.to_grey, height << len(pieces), width << len(pieces))
+
+    def _fold_last(self, to_grey: nn.Conv2d, height: int, width: int) -> None:
+        """Join what follows the last activation: a map for each of the nine taps, which are then shifted and added."""
+        assert to_grey.bias is not None
+        last, taps = self.last, to_grey.weight[0].flatten(1).mT  # (9, channels)
         self.image_taps = taps if last.skip is None else taps @ last.of_image.mT  # (9, out)
-        self.skip_taps = None if last.skip is None else taps @ last.of_skip.mT  # (9, skip)
-        self.tap_bias = torch.zeros(9, 1).to(taps) if last.skip is None else (taps @ last.fuse_bias).unsqueeze(1)
-        self.grey_bias = grey.bias
+        self.maps = taps.new_empty(9, height * width)
+        self.grey = taps.new_empty(height, width)
+        maps = self.maps.view(9, height, width)
+        self.shifts = [(self.grey[to], maps[tap][of]) for tap, to, of in _shifted(height, width)]
+        self.of_latent: Tensor | None = None
+        self.base = to_grey.bias.expand(height * width).clone()  # (H W,)
+        if last.skip is not None:
+            weight, bias = last.skip
+            own = torch.cat((weight, bias.unsqueeze(1)), dim=1)  # (H W skip, D + 1)
+            own = own.view(height, width, -1, own.shape[1])
+            skip_taps, bias_taps = taps @ last.of_skip.mT, taps @ last.fuse_bias  # (9, skip), (9,)
+            total = own.new_zeros(height, width, own.shape[-1])
+            for tap, to, of in _shifted(height, width):
+                total[to] += skip_taps[tap] @ own[of]
+                total[(*to, -1)] += bias_taps[tap]  # it ends where the image ends
+            self.of_latent = total[..., :-1].flatten(0, 1).contiguous()  # (H W, D)
+            self.base += total[..., -1].flatten()
 
     @torch.no_grad()
     def forward(self, latent: Tensor) -> Tensor:
@@ -100,18 +107,26 @@ class FoldedFrameDecoder(nn.Module):
         x = x.permute(0, 3, 1, 2)
         for block in self.blocks:
             x = block(x, vector)
-        last = self.last
-        x = last.grow(x)
-        maps = torch.addmm(self.tap_bias, self.image_taps, _flat(x).mT)  # (9, H W)
-        if self.skip_taps is not None:
-            maps.addmm_(self.skip_taps, last.project(vector).mT)
-        height, width = x.shape[2:]
-        maps = F.pad(maps.view(3, 3, height, width), (1, 1, 1, 1))
-        grey = self.grey_bias.expand(height, width).clone()
-        for i in range(3):
-            for j in range(3):
-                grey += maps[i, j, i : i + height, j : j + width]
-        return torch.sigmoid_(grey).unsqueeze(0)
+        torch.mm(self.image_taps, _flat(self.last.grow(x)).mT, out=self.maps)
+        if self.of_latent is None:
+            self.grey.view(-1).copy_(self.base)
+        else:
+            torch.addmv(self.base, self.of_latent, vector, out=self.grey.view(-1))
+        for grey, shifted in self.shifts:
+            grey.add_(shifted)
+        return torch.sigmoid(self.grey).unsqueeze(0)
+
+
+def _shifted(height: int, width: int) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
+    """Yield every tap of a 3 x 3 convolution with the pixels that it reaches, and where these look."""
+    for tap in range(9):
+        down, right = divmod(tap, 3)
+        to, of = zip(_overlap(down - 1, height), _overlap(right - 1, width), strict=True)
+        yield tap, to, of
+
+
+def _overlap(shift: int, size: int) -> tuple[slice, slice]:
+    return slice(max(0, -shift), size - max(0, shift)), slice(max(0, shift), size - max(0, -shift))
 
 
 def _flat(x: Tensor) -> Tensor:

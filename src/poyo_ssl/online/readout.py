@@ -11,14 +11,16 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from poyo_ssl.data.batch import Batch
-from poyo_ssl.models.attention import rotate, split_heads
+from poyo_ssl.models.attention import rotate
 from poyo_ssl.models.encoder import Latents
+from poyo_ssl.models.pieces import readout_pieces
 from poyo_ssl.models.poyo_ssl import PoyoSSL, Readout
 from poyo_ssl.online.cross_attention import CLOCK_TOLERANCE_S
-from poyo_ssl.online.processor import standardise
+from poyo_ssl.online.feed_forward import FoldedFeedForward
 
 
 class SingleQueryReadout:
@@ -51,26 +53,21 @@ class SingleQueryReadout:
 
     @torch.no_grad()
     def __init__(self, model: PoyoSSL, task: str, session_index: Tensor, latents: Latents) -> None:
-        attention = model.readout_attention
-        self.rotary, self.turns, self.eps = model.rotary, latents.turns, attention.norm_context.eps
-        head = model.readouts[task]
+        pieces, head = readout_pieces(model, task, session_index), model.readouts[task]
         assert isinstance(head, Readout)
-        self.feed_forward, self.head = model.readout_feed_forward, head
-        self.query = model.sessions(session_index) + self.head.query  # (1, D)
-        self.turning = split_heads(attention.to_q(attention.norm(self.query.unsqueeze(1))), attention.heads)
-        norm = attention.norm_context
-        keys, values = attention.to_kv.weight.unflatten(0, (2, attention.heads, -1))  # (H, E, D) each
-        self.keys, self.gain, self.bias = keys, norm.weight, norm.bias
-        out = attention.to_out.weight.unflatten(1, (attention.heads, -1)).permute(1, 0, 2)  # (H, D, E)
-        joined = out @ values  # (H, D, D)
+        self.rotary, self.turns, self.head = model.rotary, latents.turns, head
+        self.query, self.keys = pieces.projected_query, pieces.keys
+        self.gain, self.bias, self.eps = pieces.gain, pieces.bias, pieces.eps
+        joined = pieces.to_out @ pieces.values  # (H, D, D)
         self.values = (joined * self.gain).permute(1, 0, 2).flatten(1).contiguous()  # (D, H D)
-        self.start = self.query[0] + attention.to_out.bias + (joined @ self.bias).sum(0)  # (D,)
+        self.start = pieces.query[0] + pieces.out_bias + (joined @ self.bias).sum(0)  # (D,)
+        self.feed_forward = FoldedFeedForward(pieces.feed_forward, num_rows=1)
         self.target_time = math.nan
 
     def _aim(self, target_time: float) -> None:
         """Let the query of one target time meet the keys' projection at the time of every latent."""
         time = torch.tensor([[target_time]], dtype=self.query.dtype)
-        q = rotate(self.turning, self.rotary(time, self.query.dtype))  # (1, H, 1, E)
+        q = rotate(self.query, self.rotary(time, self.query.dtype))  # (1, H, 1, E)
         q = q.expand(-1, -1, self.turns.shape[1], -1) / math.sqrt(q.shape[-1])
         aimed = rotate(q, self.turns.conj())[0] @ self.keys  # (H, L, D)
         self.aimed = aimed * self.gain  # (H, L, D)
@@ -85,10 +82,9 @@ class SingleQueryReadout:
         """
         if not abs(target_time - self.target_time) <= CLOCK_TOLERANCE_S:
             self._aim(target_time)
-        normal = standardise(z, self.eps)
+        normal = F.layer_norm(z, z.shape[-1:], eps=self.eps)
         logits = torch.add(self.offset, (self.aimed * normal).sum(-1))  # (H, L)
         read = logits.softmax(-1) @ normal  # (H, D)
         query = torch.addmv(self.start, self.values, read.flatten()).unsqueeze(0)  # (1, D)
-        query = query + self.feed_forward(query)
-        output: Tensor = self.head(query, batch)[0]
+        output: Tensor = self.head(self.feed_forward(query), batch)[0]
         return output
