@@ -52,6 +52,7 @@ class _Group:
     is_edge: bool
     seen: slice  # the latents
     logits: Tensor  # (n, H, l, C)
+    flat_logits: Tensor  # (n H, l, C)
     table: Tensor  # (n, H, l, C)
     value_table: Tensor | None
     scale: Tensor  # (n, 1, 1, C)
@@ -61,6 +62,30 @@ class _Group:
     rows: Tensor  # (n H, 4, C)
     columns: Tensor  # (n H, C, E/2 + 4)
     sums: Tensor  # (n H, l, E/2 + 4)
+    over_time: Tensor  # (H, l, C)
+    over_time_values: Tensor  # (H, l, C)
+    times: list[tuple[Tensor, Tensor, Tensor]]  # logits (H, l, C), scale and scaled values (1, 1, C) of each time
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How one list of places is computed: edges first, for they are kept as long as they are the same."""
+
+    places: Tensor
+    edges: list[_Group]
+    frames: list[_Group]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Views of what is kept for one place."""
+
+    scale: Tensor  # (C,)
+    scaled_values: Tensor  # (C,)
+    rows: Tensor  # (H, 3, C), without the row of ones
+    values: Tensor  # (H, C, E/2)
+    sums: Tensor  # (H, C, 4)
+    present: Tensor  # (C,)
 
 
 class SlidingCrossAttention:
@@ -107,8 +132,9 @@ class SlidingCrossAttention:
         self.edge_kinds = [kind for kind, _ in pieces.edges]
         self._allocate(num_places)
         self.reference: Tensor | None = None
-        self.table_times = torch.full((0,), math.nan, dtype=torch.float64)
-        self.edges_of: Tensor | None = None
+        self.table_times = self.edge_times[:0]  # of frames
+        self.edges_of: Tensor | None = None  # the neurons that have start and end tokens
+        self.edges_are_summed = False
         self.table: Tensor | None = None
 
     def _project(self, pieces: EncoderPieces) -> None:
@@ -126,13 +152,17 @@ class SlidingCrossAttention:
         self.moving_rows, self.still_rows = self._rows_of(self.moving, dim=-2), self._rows_of(self.still, dim=-2)
 
     def _prepare_statistics(self, pieces: EncoderPieces) -> None:
+        """Write a token's mean and variance as polynomials of its value, for each type and neuron."""
         own, along = pieces.units + pieces.types.unsqueeze(1), pieces.value_embedding  # (3, C, D), (1 or C, D)
-        self.own_mean, self.own_variance = own.mean(-1), own.var(-1, correction=0)  # (3, C) each
-        self.along_mean, self.along_variance = along.mean(-1), along.var(-1, correction=0)  # (1 or C,) each
-        self.eps = pieces.eps
+        own_mean, along_mean = own.mean(-1), along.mean(-1).expand(len(pieces.units))  # (3, C), (C,)
+        along_variance = along.var(-1, correction=0)  # (1 or C,)
+        self.mean = own_mean / 2, along_mean / 2  # constant (3, C), linear (C,)
+        constant = own.var(-1, correction=0) / 2 + own_mean.square() / 4 + pieces.eps
+        quadratic = along_variance / 2 + along_mean.square() / 4
+        self.variance = constant, -own_mean * along_mean / 2, quadratic  # (3, C), (3, C), (C,)
 
     def _allocate(self, num_places: int) -> None:
-        num, H, C, L = num_places + len(self.edge_kinds), self.heads, self.own_mean.shape[1], len(self.latents)
+        num, H, C, L = num_places + len(self.edge_kinds), self.heads, len(self.mean[1]), len(self.latents)
         self.num_places = num_places
         width = self.dim_head // 2 + NUM_SUMS
         zeros = torch.zeros
@@ -140,12 +170,27 @@ class SlidingCrossAttention:
         self.scaled_values = zeros(num, C, dtype=self.dtype)  # x r
         self.rows = zeros(num, H, NUM_SUMS, C, dtype=self.dtype)  # x r, m r, r and 1, for each head
         self.columns = zeros(num, H, C, width, dtype=self.dtype)  # values, x r, m r, r and 1; 0 where absent
+        self.rows[:, :, 3] = 1.0
         self.present = zeros(num, C, dtype=torch.bool)
+        self.token_sums = zeros(NUM_SUMS, C, dtype=self.dtype)  # those of the token that is put
+        turning = self.dim_head // 2
+        self.places = [
+            _Place(
+                scale=self.scale[i],
+                scaled_values=self.scaled_values[i],
+                rows=self.rows[i, :, :3],
+                values=self.columns[i, ..., :turning],
+                sums=self.columns[i, ..., turning:],
+                present=self.present[i],
+            )
+            for i in range(num)
+        ]
         self.group_size = max(1, GROUP_BYTES // (H * L * C * self.scale.element_size()))
         self.scratch = zeros(min(num, self.group_size) * H * L * C, dtype=self.dtype)
         self.over_time, self.over_time_values = zeros(H, L, C, dtype=self.dtype), zeros(H, L, C, dtype=self.dtype)
         self.edge_over_time = zeros(H, L, C, dtype=self.dtype)
-        self.plans: dict[tuple[int, ...], list[_Group]] = {}
+        self.edge_still = zeros(H, L, self.dim_head // 2, dtype=self.dtype)
+        self.plans: dict[tuple[int, ...], _Plan] = {}
 
     def forget(self) -> None:
         """Choose the origin of the logits anew, so that no rounding depends on windows of before."""
@@ -167,34 +212,35 @@ class SlidingCrossAttention:
         self._put(place, torch.where(present, values.to(self.dtype), 0.0), present, kind=0)
 
     def _put(self, place: int, values: Tensor, present: Tensor, *, kind: int) -> None:
-        value_mean = values * self.along_mean
-        variance = (self.own_variance[kind] + values.square() * self.along_variance) / 2
-        variance = variance + (self.own_mean[kind] - value_mean).square() / 4
-        keep = present.to(self.dtype)
-        scale = torch.rsqrt(variance + self.eps) * keep
-        mean = (self.own_mean[kind] + value_mean) / 2
-        self.scale[place], self.scaled_values[place] = scale, values * scale
-        sums = torch.stack((values * scale, mean * scale, scale, keep))  # (4, C)
-        self.rows[place] = sums
-        self.rows[place, :, 3] = 1.0
-        turning = self.dim_head // 2
-        values_of_token = self.columns[place, ..., :turning]  # (H, C, E/2)
-        of_rows = sums.mT @ self.moving_rows[kind]
-        torch.addcmul(of_rows, self.moving["own"], scale.unsqueeze(-1), out=values_of_token)
+        constant, linear, quadratic = self.variance
+        variance = torch.addcmul(constant[kind], values, torch.addcmul(linear[kind], values, quadratic))
+        sums, kept = self.token_sums, self.places[place]
+        scaled_values, scaled_mean, scale, keep = sums.unbind()
+        keep.copy_(present)
+        torch.mul(variance.rsqrt_(), keep, out=scale)
+        torch.mul(values, scale, out=scaled_values)
+        torch.mul(torch.addcmul(self.mean[0][kind], values, self.mean[1]), scale, out=scaled_mean)
+        kept.scale.copy_(scale)
+        kept.scaled_values.copy_(scaled_values)
+        kept.rows.copy_(sums[:3])
+        kept.sums.copy_(sums.mT)
+        kept.present.copy_(present)
+        of_rows = sums.mT @ self.moving_rows[kind]  # (H, C, E/2)
+        torch.addcmul(of_rows, self.moving["own"], scale.unsqueeze(-1), out=kept.values)
         if self.per_unit:
-            values_of_token.addcmul_(self.moving["along"], (values * scale).unsqueeze(-1))
-        self.columns[place, ..., turning:] = sums.mT
-        self.present[place] = present
+            kept.values.addcmul_(self.moving["along"], scaled_values.unsqueeze(-1))
 
     def _tabulate(self, times: Tensor) -> None:
         """Let the queries meet the neurons at every distance between a latent and a token time."""
-        if self.table is None or self.table_times.shape != times.shape:
+        self.table_times, times = times, torch.cat((times, self.edge_times))
+        if self.table is None or len(self.table) != len(times):
             shape = (len(times), self.heads, len(self.latents))
-            self.table = torch.empty(*shape, len(self.own_mean[0]), dtype=self.dtype)
+            self.table = torch.empty(*shape, len(self.mean[1]), dtype=self.dtype)
             self.value_table = torch.empty_like(self.table) if self.per_unit else None
             self.logits_of_rows = torch.empty(*shape, NUM_SUMS, dtype=self.dtype)
             self.sums = torch.zeros(*shape, self.columns.shape[-1], dtype=self.dtype)
-            self.turned = torch.empty(*shape, self.columns.shape[-1] // 2, dtype=self.moving_queries.dtype)
+            self.complex_sums = torch.view_as_complex(self.sums.unflatten(-1, (-1, 2)))
+            self.turned = torch.empty_like(self.complex_sums)
             self.plans.clear()
         kinds = [0] * (len(times) - len(self.edge_kinds)) + self.edge_kinds
         distance = (self.times_of_latents - times.unsqueeze(-1)).unsqueeze(-1) * self.omega  # (T, L, E/4)
@@ -221,7 +267,7 @@ class SlidingCrossAttention:
         if starts != getattr(self, "first_latent", None):
             self.sums.zero_()
             self.plans.clear()
-        self.first_latent, self.table_times, self.edges_of = starts, times, None
+        self.first_latent, self.edges_are_summed = starts, False
 
     def _rows_of(self, parts: dict[str, Tensor], dim: int) -> list[Tensor]:
         """Return the value, mean, type and bias rows of each token type side by side."""
@@ -229,6 +275,14 @@ class SlidingCrossAttention:
         along = torch.zeros_like(parts["mean"]) if self.per_unit else parts["along"]
         kinds = parts["types"].split(1, dim=dim)
         return [torch.cat((along, parts["mean"], kind, parts["bias"]), dim=dim).contiguous() for kind in kinds]
+
+    def _plan(self, places: Sequence[int]) -> _Plan:
+        groups = self._groups(places)
+        return _Plan(
+            places=torch.tensor(places),
+            edges=[group for group in groups if group.is_edge],
+            frames=[group for group in groups if not group.is_edge],
+        )
 
     def _groups(self, places: Sequence[int]) -> list[_Group]:
         """Cut a window into runs of evenly spaced places (the ring's end breaks one) that the same latents see."""
@@ -258,19 +312,26 @@ class SlidingCrossAttention:
         assert self.table is not None
         seen = slice(self.first_latent[slots.start], None)
         table = self.table[slots, :, seen]
+        logits = self.scratch[: table.numel()].view(table.shape)
+        scale, scaled_values = self.scale[places, None, None], self.scaled_values[places, None, None]
+        over_time = self.edge_over_time if is_edge else self.over_time
         return _Group(
             is_edge=is_edge,
             seen=seen,
-            logits=self.scratch[: table.numel()].view(table.shape),
+            logits=logits,
+            flat_logits=logits.flatten(0, 1),
             table=table,
             value_table=None if self.value_table is None else self.value_table[slots, :, seen],
-            scale=self.scale[places, None, None],
-            scaled_values=self.scaled_values[places, None, None],
+            scale=scale,
+            scaled_values=scaled_values,
             present=self.present[places, None, None],
             of_rows=self.logits_of_rows[slots, :, seen].flatten(0, 1),
             rows=self.rows[places].flatten(0, 1),
             columns=self.columns[places].flatten(0, 1),
             sums=self.sums[slots, :, seen].flatten(0, 1),
+            over_time=over_time[:, seen],
+            over_time_values=self.over_time_values[:, seen],
+            times=list(zip(logits, scale, scaled_values, strict=True)),
         )
 
     def _logits(self, group: _Group) -> Tensor:
@@ -278,54 +339,55 @@ class SlidingCrossAttention:
         logits = torch.mul(group.table, group.scale, out=group.logits)
         if group.value_table is not None:
             logits.addcmul_(group.value_table, group.scaled_values)
-        logits.flatten(0, 1).baddbmm_(group.of_rows, group.rows)
+        group.flat_logits.baddbmm_(group.of_rows, group.rows)
         return logits
 
-    def _gather(self, group: _Group, over_time: Tensor, *, masked: bool) -> None:
+    def _gather(self, group: _Group, *, masked: bool) -> None:
         """Add a group's weights to the sums over time, and set its sums over neurons."""
         weights = self._logits(group).exp_()
         if masked:
             weights.masked_fill_(~group.present, 0.0)
-        torch.bmm(weights.flatten(0, 1), group.columns, out=group.sums)
-        self._add_over_time(weights, group.scale, over_time[:, group.seen])
-        if self.per_unit:
-            self._add_over_time(weights, group.scaled_values, self.over_time_values[:, group.seen])
+        torch.bmm(group.flat_logits, group.columns, out=group.sums)
+        for each, scale, _ in group.times:
+            group.over_time.addcmul_(each, scale)
+        # Values of the start and end tokens are zero.
+        if self.per_unit and not group.is_edge:
+            for each, _, scaled_values in group.times:
+                group.over_time_values.addcmul_(each, scaled_values)
 
-    def _add_over_time(self, weights: Tensor, factors: Tensor, total: Tensor) -> None:
-        for each, factor in zip(weights.unbind(), factors.unbind(), strict=True):
-            total.addcmul_(each, factor)
-
-    def _set_reference(self, groups: Sequence[_Group]) -> None:
+    def _set_reference(self, plan: _Plan) -> None:
         """Take every latent's largest logit as the new origin of its logits."""
         self.logits_of_rows[..., 3] = self.base_of_bias
         highest = torch.full(self.over_time.shape[:2], -math.inf, dtype=self.dtype)
-        for group in groups:
+        for group in [*plan.edges, *plan.frames]:
             seen = self._logits(group).masked_fill(~group.present, -math.inf).amax(dim=(0, 3))
             torch.maximum(highest[:, group.seen], seen, out=highest[:, group.seen])
         self.reference = torch.where(highest.isfinite(), highest, 0.0)
         torch.sub(self.base_of_bias, self.reference, out=self.logits_of_rows[..., 3])
-        self.edges_of = None
+        self.edges_are_summed = False
 
-    def _sum(self, groups: Sequence[_Group], present: Tensor, *, masked: bool = False) -> Tensor:
-        """Go over all slots; return the sums over all tokens, turned, ``(H, L, E/2 + 4)``: the last are denominators.
+    def _sum(self, plan: _Plan, *, masked: bool = False) -> Tensor:
+        """Go over all slots; return the sums over all tokens, turned, ``(H, L, E/4 + 2)`` complex.
 
-        What is absent has scale and columns of zero, and so no share; `masked` sets its weights to zero too, for the
-        case that they are beyond the number range, where zero times infinity is not zero.
+        The last imaginary parts are the denominators. What is absent has scale and columns of zero, and so no share;
+        `masked` sets its weights to zero too, for the case that they are beyond the number range, where zero times
+        infinity is not zero.
         """
-        if self.edges_of is None or not torch.equal(self.edges_of, present):
+        if not self.edges_are_summed:
             self.edge_over_time.zero_()
-            for group in groups:
-                if group.is_edge:
-                    self._gather(group, self.edge_over_time, masked=masked)
-            self.edges_of = present
+            self.edge_still.zero_()
+            for group, kind in zip(plan.edges, self.edge_kinds, strict=True):
+                self._gather(group, masked=masked)
+                # Start and end tokens have a type of their own.
+                rows = self.still_rows[kind] - self.still_rows[0]
+                self.edge_still[:, group.seen].baddbmm_(group.sums[..., self.dim_head // 2 :], rows)
+            self.edges_are_summed = True
         self.over_time.copy_(self.edge_over_time)
         if self.per_unit:
             self.over_time_values.zero_()
-        for group in groups:
-            if not group.is_edge:
-                self._gather(group, self.over_time, masked=masked)
-        torch.mul(torch.view_as_complex(self.sums.unflatten(-1, (-1, 2))), self.turns_of_tokens, out=self.turned)
-        return torch.view_as_real(self.turned.sum(0)).flatten(-2)
+        for group in plan.frames:
+            self._gather(group, masked=masked)
+        return torch.mul(self.complex_sums, self.turns_of_tokens, out=self.turned).sum(0)
 
     @torch.no_grad()
     def attend(self, places: Sequence[int], times: Tensor) -> Tensor:
@@ -338,41 +400,42 @@ class SlidingCrossAttention:
         times : Tensor
             ``(T,)`` float64, seconds from the start of the window.
         """
-        times = torch.cat((times, self.edge_times))
-        if self.table_times.shape != times.shape or (self.table_times - times).abs().max() > CLOCK_TOLERANCE_S:
+        if self.table_times.shape != times.shape or torch.dist(self.table_times, times, math.inf) > CLOCK_TOLERANCE_S:
             self._tabulate(times)
-        anywhere = self.present[list(places)].any(dim=0)
-        if self.edges_of is None or not torch.equal(self.edges_of, anywhere):
-            for i, kind in enumerate(self.edge_kinds):
-                self._put(self.num_places + i, torch.zeros_like(self.scale[0]), anywhere, kind=kind)
         key = tuple(places)
-        if key not in self.plans:
-            self.plans[key] = self._groups(places)
-        groups = self.plans[key]
+        plan = self.plans.get(key)
+        if plan is None:
+            plan = self.plans[key] = self._plan(places)
+        self._put_edges(self.present.index_select(0, plan.places).any(dim=0))
         if self.reference is None:
-            self._set_reference(groups)
-        total = self._sum(groups, anywhere)
-        if not self._is_safe(total[..., -1]):
-            self._set_reference(groups)
-            total = self._sum(groups, anywhere, masked=True)
+            self._set_reference(plan)
+        total = self._sum(plan)
+        if not self._is_safe(total[..., -1].imag):
+            self._set_reference(plan)
+            total = self._sum(plan, masked=True)
         return self._finish(total)
+
+    def _put_edges(self, anywhere: Tensor) -> None:
+        """Give start and end tokens to the neurons that are in the window."""
+        if self.edges_of is not None and torch.equal(self.edges_of, anywhere):
+            return
+        for i, kind in enumerate(self.edge_kinds):
+            self._put(self.num_places + i, torch.zeros_like(self.scale[0]), anywhere, kind=kind)
+        self.edges_of, self.edges_are_summed = anywhere, False
 
     def _is_safe(self, denominators: Tensor) -> bool:
         # Zero is the denominator of a latent that sees nothing, or of weights that have all vanished.
         low, high = denominators.aminmax()
-        return bool(high < SAFE_RANGE) and bool(low > 1 / SAFE_RANGE)
+        return high.item() < SAFE_RANGE and low.item() > 1 / SAFE_RANGE
 
     def _finish(self, total: Tensor) -> Tensor:
-        turning, num_edges = self.dim_head // 2, len(self.edge_kinds)
-        denominators, sums = total[..., -1:], total[..., turning:]  # (H, L, 1), (H, L, 4)
-        moving = torch.view_as_complex(total[..., :turning].unflatten(-1, (-1, 2))) * self.turns_back  # (H, L, E/4)
-        still = torch.bmm(self.over_time, self.still["own"])  # (H, L, E/2)
+        sums = torch.view_as_real(total[..., self.dim_head // 4 :]).flatten(-2)  # (H, L, 4)
+        denominators = sums[..., 3:]
+        moving = total[..., : self.dim_head // 4] * self.turns_back  # (H, L, E/4)
+        still = torch.baddbmm(self.edge_still, sums, self.still_rows[0])  # (H, L, E/2)
+        still.baddbmm_(self.over_time, self.still["own"])
         if self.per_unit:
             still.baddbmm_(self.over_time_values, self.still["along"])
-        still.baddbmm_(sums, self.still_rows[0])
-        # Start and end tokens have a type of their own.
-        for kind, of_edge in zip(self.edge_kinds, self.sums[len(self.sums) - num_edges :, ..., turning:], strict=True):
-            still.baddbmm_(of_edge, self.still_rows[kind] - self.still_rows[0])
         out = torch.cat((torch.view_as_real(moving).flatten(-2), still), dim=-1)  # (H, L, E)
         out = torch.where(denominators > 0, out / denominators, 0.0)
         return self.to_out(out.transpose(0, 1).flatten(-2))  # (L, D)
