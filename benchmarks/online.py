@@ -4,7 +4,10 @@
 
 400 neurons, windows of 1 s at 30 Hz, dim 64, depth 6, random weights; 128 or 16 latents; gratings or movie frames
 of 64 x 128. The cases take turns, 50 frames each, in one process with one thread. `whole window` is the model itself on
-the same window, which is what a decoder without reuse does at every frame. `floor` is the time that the matrix products
+the same window, which is what a decoder without reuse does at every frame. `CPU` is what the thread itself used: where
+its 99th percentile is that of the wall clock, nothing else ran on the core in between. `probe` is the 99th percentile
+over the 50th of a fixed product of 0.5 ms or so that is timed before every frame: how much the core's own speed varied
+meanwhile, and so how much of a frame's spread is not the decoder's. `floor` is the time that the matrix products
 of a frame would take at the rate of a large matrix product on this core; all else (exponentials, sums, Python) comes on
 top. `put` to `readout` are the stages of a frame.
 """
@@ -48,6 +51,8 @@ class Case:
     p50: float = 0.0
     p99: float = 0.0
     cpu_p50: float = 0.0
+    cpu_p99: float = 0.0
+    probe: float = 0.0
     whole_window: float = 0.0
     floor: float = 0.0
     parts: dict[str, float] | None = None
@@ -118,6 +123,18 @@ def product_rate() -> float:
     return 2 * 1024**3 / min(seconds(lambda: a @ a)[0] for _ in range(10))
 
 
+def make_probe() -> Callable[[], None]:
+    """Return a fixed piece of work in a core's own cache."""
+    a = torch.randn(128, 128)
+    out = torch.empty_like(a)
+
+    def probe() -> None:
+        for _ in range(16):
+            torch.mm(a, a, out=out)
+
+    return probe
+
+
 def seconds(function: Callable[[], Any]) -> tuple[float, float]:
     """Return wall-clock and CPU seconds of one call."""
     wall, cpu = time.perf_counter(), time.thread_time()
@@ -178,10 +195,13 @@ def measure(cases: list[Case], num_frames: int) -> None:
     wall: list[list[float]] = [[] for _ in cases]
     cpu: list[list[float]] = [[] for _ in cases]
     whole: list[list[float]] = [[] for _ in cases]
+    probe = make_probe()
+    probed: list[list[float]] = [[] for _ in cases]
     for start in range(0, num_frames, BLOCK):
         for i, decoder in enumerate(decoders):
             for j in range(start, min(start + BLOCK, num_frames)):
                 frame = recording.dff[j % len(recording.dff)]
+                probed[i].append(seconds(probe)[1])
                 on_wall, on_cpu = seconds(lambda decoder=decoder, frame=frame: decoder.step(frame))  # type: ignore[misc]
                 wall[i].append(on_wall)
                 cpu[i].append(on_cpu)
@@ -189,7 +209,9 @@ def measure(cases: list[Case], num_frames: int) -> None:
     rate = product_rate()
     for i, case in enumerate(cases):
         case.p50, case.p99 = (1e3 * float(np.quantile(wall[i], q)) for q in (0.5, 0.99))
-        case.cpu_p50, case.whole_window = 1e3 * float(np.median(cpu[i])), 1e3 * float(np.median(whole[i]))
+        case.cpu_p50, case.cpu_p99 = (1e3 * float(np.quantile(cpu[i], q)) for q in (0.5, 0.99))
+        case.probe = float(np.quantile(probed[i], 0.99) / np.median(probed[i]))
+        case.whole_window = 1e3 * float(np.median(whole[i]))
         case.floor = 1e3 * count_products(case, runs[i]) / rate
         case.parts = time_parts(decoders[i])
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread, {num_frames} frames")
@@ -229,12 +251,18 @@ def main() -> None:
     cases = [Case(task, latents) for latents in (128, 16) for task in tasks]
     if options.frames:
         measure(cases, options.frames)
-        print("| latents | task | p50 (ms) | p99 | CPU p50 | whole window | floor | " + " | ".join(PARTS) + " |")
-        print("|---" * (7 + len(PARTS)) + "|")
+        print(
+            "| latents | task | p50 (ms) | p99 | CPU p50 | CPU p99 | probe | whole window | floor | "
+            + " | ".join(PARTS)
+            + " |"
+        )
+        print("|---" * (9 + len(PARTS)) + "|")
         for case in cases:
             assert case.parts is not None
-            numbers = [case.p50, case.p99, case.cpu_p50, case.whole_window, case.floor, *map(case.parts.get, PARTS)]
-            print(f"| {case.latents} | {case.task} | " + " | ".join(f"{number:.1f}" for number in numbers) + " |")
+            clocks = [case.p50, case.p99, case.cpu_p50, case.cpu_p99]
+            numbers = [case.whole_window, case.floor, *map(case.parts.get, PARTS)]
+            cells = [f"{number:.1f}" for number in clocks] + [f"{case.probe:.2f}"] + [f"{x:.1f}" for x in numbers]
+            print(f"| {case.latents} | {case.task} | " + " | ".join(cells) + " |")
     memory = measure_memory(options.memory_frames) if options.memory_frames else {}
     if memory:
         print("resident MiB after frames: " + ", ".join(f"{count}: {mib}" for count, mib in memory.items()))

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import gc
 import io
 import json
 import os
@@ -231,7 +232,11 @@ def test_a_port_that_is_taken_is_named():
 
 def test_warming_up_leaves_no_trace():
     decoder = make_decoder()
-    warm_up(decoder)
+    try:
+        warm_up(decoder)
+        assert gc.get_freeze_count() > 10_000  # torch alone is more
+    finally:
+        gc.unfreeze()
     assert decoder.counts.frames == 0
     assert decoder.step(DFF[0]).status == "filling"
 

@@ -45,7 +45,8 @@ def make_run(output="gratings", *, num_frames=12, dtype=torch.float64, normalise
     net = PoyoSSL(config.model, num_units=9, num_sessions=2, readouts=readouts, generator=weights).to(dtype).eval()
     with torch.no_grad():
         for tensor in [*net.parameters(), *net.buffers()]:
-            if tensor is not net.rotary.omega and tensor.is_floating_point():
+            # Convolutions of one sign would saturate every pixel.
+            if tensor is not net.rotary.omega and tensor.is_floating_point() and tensor.ndim < 4:
                 tensor += 0.3 * torch.rand(tensor.shape, generator=weights).to(tensor)
     rng = np.random.default_rng(2)
     normalisation = Normalisation.identity(NUM_UNITS, compress=normalise)

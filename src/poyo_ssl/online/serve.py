@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import socketserver
 import threading
@@ -30,10 +31,16 @@ class Sink(Protocol):
 
 
 def warm_up(decoder: Decoder) -> None:
-    """Let a decoder make its tables now, so that the first prediction takes no longer than the others."""
+    """Let a decoder make its tables now, so that the first prediction takes no longer than the others.
+
+    What is loaded by then is also taken from the garbage collector's rounds (`gc.freeze`): a frame in which it goes
+    over all of torch would be late.
+    """
     for _ in range(decoder.num_frames):
         decoder.step([0.0] * len(decoder.unit_ids))
     decoder.reset()
+    gc.collect()
+    gc.freeze()
 
 
 def answer(decoder: Decoder, source: wire.Source, sink: Sink) -> Counts:
