@@ -11,6 +11,7 @@ from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.data.windows import BatchRequest
 from poyo_ssl.errors import ConfigError
+from poyo_ssl.training import value_skip
 from poyo_ssl.training.jobs import finetuning_job
 from poyo_ssl.training.predict import open_task, predict_windows
 from poyo_ssl.training.restore import TrainedRun
@@ -82,8 +83,6 @@ def test_untrained_it_decodes_recordings_that_share_no_neuron(config, tmp_path):
 
 def test_the_start_is_what_the_projection_of_whitened_windows_gives(config, tmp_path, monkeypatch):
     """A single recording, no ridge: cosines in the space of its own leading components, computed by hand."""
-    from poyo_ssl.training import value_skip
-
     monkeypatch.setattr(value_skip, "RIDGE", 1e-10)
     recording = make_recording("a", seed=0)
     job, readout = skip_of([recording], config, tmp_path / "run")
@@ -132,6 +131,24 @@ def test_nothing_comes_from_the_test_and_validation_parts(config, tmp_path):
     ]
     for name, first in weights[0].items():
         assert torch.equal(first, weights[1][name]), name
+
+
+@pytest.mark.parametrize(("num_classes", "num_features"), [(30, 12), (12, 30)])
+def test_components_and_regression_are_those_of_singular_values(num_classes, num_features):
+    means = np.random.default_rng(0).normal(size=(num_classes, num_features))
+    left, size, right = np.linalg.svd(means, full_matrices=False)
+    halves = [value_skip.RecordingMeans(part, None, None, 0) for part in (means[:, :5], means[:, 5:])]
+    prototypes = value_skip._leading(halves, 4)
+    np.testing.assert_allclose(np.abs(prototypes), np.abs(left[:, :4] * size[:4]), atol=1e-9)
+    expected = right.T * (size / (size**2 + value_skip.RIDGE)) @ left.T @ prototypes
+    np.testing.assert_allclose(value_skip._regress(means, prototypes), expected, atol=1e-9)
+
+
+def test_components_beyond_those_there_are_are_zero():
+    means = value_skip.RecordingMeans(np.random.default_rng(0).normal(size=(9, 3)), None, None, 0)
+    prototypes = value_skip._leading([means], 5)
+    assert (prototypes[:, 3:] == 0).all()
+    assert np.linalg.matrix_rank(prototypes) == 3
 
 
 def test_a_run_with_a_skip_trains_and_predicts_as_it_was(config, tmp_path):

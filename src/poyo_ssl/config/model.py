@@ -141,7 +141,7 @@ class ReadoutConfig:
     width: int = 128
     skips: bool = True
     value_skip_bins: int = 0
-    value_skip_dim: int = 64
+    value_skip_dim: int = 256
 
     def __post_init__(self) -> None:
         check(self.value_skip_bins >= 0, f"value_skip_bins of {self.value_skip_bins}", "0 or more", "raise it")

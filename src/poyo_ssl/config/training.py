@@ -161,7 +161,7 @@ class FinetuneConfig:
     label_spread_frames: float = 10.0
     tolerance_s: float = 1.0
     value_skip_bins: int = 0
-    value_skip_dim: int = 64
+    value_skip_dim: int = 256
     model: ModelConfig = ModelConfig()
     window: WindowConfig = WindowConfig(units="unselected")
     split: SplitConfig = SplitConfig()

@@ -195,18 +195,33 @@ def _correlation(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _leading(found: list[RecordingMeans], dim: int) -> NDArray[np.float64]:
-    """``(K, dim)`` leading principal components, with their sizes, of all recordings' class means side by side."""
-    gram = np.sum([one.means @ one.means.T for one in found], axis=0)
-    num_classes = len(gram)
-    values, vectors = eigh(gram, subset_by_index=[num_classes - dim, num_classes - 1])
-    return np.asarray(vectors[:, ::-1] * np.sqrt(np.maximum(values[::-1], 0)))
+    """``(K, dim)`` leading principal components, with their sizes, of all recordings' class means side by side.
+
+    Of the two Gram matrices the smaller is decomposed; where there are fewer components than `dim`, zeros follow.
+    """
+    means = np.concatenate([one.means for one in found], axis=1)
+    num_classes, num_features = means.shape
+    components = np.zeros((num_classes, dim))
+    if num_features < num_classes:
+        vectors = eigh(means.T @ means)[1][:, ::-1][:, :dim]
+        components[:, : vectors.shape[1]] = means @ vectors
+    else:
+        values, vectors = eigh(means @ means.T, subset_by_index=[num_classes - dim, num_classes - 1])
+        components[:] = vectors[:, ::-1] * np.sqrt(np.maximum(values[::-1], 0))
+    return components
+
+
+def _regress(means: NDArray[np.float64], prototypes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(F, dim)`` ridge regression of prototypes on class means ``(K, F)``, by the smaller of two equal systems."""
+    num_classes, num_features = means.shape
+    if num_features < num_classes:
+        return np.asarray(np.linalg.solve(means.T @ means + RIDGE * np.eye(num_features), means.T @ prototypes))
+    return np.asarray(means.T @ np.linalg.solve(means @ means.T + RIDGE * np.eye(num_classes), prototypes))
 
 
 def _set_rows(skip: ValueSkip, found: RecordingMeans, prototypes: NDArray[np.float64]) -> None:
     """Regress the prototypes on a recording's class means and store the map for its units, and its centre."""
-    gram = found.means @ found.means.T
-    gram[np.diag_indices_from(gram)] += RIDGE
-    in_white_space = found.means.T @ np.linalg.solve(gram, prototypes)  # (F, R)
+    in_white_space = _regress(found.means, prototypes)
     weights = solve_triangular(found.whitening.factor, in_white_space, lower=True, trans="T")
     rows = torch.from_numpy(weights.reshape(len(found.unit_rows), -1))  # (C, P * R)
     skip.units.weight[torch.from_numpy(found.unit_rows)] = rows.to(skip.units.weight)
