@@ -7,6 +7,12 @@
 other six train. Windows are causal, one second long, and no decoder sees its earlier outputs. The score is the share of
 test frames that are decoded within one second (30 movie frames).
 
+`movie_both` and `movie_both_short`: natural movie one with two units per neuron, dF/F and the number of true events in
+the frames just before (`BOTH`), for the model and for every baseline: what can a user expect whose files hold both
+(Allen files; suite2p's F and spks)? Here the events are real and dF/F is simulated from them, noise included, and the
+events were found with the help of the trace after them. `movie_both_short` reads nothing from more than one second
+back; `movie_both` counts events of up to 0.3 s before its window of one second, too. Only when `--only` asks.
+
 `gratings`: 12 directions in `v1_gratings_73cells` (real dF/F, 5 Hz), six repeats, four train. The order of the
 directions is fixed, so a decoder of the second before the stimulus is the control for what the order alone gives away.
 
@@ -62,6 +68,8 @@ Scores = dict[str, float]
 
 MOVIES = {"movie": "natural_movie_one", "movie_three": "natural_movie_three"}
 CEBRA = ("movie_cebra", "gratings_cebra")
+BOTH = {"movie_both": (10, 1.0, 10), "movie_both_short": (6, 0.8, 8)}
+"""Frames whose events are counted, window in seconds, frames per step of the model's input."""
 MOVIE_REPEATS, TOLERANCE = 8, 30
 GRATING_REPEATS = 6
 RESPONSE_FOLDS, RESPONSE_REPEATS = 5, 3
@@ -171,20 +179,55 @@ def baseline_inputs(recording: Recording, data: TaskData) -> dict[str, NDArray]:
     return {"dF/F": dff, "compressed": normalisation.apply(dff, units)}
 
 
+def add_event_counts(recording: Recording, num_frames: int) -> Recording:
+    """Return a recording with two units per neuron: dF/F, then its events in this frame and those just before it.
+
+    The count starts anew where a repeat of a movie begins or ends, so that nothing passes from one part to the next.
+    """
+    assert recording.events is not None
+    events = recording.events.dense(recording.num_frames, recording.num_units)
+    edges = [np.array([recording.timestamps[0]])]
+    for name in MOVIES.values():
+        shown = recording.stimulus(name)
+        number = shown.columns["frame"]
+        edges += [shown.start[number == 0], shown.end[number == number.max()]]
+    edge = np.unique(np.searchsorted(recording.timestamps, np.concatenate(edges)))
+    frame = np.arange(recording.num_frames)
+    first = np.maximum(frame + 1 - num_frames, edge[np.searchsorted(edge, frame, side="right") - 1])
+    total = np.pad(np.cumsum(events, axis=0, dtype=np.float64), ((1, 0), (0, 0)))
+    counts = (total[1:] - total[first]).astype(np.float32)
+    return Recording(
+        recording.recording_id,
+        np.concatenate([recording.read_dff(0, recording.num_frames), counts], axis=1),
+        recording.timestamps,
+        recording.metadata,
+        stimuli=recording.stimuli,
+        epochs=recording.epochs,
+        masked_domain=recording.masked_domain,
+    )
+
+
 def movie_fold(
-    recording: Recording, movie: str, fold: int, out: Path, seeds: int, kinds: Sequence[str], *, cebra: bool = False
+    recording: Recording,
+    config: FinetuneConfig,
+    fold: int,
+    out: Path,
+    seeds: int,
+    kinds: Sequence[str],
+    *,
+    cebra: bool = False,
 ) -> dict[str, Any]:
     """Scores of one test repeat: model on dF/F, baselines on some of dF/F, compressed dF/F and the events behind it.
 
     With `cebra`, CEBRA takes the place of the baselines, and there is no model.
     """
-    config = replace(MOVIE_CONFIG, movies=(movie,), split=movie_split(fold))
+    config = replace(config, split=movie_split(fold))
     data = prepare_task([recording], config)
     tables = [task_windows(data, config, part) for part in ("train", "valid", "test_repeat")]
     num_frames = len(data.class_values) if data.class_values is not None else 0
-    assert recording.events is not None
     inputs = baseline_inputs(recording, data)
-    inputs["events"] = recording.events.dense(recording.num_frames, recording.num_units)
+    if recording.events is not None:
+        inputs["events"] = recording.events.dense(recording.num_frames, recording.num_units)
     started = time.monotonic()
     folder = out / f"fold{fold}"
     scores = (
@@ -332,19 +375,25 @@ def report(
 def movie_experiment(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Decode one movie of the Allen recording."""
     cebra = name in CEBRA
-    movie = MOVIES[name.removesuffix("_cebra")]
+    movie = MOVIES["movie" if name in BOTH else name.removesuffix("_cebra")]
+    config, kinds = replace(MOVIE_CONFIG, movies=(movie,)), args.inputs
     prepared = args.out / "recordings" / "501574836.h5"
     if not prepared.exists():
         prepare_events(args.data / "allen_501574836", prepared.parent, config=EventsConfig(), seed=0)
     recording = Recording.open(prepared)
+    if name in BOTH:
+        counted, window_s, bin_frames = BOTH[name]
+        recording = add_event_counts(recording, counted)
+        config = replace(config, window=replace(config.window, window_s=window_s, bin_frames=bin_frames))
+        kinds = [kind for kind in kinds if kind != "events"]
     results = run_folds(
         name,
-        lambda fold: movie_fold(recording, movie, fold, args.out / name, args.seeds, args.inputs, cebra=cebra),
+        lambda fold: movie_fold(recording, config, fold, args.out / name, args.seeds, kinds, cebra=cebra),
         args.folds or range(MOVIE_REPEATS),
         args.out,
     )
     comparisons: dict[str, tuple[str, Sequence[str]]] = {}
-    for kind in () if cebra else args.inputs:
+    for kind in () if cebra else kinds:
         comparisons[f"the model over kNN and naive Bayes, {kind}"] = (
             "model",
             [f"{arm}, {kind}" for arm in ("knn", "naive_bayes")],
@@ -378,7 +427,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the real recordings")
     parser.add_argument("--out", type=Path, required=True, help="folder for recordings, runs and results")
-    parser.add_argument("--only", choices=[*MOVIES, "gratings", "responses", *CEBRA], help="one of the experiments")
+    experiments = [*MOVIES, *BOTH, "gratings", "responses", *CEBRA]
+    parser.add_argument("--only", choices=experiments, help="one of the experiments")
     parser.add_argument("--folds", type=int, nargs="+", help="test repeats; all by default")
     parser.add_argument("--seeds", type=int, default=2, help="trainings whose probabilities are averaged")
     parser.add_argument(
