@@ -1,7 +1,7 @@
 """Speed and memory of the evaluation: the whole baseline suite on one recording, and all metrics together.
 
     poyo-ssl prepare events ../shared/data/real/allen_501574836 runs/real/recordings
-    python benchmarks/evaluation.py --recording runs/real/recordings/501574836.h5 [--only PART] [--json FILE]
+    python benchmarks/evaluation.py --recording runs/real/recordings/501574836.h5 [--only PART] [--workers N]
 
 The suite is every baseline, control and ceiling for gratings, for the frame numbers of natural movie one (900 frames)
 and three (3,600), and for their frames at 64 x 128, on windows of one second in three bins; repeats 0-5 train, 6
@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +93,34 @@ def time_suite(recording: Recording, task: str, movie: str, *, cebra: bool) -> d
     return found
 
 
+def time_in_process(path: Path, task: str, movie: str, cebra: bool) -> dict[str, Any]:
+    """Return `time_suite` of a process of its own, with its id and its peak memory so far."""
+    found = time_suite(Recording.open(path), task, movie, cebra=cebra)
+    return found | {"process": os.getpid(), "peak_gib": peak_gib()}
+
+
+def peak_gib() -> float:
+    """Return the largest resident memory of this process so far, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def time_tasks(path: Path, *, cebra: bool, workers: int) -> dict[str, Any]:
+    """Time all tasks, one after the other here or in processes of one thread each."""
+    tasks = [(task, movie) for movie in reversed(MOVIES) for task in ("frame_number", "frames")]
+    tasks.append(("gratings", "natural_movie_one"))
+    started = time.monotonic()
+    if workers:
+        # Processes are spawned with this environment, before any of them loads a library.
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            found = list(pool.map(time_in_process, *zip(*[(path, *task, cebra) for task in tasks], strict=True)))
+    else:
+        found = [time_in_process(path, *task, cebra) for task in tasks]
+    peaks = {own["process"]: max(f["peak_gib"] for f in found if f["process"] == own["process"]) for own in found}
+    wall, cpu = time.monotonic() - started, sum(own["cpu_s"] for own in found)
+    return {"tasks": found, "wall_s": round(wall, 1), "cpu_s": round(cpu, 1), "peak_gib": round(sum(peaks.values()), 2)}
+
+
 def time_metrics(frames: NDArray[np.uint8], repeats: int = 10) -> dict[str, Any]:
     """Frames per second of all frame metrics together, median over runs."""
     rng = np.random.default_rng(1)
@@ -123,6 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recording", type=Path, required=True, help="a prepared recording with both natural movies")
     parser.add_argument("--only", choices=PARTS, help="one part; by default all but cebra")
+    parser.add_argument("--workers", type=int, default=0, help="processes that share the tasks; none by default")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     asked = (args.only,) if args.only else ("metrics", "suite")
@@ -130,14 +162,10 @@ def main() -> None:
     if "metrics" in asked:
         results["metrics"] = time_metrics(drawn_movie(900))
         print(f"metrics: {results['metrics']['frames_per_second']} frames per second", flush=True)
-    recording = Recording.open(args.recording)
-    tasks = [("gratings", "natural_movie_one"), *((task, m) for m in MOVIES for task in ("frame_number", "frames"))]
     for part in (part for part in asked if part != "metrics"):
-        found = [time_suite(recording, task, movie, cebra=part == "cebra") for task, movie in tasks]
-        results[part] = {"tasks": found, **{key: round(sum(t[key] for t in found), 1) for key in ("wall_s", "cpu_s")}}
-        print(f"{part}: {results[part]['wall_s']} s, {results[part]['cpu_s']} s of processor", flush=True)
-    results["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-    print(f"peak {results['peak_gib']} GiB")
+        results[part] = time_tasks(args.recording, cebra=part == "cebra", workers=args.workers)
+        wall, cpu, peak = (results[part][key] for key in ("wall_s", "cpu_s", "peak_gib"))
+        print(f"{part}: {wall} s, {cpu} s of processor, peak {peak} GiB", flush=True)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(results, indent=1) + "\n")
