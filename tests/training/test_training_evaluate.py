@@ -102,6 +102,10 @@ def test_every_test_frame_is_scored_once_on_both_splits(frames_run, tiny, tmp_pa
     value = {(r["arm"], r["split"], r["metric"]): r["value"] for r in scores.rows}
     assert value["mean frame", "repeat", "spatial_correlation_mean_subtracted_16x32"] == 0
     stored = [Predictions.load(path) for path in (tmp_path / "results" / "predictions").iterdir()]
+    ceilings = {(p.arm, p.split) for p in stored if p.kind == "ceiling"}
+    both = {("nearest training frame", split) for split in ("repeat", "clip")}
+    both |= {("true rates", split) for split in ("repeat", "clip")}
+    assert ceilings == both | {("true events", "clip")}
     headlines = {"repeat": "ssim_16x32", "clip": "spatial_correlation_centred_16x32"}
     for p in stored:
         assert p.validation_metric == (headlines[p.split] if p.kind == "baseline" else "")

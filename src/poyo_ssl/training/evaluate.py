@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl.config import FinetuneConfig
+from poyo_ssl.data.splits import UNSEEN_TESTS
 from poyo_ssl.data.windows import WindowTable
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.evaluation.cebra_decoders import load_cebra
@@ -236,9 +237,12 @@ def _fit_with(
         units = columns[recording.recording_id]
         own_train, own_valid = (Part.of(recording, units, table, index) for table in (train, valid.table))
         for baseline in make_baselines(data, config, own_train, which, seed=seed):
+            wanted = [test for test in (*tests, valid) if _serves(baseline, test.name)]
+            if not wanted:
+                continue
             tell(f"fitting {baseline.name} on {recording.recording_id}")
             baseline.fit(own_train, own_valid)
-            for test in (*tests, valid):
+            for test in wanted:
                 rows = test.table.recording_index == index
                 prediction = baseline.predict(Part.of(recording, units, test.table, index))
                 key = (baseline.name, baseline.kind, test.name)
@@ -263,6 +267,10 @@ def _fit_with(
             predictions.validation_metric, predictions.validation_score = headline_score(on_valid)
         filled.append(predictions)
     return filled
+
+
+def _serves(baseline: SplitBaseline, part: str) -> bool:
+    return not getattr(baseline, "only_unseen_frames", False) or part.endswith(UNSEEN_TESTS)
 
 
 def make_baselines(
