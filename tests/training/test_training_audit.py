@@ -11,7 +11,7 @@ import pytest
 from poyo_ssl.cli import main
 from poyo_ssl.config import FinetuneConfig, PretrainConfig, SelectionConfig, SplitConfig, WindowConfig
 from poyo_ssl.data.intervals import as_intervals
-from poyo_ssl.data.leaks import LeakError
+from poyo_ssl.data.leaks import LeakError, check_domain
 from poyo_ssl.data.recording import open_recordings
 from poyo_ssl.data.stimuli import movie_path
 from poyo_ssl.errors import CheckpointError
@@ -105,6 +105,16 @@ def test_a_test_trial_that_trains_is_found(pair, quick, tmp_path, monkeypatch):
         patch.setattr(tasks, "split_gratings", lend)
         folder = run.finetune(pair, tmp_path / "run", config=quick, progress=False)
     assert any("not the part that the settings give" in problem for problem in problems(audit_run(folder)))
+
+
+@pytest.mark.parametrize("window_s", [0.1, 0.5, 1.0])
+def test_moments_of_any_shorter_window_s_tests_are_left_out(pair, quick, window_s):
+    """One selection serves decoders of several windows, whose gaps around clips differ."""
+    for recording in open_recordings(pair):
+        domain = allowed_domain(recording, quick.split, window_s=1.0)
+        assert len(domain)
+        for split in tasks.standard_splits(recording, quick.split, window_s=window_s).values():
+            assert check_domain(recording, "selection", domain, split.parts) == []
 
 
 def test_moments_measured_on_test_parts_are_found(pair, quick, tmp_path):
