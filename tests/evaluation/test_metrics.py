@@ -67,9 +67,11 @@ def test_multiscale_ssim_equals_scikit_image_scale_by_scale() -> None:
         expected *= (full if scale == 2 else full / luminance)[inner].mean() ** weights[scale]
         x, y = (z[: z.shape[0] // 2 * 2, : z.shape[1] // 2 * 2] for z in (x, y))
         x, y = ((z[::2, ::2] + z[1::2, ::2] + z[::2, 1::2] + z[1::2, 1::2]) / 4 for z in (x, y))
-    assert metrics.multiscale_ssim(prediction, target)[0] == pytest.approx(expected, abs=1e-10)
+    single, several = metrics.ssim_and_multiscale(prediction, target)
+    assert several[0] == pytest.approx(expected, abs=1e-10)
+    np.testing.assert_array_equal(single, metrics.ssim(prediction, target))
     with pytest.raises(ConfigError, match="43 x 61"):
-        metrics.multiscale_ssim(prediction[:, :43], target[:, :43])
+        metrics.ssim_and_multiscale(prediction[:, :43], target[:, :43])
 
 
 def test_ssim_equals_torchmetrics_inside_the_border(images: tuple[np.ndarray, np.ndarray]) -> None:

@@ -131,8 +131,8 @@ def _similarity(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
     return (luminance * contrast_structure).mean(axis=(1, 2)), contrast_structure.mean(axis=(1, 2))
 
 
-def multiscale_ssim(prediction: Array, target: Array) -> FloatArray:
-    """Multi-scale SSIM of every frame over three scales, weights renormalised.
+def ssim_and_multiscale(prediction: Array, target: Array) -> tuple[FloatArray, FloatArray]:
+    """`ssim` of every frame, and multi-scale SSIM over three scales, whose first is the same work.
 
     Wang, Simoncelli and Bovik 2003 with the first three of their five weights divided by their sum, since five scales
     need 161 pixels. Between scales frames are averaged over 2 x 2 pixels; means that are negative count as 0.
@@ -144,35 +144,8 @@ def multiscale_ssim(prediction: Array, target: Array) -> FloatArray:
 
     Returns
     -------
-    ndarray
-        ``(N,)``, 0 to 1.
-
-    Raises
-    ------
-    ConfigError
-        If shapes differ or frames are smaller than three scales need.
-
-    Examples
-    --------
-    >>> frames = np.arange(48 * 48).reshape(1, 48, 48) % 251
-    >>> multiscale_ssim(frames, frames).round(6)
-    array([1.])
-    """
-    return ssim_and_multiscale(prediction, target)[1]
-
-
-def ssim_and_multiscale(prediction: Array, target: Array) -> tuple[FloatArray, FloatArray]:
-    """`ssim` and `multiscale_ssim` of every frame, whose first scale is the same work.
-
-    Parameters
-    ----------
-    prediction, target : ndarray
-        ``(N, H, W)`` uint8 or float, 0-255, at least 44 pixels high and wide.
-
-    Returns
-    -------
-    ssim, multiscale_ssim : ndarray
-        ``(N,)`` each.
+    ssim, multiscale : ndarray
+        ``(N,)`` each, at most 1; the second not below 0.
 
     Raises
     ------

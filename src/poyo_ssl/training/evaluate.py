@@ -159,13 +159,14 @@ def _columns_by_task(named: Sequence[tuple[str, Path | str]]) -> dict[str, Mappi
     for arm, folder in named:
         if Path(folder).is_file():
             continue
-        run = TrainedRun.open(folder)
-        other, columns = first.setdefault(run.task, (arm, run.columns))
-        for recording in sorted(columns.keys() & run.columns.keys()):
-            if not np.array_equal(columns[recording], run.columns[recording]):
+        task = str(run_folder.read_json(Path(folder), "run.json").get("task"))
+        own = run_folder.read_inputs(Path(folder))[-1]
+        other, columns = first.setdefault(task, (arm, own))
+        for recording in sorted(columns.keys() & own.keys()):
+            if not np.array_equal(columns[recording], own[recording]):
                 raise ConfigError(
                     f"arms '{other}' and '{arm}' decode from {len(columns[recording])} and "
-                    f"{len(run.columns[recording])} neurons of {recording}, not the same ones",
+                    f"{len(own[recording])} neurons of {recording}, not the same ones",
                     fix="evaluate them apart, each beside baselines on its neurons, or pass --baselines none",
                 )
     return {task: columns for task, (_, columns) in first.items()}
