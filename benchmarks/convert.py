@@ -33,7 +33,7 @@ from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.series import TimeSeries
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.observatory.allen_nwb import PIPELINE, write_allen_nwb
-from poyo_ssl.observatory.rois import draw_roi_masks
+from poyo_ssl.observatory.cells import draw_roi_masks
 
 TRACES = f"{PIPELINE}/DfOverF/imaging_plane_1/data"
 STORAGES = {
@@ -154,8 +154,8 @@ def write_input(folder: Path, kind: str, minutes: float, units: int) -> Path:
 
 def convert_once(path: Path, output: Path) -> dict[str, float]:
     """Convert in this process and say how long it took and what memory the process has ever used."""
-    from poyo_ssl.sources.convert import convert
     from poyo_ssl.sources.registry import recognise
+    from poyo_ssl.sources.run import convert
 
     kind, path = recognise(path)[0]
     if kind.name == "nwb":

@@ -32,10 +32,9 @@ from poyo_ssl.config import FinetuneConfig, ModelConfig, ObjectiveConfig, OptimC
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.windows import BatchSampler, Normalisation, UnitSet, WindowDataset, WindowTable
 from poyo_ssl.models.poyo_ssl import PoyoSSL
-from poyo_ssl.models.twin import TwinPretrainer
+from poyo_ssl.models.pretraining import TwinPretrainer
 from poyo_ssl.selection.moments import measure_units
-from poyo_ssl.training.modules import FinetuneModule
-from poyo_ssl.training.optim import make_optimizer
+from poyo_ssl.training.modules import FinetuneModule, make_optimizer
 
 NUM_RECORDINGS, NUM_UNITS, RATE_HZ = 40, 200, 30.08
 SHAPES = (("pretraining", 8, 57), ("fine-tuning", 32, 30), ("fine-tuning", 32, 1))

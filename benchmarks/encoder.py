@@ -45,12 +45,11 @@ from torch import Tensor
 
 from measuring import CLOCKS, Machine, counted_flops, measure_machine, run_once
 from poyo_ssl.config import MODEL_SIZES, ModelConfig, ObjectiveConfig, OptimConfig, ReadoutConfig
-from poyo_ssl.data.batch import Batch
-from poyo_ssl.models.encoder import latent_times
-from poyo_ssl.models.poyo_ssl import PoyoSSL
-from poyo_ssl.models.twin import TwinPretrainer
+from poyo_ssl.data.windows import Batch
+from poyo_ssl.models.poyo_ssl import PoyoSSL, latent_times
+from poyo_ssl.models.pretraining import TwinPretrainer
 from poyo_ssl.protocol import IMAGING_RATE_HZ, ROTARY_T_MIN_CODED_S
-from poyo_ssl.training.optim import make_optimizer
+from poyo_ssl.training.modules import make_optimizer
 from published import PublishedTwin, published_arithmetic
 
 RIVALS = ("published", "published_fused", "block", "block_fused", "torch_brain")

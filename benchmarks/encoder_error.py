@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from poyo_ssl.config import ModelConfig, ReadoutConfig
-from poyo_ssl.data.batch import Batch
-from poyo_ssl.models.attention import CrossAttentionForm
-from poyo_ssl.models.poyo_ssl import PoyoSSL
+from poyo_ssl.data.windows import Batch
+from poyo_ssl.models.poyo_ssl import CrossAttentionForm, PoyoSSL
 from poyo_ssl.protocol import IMAGING_RATE_HZ, ROTARY_T_MIN_CODED_S
 
 FRAMES, NEURONS = 57, 200

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 
 from poyo_ssl.config import FinetuneConfig, SplitConfig, WindowConfig
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.evaluation.parts import Part
+from poyo_ssl.data.task import prepare_task, task_windows
+from poyo_ssl.evaluation.baselines import split_baselines
+from poyo_ssl.evaluation.features import Part
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.evaluation.scores import score_table
-from poyo_ssl.evaluation.split_baselines import split_baselines
-from poyo_ssl.training.tasks import prepare_task, task_windows
 
 MOVIES, TOLERANCE = {"natural_movie_one": 900, "natural_movie_three": 3600}, 30
 PARTS = ("metrics", "suite", "cebra")

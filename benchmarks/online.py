@@ -28,13 +28,12 @@ import torch
 from torch import nn
 
 from poyo_ssl.config import FinetuneConfig, ModelConfig, ReadoutConfig, WindowConfig
-from poyo_ssl.data.batch import Batch
 from poyo_ssl.data.recording import Recording, RecordingMetadata
-from poyo_ssl.data.vocabulary import Vocabulary
-from poyo_ssl.data.windows import Normalisation
+from poyo_ssl.data.units import Vocabulary
+from poyo_ssl.data.windows import Batch, Normalisation
 from poyo_ssl.models.poyo_ssl import PoyoSSL
 from poyo_ssl.online import Decoder
-from poyo_ssl.training.restore import TrainedRun
+from poyo_ssl.training.run_folder import TrainedRun
 
 NUM_UNITS, RATE_HZ, NUM_FRAMES = 400, 30.0, 30
 BLOCK = 50

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poyo_ssl.data.batch import Batch
-from poyo_ssl.models import attention, dropout
-from poyo_ssl.models.twin import TwinOutput, TwinPretrainer
+from poyo_ssl.data.windows import Batch
+from poyo_ssl.models import cpu_attention, poyo_ssl
+from poyo_ssl.models.pretraining import TwinOutput, TwinPretrainer
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, dropout: float) -> Tensor:
@@ -29,8 +29,8 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, 
 @contextmanager
 def published_arithmetic(*, fused: bool) -> Iterator[None]:
     """Dropout of torch's own and, unless `fused`, attention with every probability in memory."""
-    attend = attention.attend if fused else explicit_attention
-    with mock.patch.object(attention, "attend", attend), mock.patch.object(dropout, "drop", F.dropout):
+    attend = poyo_ssl.attend if fused else explicit_attention
+    with mock.patch.object(poyo_ssl, "attend", attend), mock.patch.object(cpu_attention, "drop", F.dropout):
         yield
 
 

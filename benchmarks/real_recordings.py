@@ -46,7 +46,8 @@ from numpy.typing import NDArray
 from poyo_ssl.config import FinetuneConfig, ModelConfig, OptimConfig, SplitConfig, WindowConfig
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.stimuli import Presentations
-from poyo_ssl.data.vocabulary import fit_normalisation
+from poyo_ssl.data.task import TaskData, prepare_task, task_windows
+from poyo_ssl.data.units import fit_normalisation
 from poyo_ssl.data.windows import WindowTable
 from poyo_ssl.evaluation import (
     Baseline,
@@ -56,13 +57,11 @@ from poyo_ssl.evaluation import (
     paired_interval,
     t_interval,
 )
-from poyo_ssl.evaluation.cebra_decoders import cebra_decoder
+from poyo_ssl.evaluation.baselines import cebra_decoder
 from poyo_ssl.sources.events import EventsConfig, prepare_events
-from poyo_ssl.training.decisions import decide_frame
 from poyo_ssl.training.predict import predict_windows
-from poyo_ssl.training.restore import TrainedRun
-from poyo_ssl.training.run import finetune
-from poyo_ssl.training.tasks import TaskData, prepare_task, task_windows
+from poyo_ssl.training.run_folder import TrainedRun, decide_frame
+from poyo_ssl.training.train import finetune
 
 Scores = dict[str, float]
 

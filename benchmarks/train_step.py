@@ -20,11 +20,10 @@ import torch
 
 from measuring import run_once
 from poyo_ssl.config import MODEL_SIZES, FinetuneConfig, ModelConfig, ObjectiveConfig, OptimConfig, ReadoutConfig
-from poyo_ssl.data.batch import Batch
+from poyo_ssl.data.windows import Batch
 from poyo_ssl.models.poyo_ssl import PoyoSSL, count_parameters
-from poyo_ssl.models.twin import TwinPretrainer
-from poyo_ssl.training.modules import FinetuneModule
-from poyo_ssl.training.optim import make_optimizer
+from poyo_ssl.models.pretraining import TwinPretrainer
+from poyo_ssl.training.modules import FinetuneModule, make_optimizer
 
 NUM_UNITS = 200
 RATE_HZ = 30.08

@@ -17,9 +17,9 @@ import numpy as np
 
 from poyo_ssl import protocol
 from poyo_ssl.data.recording import Recording, open_recordings
-from poyo_ssl.data.unseen_frames import load_resized_movie
-from poyo_ssl.evaluation.estimate import t_interval
+from poyo_ssl.data.splits import load_resized_movie
 from poyo_ssl.evaluation.metrics import spatial_correlation
+from poyo_ssl.evaluation.statistics import t_interval
 from poyo_ssl.observatory.drives import picture_responses
 from poyo_ssl.observatory.inversion import COMPRESSION, Footage, KnownNeurons, draw_footage, has_known_neurons
 

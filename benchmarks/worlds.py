@@ -34,16 +34,16 @@ from scipy import stats
 
 from poyo_ssl.config import FinetuneConfig, PretrainConfig, SelectionConfig, SplitConfig, WindowConfig
 from poyo_ssl.data.recording import Recording, open_recordings
+from poyo_ssl.data.task import allowed_domain, prepare_task, task_windows
 from poyo_ssl.demo import demo_configs
 from poyo_ssl.errors import CheckpointError
-from poyo_ssl.evaluation.parts import Part
-from poyo_ssl.evaluation.split_baselines import split_baselines
+from poyo_ssl.evaluation.baselines import split_baselines
+from poyo_ssl.evaluation.evaluate import evaluate
+from poyo_ssl.evaluation.features import Part
 from poyo_ssl.observatory import WORLDS, generate_observatory
 from poyo_ssl.selection.table import Selection, fit_selection
-from poyo_ssl.training.evaluate import evaluate
-from poyo_ssl.training.restore import TrainedRun
-from poyo_ssl.training.run import finetune, pretrain
-from poyo_ssl.training.tasks import allowed_domain, prepare_task, task_windows
+from poyo_ssl.training.run_folder import TrainedRun
+from poyo_ssl.training.train import finetune, pretrain
 
 METRIC = "accuracy"
 SELECTED, OTHERS, SCRATCH = "pretrained on selected", "pretrained on others", "from scratch"

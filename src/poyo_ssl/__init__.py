@@ -25,17 +25,16 @@ if TYPE_CHECKING:
     )
     from poyo_ssl.data.recording import Recording, RecordingMetadata, open_recordings
     from poyo_ssl.data.stimuli import Presentations
+    from poyo_ssl.data.task import allowed_domain
     from poyo_ssl.errors import PoyoError
+    from poyo_ssl.evaluation.evaluate import evaluate
     from poyo_ssl.observatory import generate_observatory
     from poyo_ssl.report import write_report
     from poyo_ssl.selection.table import Selection, fit_selection
     from poyo_ssl.sources import prepare_events
-    from poyo_ssl.training.evaluate import evaluate
     from poyo_ssl.training.predict import predict
-    from poyo_ssl.training.restore import TrainedRun
-    from poyo_ssl.training.run import finetune, pretrain, resume
-    from poyo_ssl.training.run_folder import delete_run, list_runs
-    from poyo_ssl.training.tasks import allowed_domain
+    from poyo_ssl.training.run_folder import TrainedRun, delete_run, list_runs
+    from poyo_ssl.training.train import finetune, pretrain, resume
 
 _HOMES = {
     "FinetuneConfig": "config",
@@ -54,15 +53,15 @@ _HOMES = {
     "Selection": "selection.table",
     "fit_selection": "selection.table",
     "prepare_events": "sources",
-    "evaluate": "training.evaluate",
+    "evaluate": "evaluation.evaluate",
     "predict": "training.predict",
-    "TrainedRun": "training.restore",
-    "finetune": "training.run",
-    "pretrain": "training.run",
-    "resume": "training.run",
+    "TrainedRun": "training.run_folder",
+    "finetune": "training.train",
+    "pretrain": "training.train",
+    "resume": "training.train",
     "delete_run": "training.run_folder",
     "list_runs": "training.run_folder",
-    "allowed_domain": "training.tasks",
+    "allowed_domain": "data.task",
 }
 
 __all__ = [

@@ -23,14 +23,14 @@ from poyo_ssl.config import (
     WindowConfig,
 )
 from poyo_ssl.data.recording import open_recordings
+from poyo_ssl.data.task import allowed_domain
+from poyo_ssl.evaluation.evaluate import evaluate
+from poyo_ssl.files import new_folder, write_beside
 from poyo_ssl.observatory import generate_observatory, get_size
 from poyo_ssl.report import write_report
 from poyo_ssl.selection.picture import plot_selection
 from poyo_ssl.selection.table import fit_selection
-from poyo_ssl.training.evaluate import evaluate
-from poyo_ssl.training.run import finetune, pretrain
-from poyo_ssl.training.run_folder import new_folder, write_beside
-from poyo_ssl.training.tasks import allowed_domain
+from poyo_ssl.training.train import finetune, pretrain
 
 WORLD, SIZE = "allen_like", "small"
 MOVIES = ("natural_movie_one", "natural_movie_two")

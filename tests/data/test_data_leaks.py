@@ -13,7 +13,7 @@ from poyo_ssl.data.intervals import as_intervals, merge
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.splits import split_gratings, split_movie, training_domain
 from poyo_ssl.data.stimuli import Presentations
-from poyo_ssl.data.vocabulary import fit_normalisation
+from poyo_ssl.data.units import fit_normalisation
 from poyo_ssl.data.windows import movie_windows, trial_windows
 
 MOVIE, MOVIE_FRAMES = "natural_movie_one", 60

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from poyo_ssl.data import layout
+from poyo_ssl.data import recording_file
 from poyo_ssl.data.recording import Recording, RecordingMetadata, open_recordings
 from poyo_ssl.data.series import PupilTrace, RoiMasks, SparseEvents, TimeSeries
 from poyo_ssl.data.stimuli import Presentations, load_movie, save_movie
@@ -122,7 +122,7 @@ def test_saving_is_all_or_nothing(full, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(layout, "_write_stimulus", stop)
+    monkeypatch.setattr(recording_file, "_write_stimulus", stop)
     for target in (path, tmp_path / "new.h5"):
         with pytest.raises(KeyboardInterrupt):
             full.save(target, overwrite=True)

@@ -12,11 +12,15 @@ from poyo_ssl.cli import main
 from poyo_ssl.config import SplitConfig
 from poyo_ssl.data.intervals import as_intervals, contains, overlaps
 from poyo_ssl.data.recording import RecordingMetadata
-from poyo_ssl.data.split_file import load_split_settings, load_splits, save_splits
 from poyo_ssl.data.splits import (
     Split,
+    clip_roles,
     draw_test_subjects,
     join,
+    load_split_settings,
+    load_splits,
+    nearest_correlation,
+    save_splits,
     split_from_labels,
     split_gratings,
     split_movie,
@@ -26,7 +30,6 @@ from poyo_ssl.data.splits import (
     training_recordings,
 )
 from poyo_ssl.data.stimuli import Presentations, save_movie
-from poyo_ssl.data.unseen_frames import clip_roles, nearest_correlation
 from poyo_ssl.errors import ConfigError, SplitError
 
 MOVIE = "natural_movie_one"

@@ -13,7 +13,7 @@ from poyo_ssl.config import SplitConfig
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.splits import Split, split_gratings, split_movie
 from poyo_ssl.data.stimuli import Presentations
-from poyo_ssl.data.vocabulary import MAD_TO_SD, Vocabulary, fit_normalisation, make_unit_set
+from poyo_ssl.data.units import MAD_TO_SD, Vocabulary, fit_normalisation, make_unit_set
 from poyo_ssl.data.windows import (
     BatchRequest,
     BatchSampler,

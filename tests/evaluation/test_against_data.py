@@ -13,15 +13,14 @@ import pytest
 from poyo_ssl.cli import main
 from poyo_ssl.config import FinetuneConfig, SplitConfig, WindowConfig
 from poyo_ssl.data.recording import open_recordings
-from poyo_ssl.data.split_file import save_splits
-from poyo_ssl.data.splits import standard_splits
+from poyo_ssl.data.splits import save_splits, standard_splits
+from poyo_ssl.data.task import prepare_task, task_windows
 from poyo_ssl.errors import SplitError
 from poyo_ssl.evaluation import evaluate_files
-from poyo_ssl.evaluation.against_data import DataFolder
+from poyo_ssl.evaluation.checks import DataFolder
 from poyo_ssl.evaluation.leaderboard import make_leaderboards
 from poyo_ssl.evaluation.predictions import Predictions, PredictionsError
 from poyo_ssl.training.predict import TestPart
-from poyo_ssl.training.tasks import prepare_task, task_windows
 
 SPLIT = SplitConfig(decay_s=0.1)
 WINDOW_S = 0.3

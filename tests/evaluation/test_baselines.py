@@ -14,25 +14,30 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from poyo_ssl.errors import ConfigError, SplitError
-from poyo_ssl.evaluation.baselines import (
+from poyo_ssl.evaluation.baselines import frame_baselines, frame_number_baselines, gratings_baselines
+from poyo_ssl.evaluation.features import FeatureScaler, bin_features
+from poyo_ssl.evaluation.frame_images import (
+    BlurredMean,
     FrameLookup,
-    KNNFrameNumber,
-    NaiveBayesFrameNumber,
+    GreyFrame,
+    MeanFrame,
+    PixelMedian,
     RidgeFrames,
-    ShrunkLDAFrameNumber,
-    frame_baselines,
-    frame_number_baselines,
-    gratings_baselines,
     mean_training_frame,
     nearest_training_frame,
+)
+from poyo_ssl.evaluation.frame_number import (
+    CosineLDAFrameNumber,
+    KNNFrameNumber,
+    NaiveBayesFrameNumber,
+    Responses,
+    ShrunkLDAFrameNumber,
+    WhitenedKNNFrameNumber,
+    Whitening,
+    candidate_transforms,
+    decide,
     within_tolerance,
 )
-from poyo_ssl.evaluation.decision import decide
-from poyo_ssl.evaluation.features import FeatureScaler, bin_features
-from poyo_ssl.evaluation.frame_images import BlurredMean, GreyFrame, MeanFrame, PixelMedian
-from poyo_ssl.evaluation.frame_number import candidate_transforms
-from poyo_ssl.evaluation.responses import Responses
-from poyo_ssl.evaluation.whitened import CosineLDAFrameNumber, WhitenedKNNFrameNumber, Whitening
 
 DECODERS = [
     KNNFrameNumber,
@@ -164,8 +169,8 @@ def test_cosines_equal_a_metric_by_hand(monkeypatch: pytest.MonkeyPatch) -> None
     for name, value in (("smoothing_frames", (4.0,)), ("temperatures", (0.04,))):
         monkeypatch.setattr(CosineLDAFrameNumber, name, value)
     monkeypatch.setattr(WhitenedKNNFrameNumber, "neighbours", (1,))
-    monkeypatch.setattr("poyo_ssl.evaluation.whitened.SHRINKAGES", (0.4,))
-    monkeypatch.setattr("poyo_ssl.evaluation.whitened.candidate_transforms", lambda _: {"none": np.asarray})
+    monkeypatch.setattr("poyo_ssl.evaluation.frame_number.SHRINKAGES", (0.4,))
+    monkeypatch.setattr("poyo_ssl.evaluation.frame_number.candidate_transforms", lambda _: {"none": np.asarray})
     residual = x - Responses.of(x, y, 60).means(8.0)[y]
     covariance = residual.T @ residual / len(x)
     diagonal = np.diag(np.diag(covariance) + 0.05 * np.diag(covariance).mean())

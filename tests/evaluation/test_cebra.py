@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation.cebra_decoders import CebraEmbedding, cebra_decoder, load_cebra
-from poyo_ssl.evaluation.split_baselines import split_baselines
+from poyo_ssl.evaluation.baselines import CebraEmbedding, cebra_decoder, load_cebra, split_baselines
 
 needs_cebra = pytest.mark.skipif(importlib.util.find_spec("cebra") is None, reason="cebra is not installed")
 short = partial(cebra_decoder, iterations=30)

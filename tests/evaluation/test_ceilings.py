@@ -10,9 +10,9 @@ from poyo_ssl.data.recording import open_recordings
 from poyo_ssl.data.splits import split_movies
 from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.data.windows import WindowTable, movie_windows
-from poyo_ssl.evaluation.ceilings import TrueEvents, TrueRates, whole_movie
-from poyo_ssl.evaluation.parts import Part
-from poyo_ssl.evaluation.split_baselines import split_baselines
+from poyo_ssl.evaluation.baselines import split_baselines
+from poyo_ssl.evaluation.features import Part
+from poyo_ssl.evaluation.frame_images import TrueEvents, TrueRates, whole_movie
 
 MOVIES = ("natural_movie_one", "natural_movie_two")
 SPLIT = SplitConfig(clip_fraction=0.1, decay_s=0.1)

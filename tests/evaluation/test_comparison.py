@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation.comparison import Comparison, compare_arms, effect_size, holm
+from poyo_ssl.evaluation.leaderboard import Comparison, compare_arms, effect_size, holm
 
 
 def make_table(values: Any, metric: str = "accuracy", seed: int | None = None) -> pd.DataFrame:

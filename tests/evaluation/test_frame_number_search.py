@@ -13,19 +13,20 @@ from scipy.spatial.distance import cdist
 from scipy.special import softmax
 from test_baselines import make_parts
 
-from poyo_ssl.evaluation import blocks, frame_number, neighbours
-from poyo_ssl.evaluation.blocks import in_blocks
+from poyo_ssl.evaluation import features, frame_number
+from poyo_ssl.evaluation.features import in_blocks
 from poyo_ssl.evaluation.frame_number import (
+    CosineLDAFrameNumber,
     FrameNumberBaseline,
     KNNFrameNumber,
     NaiveBayesFrameNumber,
+    Responses,
     ShrunkLDAFrameNumber,
+    WhitenedKNNFrameNumber,
     candidate_transforms,
+    nearest_rows,
     within_tolerance,
 )
-from poyo_ssl.evaluation.neighbours import nearest_rows
-from poyo_ssl.evaluation.responses import Responses
-from poyo_ssl.evaluation.whitened import CosineLDAFrameNumber, WhitenedKNNFrameNumber
 
 LENGTH, TOLERANCE = 60, 4
 Posteriors = Iterator[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]
@@ -34,8 +35,8 @@ Posteriors = Iterator[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Many blocks even of small data, on two threads."""
-    monkeypatch.setattr(blocks, "BLOCK_VALUES", 500)
-    monkeypatch.setattr(neighbours, "ROWS_PER_PRODUCT", 16)
+    monkeypatch.setattr(features, "BLOCK_VALUES", 500)
+    monkeypatch.setattr(frame_number, "ROWS_PER_PRODUCT", 16)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -14,8 +14,7 @@ import pytest
 
 from poyo_ssl.cli import main
 from poyo_ssl.errors import PoyoError
-from poyo_ssl.evaluation.comparison import compare_arms
-from poyo_ssl.evaluation.leaderboard import Leaderboard, find_predictions, make_leaderboards
+from poyo_ssl.evaluation.leaderboard import Leaderboard, compare_arms, find_predictions, make_leaderboards
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.evaluation.scores import score_table
 from poyo_ssl.report.leaderboard import cells, gain_bars, header, to_csv, to_html, to_markdown, write_leaderboard

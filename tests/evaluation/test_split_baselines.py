@@ -10,10 +10,10 @@ from poyo_ssl.data.recording import open_recordings
 from poyo_ssl.data.splits import split_gratings, split_movie
 from poyo_ssl.data.windows import WindowTable, movie_windows, trial_windows
 from poyo_ssl.errors import ConfigError, RecordingError
-from poyo_ssl.evaluation import parts
+from poyo_ssl.evaluation import features
+from poyo_ssl.evaluation.baselines import shift_activity, shift_windows, split_baselines
+from poyo_ssl.evaluation.features import Part
 from poyo_ssl.evaluation.frame_number import ShrunkLDAFrameNumber
-from poyo_ssl.evaluation.parts import Part
-from poyo_ssl.evaluation.split_baselines import shift_activity, shift_windows, split_baselines
 
 MOVIE, NUM_FRAMES = "natural_movie_one", 60
 
@@ -135,7 +135,7 @@ def test_shifting_keeps_windows_in_their_recording(make_recording):
 def test_true_rates_are_a_ceiling_of_the_observatory_only(tiny, make_recording):
     recording = open_recordings(tiny)[0]
     columns = np.array([3, 1])
-    rates = parts.driven_rates(recording, columns)
+    rates = features.driven_rates(recording, columns)
     truth, table = recording.truth, recording.stimulus(MOVIE)
     k = 77
     at = np.searchsorted(recording.timestamps, table.midpoint[k])
@@ -148,7 +148,7 @@ def test_true_rates_are_a_ceiling_of_the_observatory_only(tiny, make_recording):
     assert "true rates" in {b.name for b in split_baselines("gratings", train, num_classes=8)}
     assert "running speed" in {b.name for b in split_baselines("gratings", train, num_classes=8)}
     with pytest.raises(RecordingError, match="no true rates"):
-        parts.driven_rates(make_recording(num_units=2), columns[:1])
+        features.driven_rates(make_recording(num_units=2), columns[:1])
 
 
 def test_core_and_none_leave_the_controls_out_and_core_keeps_ceilings(make_recording):

@@ -10,9 +10,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation.comparison import holm
-from poyo_ssl.evaluation.estimate import Interval, paired_interval, paired_p_value, t_bounds, t_interval
-from poyo_ssl.evaluation.statistics import estimate_difference, estimate_mean
+from poyo_ssl.evaluation.leaderboard import holm
+from poyo_ssl.evaluation.statistics import (
+    Interval,
+    estimate_difference,
+    estimate_mean,
+    paired_interval,
+    paired_p_value,
+    t_bounds,
+    t_interval,
+)
 
 
 def simulate(rng: np.random.Generator, *, animals: int, recordings: int = 2, repeats: int = 2) -> pd.DataFrame:

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from poyo_ssl.errors import PoyoError
-from poyo_ssl.evaluation.estimate import t_interval
-from poyo_ssl.evaluation.predictions import Predictions
-from poyo_ssl.evaluation.summary import (
+from poyo_ssl.evaluation.leaderboard import (
     CHANCE,
     ScoredFile,
     best_baseline,
@@ -23,6 +21,8 @@ from poyo_ssl.evaluation.summary import (
     read_results,
     summarise,
 )
+from poyo_ssl.evaluation.predictions import Predictions
+from poyo_ssl.evaluation.statistics import t_interval
 
 ANIMALS, TRIALS = 4, 16
 

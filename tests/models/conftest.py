@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from poyo_ssl.data.batch import Batch
+from poyo_ssl.data.windows import Batch
 
 NUM_UNITS, NUM_SESSIONS = 9, 3
 

@@ -9,16 +9,18 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from poyo_ssl.config import ModelConfig
-from poyo_ssl.models.attention import (
+from poyo_ssl.models.poyo_ssl import (
+    EncoderBlock,
     FeedForward,
+    GridTokens,
     ReadoutAttention,
     RotarySelfAttention,
     RotaryTime,
     attend,
+    latent_times,
     rotate,
 )
-from poyo_ssl.models.encoder import EncoderBlock, GridTokens, latent_times
-from poyo_ssl.models.grid_tokens import project_grid
+from poyo_ssl.models.token_grid import project_grid
 
 SMALL = {
     "dim": 12,

@@ -5,7 +5,7 @@ import torch
 
 from poyo_ssl.config import ModelConfig, ObjectiveConfig, OptimConfig, ReadoutConfig
 from poyo_ssl.models import PoyoSSL, TwinPretrainer
-from poyo_ssl.training.optim import make_optimizer
+from poyo_ssl.training.modules import make_optimizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

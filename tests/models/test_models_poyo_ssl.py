@@ -8,8 +8,7 @@ import torch
 from poyo_ssl.config import MODEL_SIZES, ModelConfig, ReadoutConfig
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.models import PoyoSSL, count_parameters, model_config
-from poyo_ssl.models.embeddings import GrowingEmbedding
-from poyo_ssl.models.encoder import latent_times
+from poyo_ssl.models.poyo_ssl import GrowingEmbedding, latent_times
 
 READOUTS = {
     "gratings": ReadoutConfig(),

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from poyo_ssl.config import ModelConfig, ObjectiveConfig, ReadoutConfig
-from poyo_ssl.models import PoyoSSL, TwinPretrainer, streamed_attention
-from poyo_ssl.models.dropout import Dropout, draw_keep_mask
+from poyo_ssl.models import PoyoSSL, TwinPretrainer, cpu_attention
+from poyo_ssl.models.cpu_attention import Dropout, draw_keep_mask
 
 SMALL = {
     "dim": 12,
@@ -60,7 +60,7 @@ SWITCHES = [
 @pytest.mark.parametrize("settings", SWITCHES)
 @pytest.mark.parametrize("scores_per_piece", [1, 2000])
 def test_any_cut_into_pieces_gives_the_plain_form(make_batch, monkeypatch, settings, value_embedding, scores_per_piece):
-    monkeypatch.setattr(streamed_attention, "SCORES_PER_PIECE", scores_per_piece)
+    monkeypatch.setattr(cpu_attention, "SCORES_PER_PIECE", scores_per_piece)
     model = build(value_embedding=value_embedding, **settings)
     assert_equal_forms(model, make_batch(windows=4), atol=1e-12)
 
@@ -68,7 +68,7 @@ def test_any_cut_into_pieces_gives_the_plain_form(make_batch, monkeypatch, setti
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_logits_that_rise_from_piece_to_piece(monkeypatch, dtype):
     # Logits in base 2 of one neuron: -300 at the first time, which latent 0 does not see, then -200, 0 and 200.
-    monkeypatch.setattr(streamed_attention, "SCORES_PER_PIECE", 1)
+    monkeypatch.setattr(cpu_attention, "SCORES_PER_PIECE", 1)
     T, R, logits = 4, 2, torch.tensor([-300.0, -200.0, 0.0, 200.0], dtype=dtype)
     queries = torch.zeros(1, 1, 2, R + 4, dtype=dtype)
     queries[..., -1] = 1
@@ -77,7 +77,7 @@ def test_logits_that_rise_from_piece_to_piece(monkeypatch, dtype):
     sees = torch.ones(1, 2, T, dtype=torch.bool)
     sees[0, 0, 0] = False
     for last in (4, 3, 2):
-        turned, _ = streamed_attention.StreamedAttention.apply(
+        turned, _ = cpu_attention.StreamedAttention.apply(
             queries, still, torch.zeros(1, 1, 2, 1, R, dtype=dtype), torch.zeros(2, 4, R, dtype=dtype),
             torch.ones(1, last, 1, dtype=dtype), logits[:last].view(1, last, 1), torch.zeros(2, last, dtype=dtype),
             torch.ones(1, last, R // 2, dtype=torch.complex128 if dtype == torch.float64 else torch.complex64),
@@ -121,7 +121,7 @@ def test_windows_of_different_counts_and_one_without_any_neuron(make_batch):
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_gradients_by_finite_differences(monkeypatch, parts):
-    monkeypatch.setattr(streamed_attention, "SCORES_PER_PIECE", 10)
+    monkeypatch.setattr(cpu_attention, "SCORES_PER_PIECE", 10)
     B, H, L, T, C, R = 2, 1, 2, 3, 2, 2
     generator = torch.Generator().manual_seed(0)
 
@@ -136,7 +136,7 @@ def test_gradients_by_finite_differences(monkeypatch, parts):
 
     def attend(queries, *inputs):
         queries = torch.cat((queries, torch.ones(B, H, L, 1, dtype=torch.float64)), -1)
-        return streamed_attention.StreamedAttention.apply(queries, *inputs, edges, turns, unit_mask, time_mask, 0.0)
+        return cpu_attention.StreamedAttention.apply(queries, *inputs, edges, turns, unit_mask, time_mask, 0.0)
 
     inputs = (
         draw(B, H, L, R + 3), draw(parts, B, H, L, C), draw(B, parts, 2 * H, C, R), draw(2 * H, 4, R),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from poyo_ssl.config import ObjectiveConfig, ReadoutConfig
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.models import PoyoSSL, TwinPretrainer, is_collapsed, latent_diagnostics, model_config
-from poyo_ssl.models.masking import keep_mask
+from poyo_ssl.models.pretraining import keep_mask
 
 TIMES = torch.arange(10, dtype=torch.float64).repeat_interleave(2) * 0.1 + 0.05
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poyo_ssl.models.unet import FrameDecoder, UpBlock, block_channels, start_grid
+from poyo_ssl.models.poyo_ssl import FrameDecoder, UpBlock, block_channels, start_grid
 
 
 @given(height=st.integers(4, 200).map(lambda n: 2 * n), width=st.integers(4, 200).map(lambda n: 2 * n))

@@ -7,8 +7,7 @@ import torch
 
 from poyo_ssl.config import FinetuneConfig, ReadoutConfig
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.models.poyo_ssl import PoyoSSL, model_config
-from poyo_ssl.models.value_skip import ValueSkip, bin_values
+from poyo_ssl.models.poyo_ssl import PoyoSSL, ValueSkip, bin_values, model_config
 
 
 def make_skip(num_bins=3):

@@ -13,7 +13,7 @@ from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.errors import ResourceError
 from poyo_ssl.observatory import SIZES, foreseen_bytes, generate_observatory
 from poyo_ssl.sources.allen import AllenSource
-from poyo_ssl.sources.convert import convert
+from poyo_ssl.sources.run import convert
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from poyo_ssl.data.recording import Recording
 from poyo_ssl.observatory import CellClass, MovieSpec, ObservatorySize, get_world
 from poyo_ssl.observatory.allen_nwb import write_allen_nwb
 from poyo_ssl.observatory.allen_schedule import ALLEN_SESSIONS, MOVIE_FRAMES, NUM_SCENES
-from poyo_ssl.observatory.images import draw_noise
+from poyo_ssl.observatory.movies import draw_noise
 from poyo_ssl.observatory.sessions import simulate_recording
 from poyo_ssl.observatory.sizes import SessionPlan
 from poyo_ssl.sources.allen import AllenSource

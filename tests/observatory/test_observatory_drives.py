@@ -22,7 +22,7 @@ from poyo_ssl.observatory.drives import (
     project_pictures,
     static_grating_projections,
 )
-from poyo_ssl.observatory.images import draw_noise
+from poyo_ssl.observatory.movies import draw_noise
 
 DIRECTIONS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 ON, STEADY = slice(0, 120), slice(30, 120)

@@ -13,7 +13,7 @@ from poyo_ssl.data.recording import Recording, open_recordings
 from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.errors import ConfigError, RecordingError, ResourceError
 from poyo_ssl.observatory import SIZES, foreseen_bytes, generate_observatory, get_world, movie_cuts
-from poyo_ssl.observatory.allen_files import experiment_id
+from poyo_ssl.observatory.allen_nwb import experiment_id
 from poyo_ssl.observatory.sessions import simulate_recording
 
 

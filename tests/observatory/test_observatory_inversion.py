@@ -11,7 +11,7 @@ from poyo_ssl.observatory import CellClass
 from poyo_ssl.observatory.cells import draw_population
 from poyo_ssl.observatory.drives import control_gain, movie_drive, picture_responses, undo_gain_control
 from poyo_ssl.observatory.inversion import KnownNeurons, PictureInversion, draw_footage, has_known_neurons
-from poyo_ssl.observatory.pictures import amplitude_slope
+from poyo_ssl.observatory.movies import amplitude_slope
 
 MOVIE = "natural_movie_one"
 

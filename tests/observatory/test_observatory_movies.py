@@ -5,14 +5,17 @@ import pytest
 
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.observatory import SIZES, MovieSpec, movie_cuts
-from poyo_ssl.observatory.images import draw_noise, render_scenes
-from poyo_ssl.observatory.movies import SHOT_SECONDS, plan_shots, render_movie
-from poyo_ssl.observatory.pictures import (
+from poyo_ssl.observatory.movies import (
     MOVIE_PHOTOGRAPHS,
     SCENE_PHOTOGRAPHS,
+    SHOT_SECONDS,
     amplitude_slope,
     draw_dead_leaves,
+    draw_noise,
     load_picture,
+    plan_shots,
+    render_movie,
+    render_scenes,
     sample_view,
 )
 

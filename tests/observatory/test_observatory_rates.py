@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from poyo_ssl.observatory import CellClass
-from poyo_ssl.observatory.behaviour import simulate_behaviour, slow_noise
-from poyo_ssl.observatory.rates import simulate_rates
+from poyo_ssl.observatory.animals import simulate_behaviour, slow_noise
+from poyo_ssl.observatory.drives import simulate_rates
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from untrained import make_recording, make_run
 
-from poyo_ssl.data.batch import Batch
+from poyo_ssl.data.windows import Batch
 from poyo_ssl.errors import CheckpointError, ConfigError, RecordingError, StreamError
-from poyo_ssl.models.attention import FeedForward
 from poyo_ssl.models.pieces import feed_forward_pieces
-from poyo_ssl.models.unet import FrameDecoder
+from poyo_ssl.models.poyo_ssl import FeedForward, FrameDecoder
 from poyo_ssl.online import Decoder
-from poyo_ssl.online.feed_forward import FoldedFeedForward
-from poyo_ssl.online.frames import FoldedFrameDecoder
+from poyo_ssl.online.network import FoldedFeedForward, FoldedFrameDecoder
 from poyo_ssl.training.predict import predict
-from poyo_ssl.training.restore import TrainedRun
+from poyo_ssl.training.run_folder import TrainedRun
 
 
 @pytest.fixture

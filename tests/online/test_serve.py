@@ -27,7 +27,7 @@ import poyo_ssl
 from poyo_ssl.cli import main
 from poyo_ssl.config import OptimConfig
 from poyo_ssl.errors import StreamError
-from poyo_ssl.online import Decoder, wire
+from poyo_ssl.online import Decoder, serve
 from poyo_ssl.online.serve import Server, answer, warm_up
 
 DOCS = Path(__file__).parents[2] / "docs" / "online.md"
@@ -118,17 +118,17 @@ def test_times_drops_and_refused_frames():
     decoder = make_decoder()
     with serving(decoder) as (server, _), connected(server) as (_, stream):
         read(stream)
-        assert ask(stream, wire.encode_frame(DFF[0], 5.0))[:3] == (1, 5.0, 1 / 12)
-        status, _, _, _, text = ask(stream, wire.encode_frame(DFF[0], 5.0))
+        assert ask(stream, serve.encode_frame(DFF[0], 5.0))[:3] == (1, 5.0, 1 / 12)
+        status, _, _, _, text = ask(stream, serve.encode_frame(DFF[0], 5.0))
         assert status == 4
         assert text.decode().startswith("StreamError: a frame at 5.000000 s after one at 5.000000 s (allowed: a later")
-        assert ask(stream, wire.encode_frame(DFF[0], float("nan")))[0] == 4
-        status, when, coverage, value, payload = ask(stream, wire.encode_drop())
+        assert ask(stream, serve.encode_frame(DFF[0], float("nan")))[0] == 4
+        status, when, coverage, value, payload = ask(stream, serve.encode_drop())
         assert (status, coverage, payload) == (3, 1 / 12, b"")
         assert when == pytest.approx(5.0 + 1 / decoder.rate_hz)
         assert np.isnan(value)
-        assert ask(stream, wire.encode_frame(np.full(NUM_UNITS, np.nan)))[0] == 1
-        assert ask(stream, wire.encode_frame(DFF[3], 6.0))[1] == 6.0
+        assert ask(stream, serve.encode_frame(np.full(NUM_UNITS, np.nan)))[0] == 1
+        assert ask(stream, serve.encode_frame(DFF[3], 6.0))[1] == 6.0
     assert decoder.counts.frames == 3
     assert decoder.counts.missing == NUM_UNITS
 
@@ -143,7 +143,7 @@ def test_a_wrong_length_is_refused_before_anything_is_read_for_it(length):
             return super().readinto(buffer)
 
     source = Counting(struct.pack("<I", length) + b"x" * 100)
-    reader = wire.FrameReader(source, NUM_UNITS)
+    reader = serve.FrameReader(source, NUM_UNITS)
     with pytest.raises(StreamError, match=rf"a message of {length} bytes for 7 neurons.*28 \(a frame\), 36 .* or 0"):
         reader.read()
     assert source.asked == 4
@@ -162,7 +162,7 @@ def test_a_wrong_length_ends_the_connection_with_a_named_line_and_the_next_clien
         eventually(lambda: not server.busy.locked())
         with connected(server) as (_, stream):
             read(stream)
-            assert ask(stream, wire.encode_frame(DFF[0]))[0] == 1
+            assert ask(stream, serve.encode_frame(DFF[0]))[0] == 1
     assert any("sent away: a message of 4294967295 bytes" in line for line in lines)
 
 
@@ -172,17 +172,17 @@ def test_a_client_may_vanish(how):
     with serving(decoder) as (server, lines):
         with connected(server) as (connection, stream):
             read(stream)
-            ask(stream, wire.encode_frame(DFF[0]))
+            ask(stream, serve.encode_frame(DFF[0]))
             if how == "by a reset":
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             else:
-                stream.write(wire.encode_frame(DFF[1])[: 10 if "frame" in how else 2])
+                stream.write(serve.encode_frame(DFF[1])[: 10 if "frame" in how else 2])
         eventually(lambda: any("sent away: the stream ended after" in line or "lost" in line for line in lines))
         eventually(lambda: not server.busy.locked())
         with connected(server) as (_, stream):
             read(stream)
             # The window is empty again: nothing of the one before is left.
-            assert ask(stream, wire.encode_frame(DFF[0]))[2] == 1 / 12
+            assert ask(stream, serve.encode_frame(DFF[0]))[2] == 1 / 12
 
 
 def test_a_reply_that_nobody_takes_is_told_in_one_line(capfd):
@@ -218,7 +218,7 @@ def test_a_second_client_is_told_that_the_server_is_busy():
             assert struct.unpack_from("<I", reply)[0] == 4
             assert reply[28:].startswith(b"StreamError: another client is connected")
             assert other.read(1) == b""
-        assert ask(stream, wire.encode_frame(DFF[0]))[0] == 1
+        assert ask(stream, serve.encode_frame(DFF[0]))[0] == 1
     assert any("refused" in line for line in lines)
 
 
@@ -256,8 +256,8 @@ class Trickle(io.RawIOBase):
 @given(st.lists(st.one_of(st.none(), st.floats(0, 9))), st.lists(st.integers(1, 50)), st.integers(0, 200))
 def test_messages_survive_any_cutting_and_a_cut_end_is_an_error(times, sizes, cut):
     frames = [np.arange(3, dtype=np.float32) + i for i in range(len(times))]
-    data = b"".join(wire.encode_frame(frame, when) for frame, when in zip(frames, times, strict=True))
-    reader = wire.FrameReader(Trickle(data, list(sizes)), 3)
+    data = b"".join(serve.encode_frame(frame, when) for frame, when in zip(frames, times, strict=True))
+    reader = serve.FrameReader(Trickle(data, list(sizes)), 3)
     for frame, when in zip(frames, times, strict=True):
         got, got_when = reader.read()
         np.testing.assert_array_equal(got, frame)
@@ -265,8 +265,8 @@ def test_messages_survive_any_cutting_and_a_cut_end_is_an_error(times, sizes, cu
     assert reader.read() is None
     whole = {0}
     for when in times:
-        whole.add(max(whole) + len(wire.encode_frame(frames[0], when)))
-    reader = wire.FrameReader(Trickle(data[:cut], list(sizes)), 3)
+        whole.add(max(whole) + len(serve.encode_frame(frames[0], when)))
+    reader = serve.FrameReader(Trickle(data[:cut], list(sizes)), 3)
     ended = contextlib.nullcontext()
     if min(cut, len(data)) not in whole:
         ended = pytest.raises(StreamError, match="the stream ended after")
@@ -276,7 +276,7 @@ def test_messages_survive_any_cutting_and_a_cut_end_is_an_error(times, sizes, cu
 
 @given(st.binary(max_size=60))
 def test_noise_is_read_or_refused(data):
-    reader = wire.FrameReader(io.BytesIO(data), 2)
+    reader = serve.FrameReader(io.BytesIO(data), 2)
     with contextlib.suppress(StreamError):
         collections.deque(iter(reader.read, None))
 
@@ -313,7 +313,7 @@ def test_the_command_answers_in_a_pipe(run_folder):
     folder, frames = run_folder
     decoder = Decoder(folder)
     wanted = io.BytesIO()
-    sent = b"".join(wire.encode_frame(frame) for frame in frames)
+    sent = b"".join(serve.encode_frame(frame) for frame in frames)
     answer(decoder, io.BytesIO(sent), wanted)
     with start(folder, "--pipe", "true") as process:
         out, complaints = process.communicate(sent + struct.pack("<I", 5), timeout=120)
@@ -330,7 +330,7 @@ def test_the_command_answers_on_a_port_until_it_is_stopped(run_folder):
         port = int(re.search(rb"on 127\.0\.0\.1:(\d+);", process.stderr.readline())[1])
         with socket.create_connection(("127.0.0.1", port), 60) as connection, connection.makefile("rwb") as stream:
             facts = json.loads(read(stream))
-            statuses = [ask(stream, wire.encode_frame(frame))[0] for frame in frames]
+            statuses = [ask(stream, serve.encode_frame(frame))[0] for frame in frames]
             assert statuses == [1] * (facts["num_frames"] - 1) + [0] * (len(frames) - facts["num_frames"] + 1)
             process.send_signal(signal.SIGTERM)
             assert stream.read(1) == b""
@@ -349,7 +349,7 @@ def test_a_closed_server_leaves_no_thread_and_no_client():
     before = threading.active_count()
     with serving(make_decoder()) as (server, lines), connected(server) as (_, stream):
         read(stream)
-        ask(stream, wire.encode_frame(DFF[0]))
+        ask(stream, serve.encode_frame(DFF[0]))
         server.shutdown()
         server.server_close()
         assert not server.busy.locked()

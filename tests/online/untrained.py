@@ -7,10 +7,10 @@ import torch
 
 from poyo_ssl.config import FinetuneConfig, ModelConfig, ReadoutConfig, WindowConfig
 from poyo_ssl.data.recording import Recording, RecordingMetadata
-from poyo_ssl.data.vocabulary import Vocabulary
+from poyo_ssl.data.units import Vocabulary
 from poyo_ssl.data.windows import Normalisation
 from poyo_ssl.models.poyo_ssl import PoyoSSL
-from poyo_ssl.training.restore import TrainedRun
+from poyo_ssl.training.run_folder import TrainedRun
 
 RATE_HZ = 30.08
 NUM_UNITS = 7

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
 
+from poyo_ssl.config import SelectionConfig
 from poyo_ssl.evaluation.predictions import Predictions
-from poyo_ssl.selection.table import Selection, SelectionConfig
+from poyo_ssl.selection.table import Selection
 
 HEIGHT, WIDTH, NUM_FRAMES = 16, 32, 12
 RECORDINGS = ("rec_a", "rec_b", "rec_c")

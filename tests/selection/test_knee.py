@@ -3,7 +3,7 @@ import pytest
 from kneed import KneeLocator
 
 from poyo_ssl.errors import SelectionError
-from poyo_ssl.selection.knee import knee_threshold
+from poyo_ssl.selection.table import knee_threshold
 
 
 def kneedle_by_hand(values):

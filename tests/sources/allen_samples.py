@@ -6,7 +6,7 @@ from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.series import PupilTrace, TimeSeries
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.observatory.allen_nwb import write_allen_nwb
-from poyo_ssl.observatory.rois import draw_roi_masks
+from poyo_ssl.observatory.cells import draw_roi_masks
 
 GAP_FRAMES = 400
 MOVIE_FRAMES = {"natural_movie_one": 12, "natural_movie_two": 12, "natural_movie_three": 16}

@@ -10,12 +10,13 @@ from tests.sources.file_server import serve_files
 
 from poyo_ssl import protocol
 from poyo_ssl.cli import main
-from poyo_ssl.commands.allen import prepare_allen
+from poyo_ssl.commands import prepare_allen
 from poyo_ssl.data.recording import RecordingMetadata, open_recordings
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.allen.bucket import ADDRESS, experiment_path
-from poyo_ssl.sources.allen.experiments import (
+from poyo_ssl.sources.allen_list import (
+    ADDRESS,
     ExperimentFilter,
+    experiment_path,
     published_experiments,
     read_experiments,
     select_experiments,

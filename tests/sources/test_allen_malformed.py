@@ -9,10 +9,9 @@ from allen_samples import write_session
 from tests.sources.changes import drop, put, put_item
 
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.allen import AllenSource, read_fluorescence
-from poyo_ssl.sources.allen.read import PLANE
-from poyo_ssl.sources.checks import check_traces
-from poyo_ssl.sources.convert import convert
+from poyo_ssl.sources.allen import PLANE, AllenSource, read_fluorescence
+from poyo_ssl.sources.base import check_traces
+from poyo_ssl.sources.run import convert
 
 MODULE = "processing/brain_observatory_pipeline"
 DFF = f"{MODULE}/DfOverF/imaging_plane_1"

@@ -7,9 +7,8 @@ from allen_samples import BLOCKS, draw_templates, make_session, write_session
 
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.stimuli import load_movie
-from poyo_ssl.sources.allen import AllenSource, read_fluorescence
-from poyo_ssl.sources.allen.traces import RoiTraces
-from poyo_ssl.sources.convert import convert
+from poyo_ssl.sources.allen import AllenSource, RoiTraces, read_fluorescence
+from poyo_ssl.sources.run import convert
 
 MODULE = "processing/brain_observatory_pipeline"
 
@@ -106,7 +105,7 @@ SLOW = {"drifting_gratings": (90, 60), "natural_movie_one": (1, 1), "natural_mov
 
 @pytest.mark.parametrize("session_type", REAL_BLOCKS)
 def test_blocks_of_real_schedules(session_type):
-    from poyo_ssl.sources.allen.stimuli import find_blocks
+    from poyo_ssl.sources.allen import find_blocks
 
     for name, blocks in REAL_BLOCKS[session_type].items():
         step, length = SLOW.get(name, (1, 1) if name == "natural_movie_three" else (7, 7))
@@ -305,7 +304,7 @@ def test_traces_that_are_not_finite_are_found_in_any_storage(layout, tmp_path):
 
 
 def test_traces_too_large_to_keep_are_read_in_slabs(tmp_path, monkeypatch):
-    monkeypatch.setattr("poyo_ssl.sources.allen.traces.CACHED_BYTES", 1000)
+    monkeypatch.setattr("poyo_ssl.sources.allen.CACHED_BYTES", 1000)
     values = np.random.default_rng(0).normal(size=(7, 3000)).astype(np.float32)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         traces = RoiTraces(file.create_dataset("data", data=values, chunks=(3, 250)), 3000)

@@ -13,7 +13,7 @@ from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.sources.arrays import ArraysSource
 from poyo_ssl.sources.companions import Companions
-from poyo_ssl.sources.convert import convert
+from poyo_ssl.sources.run import convert
 
 RATE = 20.0
 CLOCK = 12.5 + np.arange(900) / RATE

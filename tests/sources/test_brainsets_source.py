@@ -10,11 +10,11 @@ from tests.sources.changes import drop, put
 
 from poyo_ssl.cli import main
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.split_file import load_splits
+from poyo_ssl.data.splits import load_splits
 from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.sources.brainsets import BrainsetsSource
-from poyo_ssl.sources.convert import convert
+from poyo_ssl.sources.run import convert
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,8 @@ from poyo_ssl.cli import main
 from poyo_ssl.data.recording import Recording, RecordingMetadata, open_recordings
 from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.errors import ConfigError, RecordingError
-from poyo_ssl.sources.checks import check_traces
-from poyo_ssl.sources.convert import convert
-from poyo_ssl.sources.source import clean_name
-from poyo_ssl.sources.workers import run_in_processes
+from poyo_ssl.sources.base import check_traces, clean_name
+from poyo_ssl.sources.run import convert, run_in_processes
 
 
 @pytest.fixture

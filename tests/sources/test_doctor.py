@@ -10,7 +10,7 @@ from nwb_samples import write_laboratory
 from suite2p_samples import write_plane
 
 from poyo_ssl.cli import main
-from poyo_ssl.commands.console import console
+from poyo_ssl.commands import console
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.stimuli import save_movie
 from poyo_ssl.errors import RecordingError

@@ -34,9 +34,9 @@ from poyo_ssl.observatory.allen_nwb import write_allen_nwb
 from poyo_ssl.sources.allen import AllenSource
 from poyo_ssl.sources.arrays import ArraysSource
 from poyo_ssl.sources.brainsets import BrainsetsSource
-from poyo_ssl.sources.convert import convert
 from poyo_ssl.sources.events import EventsSource
 from poyo_ssl.sources.nwb import NwbSource
+from poyo_ssl.sources.run import convert
 from poyo_ssl.sources.suite2p import Suite2pSource
 
 EXAMPLES = {"allen": 20, "nwb": 20, "dandi": 8, "brainsets": 40, "suite2p": 30, "arrays": 40}

@@ -3,7 +3,7 @@ import pytest
 from scipy.integrate import quad
 
 from poyo_ssl.errors import ConfigError, RecordingError
-from poyo_ssl.sources.gcamp import GCaMPConfig, calcium, fit_decay, fluorescence, read_cascade
+from poyo_ssl.sources.events import GCaMPConfig, calcium, fit_decay, fluorescence, read_cascade
 
 
 def test_calcium_is_the_frame_average_of_the_double_exponential():

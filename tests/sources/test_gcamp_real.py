@@ -9,7 +9,7 @@ from scipy.stats import kurtosis, skew
 
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.sources import EventsConfig, prepare_events
-from poyo_ssl.sources.gcamp import GCaMPConfig, fit_decay, fluorescence, read_cascade
+from poyo_ssl.sources.events import GCaMPConfig, fit_decay, fluorescence, read_cascade
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "real"
 pytestmark = [

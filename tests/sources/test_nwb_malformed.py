@@ -10,8 +10,8 @@ from tests.sources.nwb_samples import write_dandi, write_laboratory
 
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.convert import convert
 from poyo_ssl.sources.nwb import NwbSource
+from poyo_ssl.sources.run import convert
 
 SERIES = "processing/ophys/DfOverF/DfOverF"
 ROIS = "processing/ophys/ImageSegmentation/PlaneSegmentation"

@@ -13,8 +13,8 @@ from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.sources.allen import AllenSource
 from poyo_ssl.sources.companions import Companions
-from poyo_ssl.sources.convert import convert
 from poyo_ssl.sources.nwb import NwbSource
+from poyo_ssl.sources.run import convert
 
 LOST = "DANDI 000728 keeps neither ROI ids"
 

@@ -10,9 +10,8 @@ from poyo_ssl.data.dff import compute_dff
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.sources.companions import Companions
-from poyo_ssl.sources.convert import convert
-from poyo_ssl.sources.suite2p import Suite2pSource
-from poyo_ssl.sources.unpickle import load_pickled
+from poyo_ssl.sources.run import convert
+from poyo_ssl.sources.suite2p import Suite2pSource, load_pickled
 
 
 def expected_dff(rows, ratio, rate_hz, procedure="allen_median", seed=0):

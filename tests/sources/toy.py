@@ -9,7 +9,7 @@ import numpy as np
 
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.source import Source
+from poyo_ssl.sources.base import Source
 
 
 @dataclass(frozen=True)

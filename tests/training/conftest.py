@@ -7,7 +7,7 @@ import pytest
 
 from poyo_ssl.config import FinetuneConfig, OptimConfig, PretrainConfig, SplitConfig, WindowConfig
 from poyo_ssl.models.poyo_ssl import model_config
-from poyo_ssl.training.run import finetune, pretrain
+from poyo_ssl.training.train import finetune, pretrain
 
 MODEL = model_config("tiny", latent_step_s=0.25, num_latents_per_step=2, attention_dropout=0.0)
 OPTIM = OptimConfig(epochs=2, batch_size=16)

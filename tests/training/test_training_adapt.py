@@ -9,13 +9,13 @@ import torch
 from poyo_ssl.config import OptimConfig, SplitConfig
 from poyo_ssl.data.recording import open_recordings
 from poyo_ssl.errors import ConfigError
+from poyo_ssl.evaluation.evaluate import evaluate
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.training import run_folder
 from poyo_ssl.training.audit import audit_run
-from poyo_ssl.training.evaluate import evaluate
 from poyo_ssl.training.predict import open_task
-from poyo_ssl.training.restore import TrainedRun
-from poyo_ssl.training.run import finetune
+from poyo_ssl.training.run_folder import TrainedRun
+from poyo_ssl.training.train import finetune
 
 ANIMAL = "mouse_0_Cux2_00"
 QUICK = OptimConfig(epochs=2, epoch_windows=48, batch_size=16, learning_rate=1e-2)

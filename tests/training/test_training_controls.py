@@ -9,11 +9,10 @@ from scipy import stats
 
 from poyo_ssl.config import OptimConfig, WindowConfig
 from poyo_ssl.data.windows import Normalisation, UnitSet
+from poyo_ssl.evaluation.evaluate import evaluate, shuffle_units
 from poyo_ssl.evaluation.predictions import Predictions
-from poyo_ssl.training.controls import shuffle_units
-from poyo_ssl.training.evaluate import evaluate
-from poyo_ssl.training.restore import TrainedRun
-from poyo_ssl.training.run import finetune
+from poyo_ssl.training.run_folder import TrainedRun
+from poyo_ssl.training.train import finetune
 
 CONTROLS = ("shuffled neurons", "shifted activity", "untrained")
 

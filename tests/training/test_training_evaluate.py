@@ -19,16 +19,17 @@ from poyo_ssl.config import (
     WindowConfig,
 )
 from poyo_ssl.data.recording import open_recordings
+from poyo_ssl.data.task import allowed_domain
 from poyo_ssl.errors import ConfigError, PoyoError
 from poyo_ssl.evaluation import evaluate_files
-from poyo_ssl.evaluation.parts import Part
+from poyo_ssl.evaluation.evaluate import evaluate
+from poyo_ssl.evaluation.features import Part
+from poyo_ssl.evaluation.leaderboard import read_results
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.selection.table import fit_selection
-from poyo_ssl.training.evaluate import evaluate, read_results
 from poyo_ssl.training.predict import open_task, test_part
-from poyo_ssl.training.restore import TrainedRun
-from poyo_ssl.training.run import finetune
-from poyo_ssl.training.tasks import allowed_domain
+from poyo_ssl.training.run_folder import TrainedRun
+from poyo_ssl.training.train import finetune
 
 MODEL = ModelConfig(**MODEL_SIZES["tiny"], attention_dropout=0.0, value_embedding="per_unit")
 GRATINGS = FinetuneConfig(

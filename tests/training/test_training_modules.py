@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from poyo_ssl.config import FinetuneConfig, ObjectiveConfig, PretrainConfig, ReadoutConfig
-from poyo_ssl.data.batch import Batch
+from poyo_ssl.data.windows import Batch
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.models.poyo_ssl import PoyoSSL, model_config
-from poyo_ssl.training.decisions import decide_frame
-from poyo_ssl.training.modules import FinetuneModule, PretrainModule, is_better, spread_labels
-from poyo_ssl.training.optim import make_optimizer
+from poyo_ssl.training.modules import FinetuneModule, PretrainModule, is_better, make_optimizer, spread_labels
+from poyo_ssl.training.run_folder import decide_frame
 
 
 @given(st.integers(1, 40), st.floats(0.3, 20.0), st.integers(0, 39))

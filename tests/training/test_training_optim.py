@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from poyo_ssl.config import OptimConfig
-from poyo_ssl.training.optim import Lamb, make_optimizer, make_schedule
+from poyo_ssl.training.modules import Lamb, make_optimizer, make_schedule
 
 
 def lamb_in_numpy(weights, gradients, *, lr, decay, beta1=0.9, beta2=0.999, eps=1e-6):

@@ -23,12 +23,11 @@ from poyo_ssl.errors import (
     SplitError,
 )
 from poyo_ssl.selection import SelectionConfig, fit_selection
-from poyo_ssl.training import jobs
+from poyo_ssl.training import train
 from poyo_ssl.training.modules import SeededModule
 from poyo_ssl.training.predict import predict
-from poyo_ssl.training.restore import TrainedRun, read_arguments
-from poyo_ssl.training.run import finetune, pretrain, resume
-from poyo_ssl.training.run_folder import delete_run, list_runs, read_json
+from poyo_ssl.training.run_folder import TrainedRun, delete_run, list_runs, read_arguments, read_json
+from poyo_ssl.training.train import finetune, pretrain, resume
 
 FILES = {
     "config.yaml",
@@ -439,8 +438,8 @@ def test_what_cannot_be_done_is_named_and_leaves_nothing(case, pair, finetune_co
     kind, message = ERRORS[case]
     data, arguments = _arguments(case, pair, finetune_config)
     if case == "too little memory":
-        monkeypatch.setattr(jobs.os, "sysconf", lambda name: 1)
-        monkeypatch.setattr(jobs, "_page_cache_bytes", lambda: 0)
+        monkeypatch.setattr(train.os, "sysconf", lambda name: 1)
+        monkeypatch.setattr(train, "_page_cache_bytes", lambda: 0)
     with pytest.raises(kind, match=message) as caught:
         finetune(data, tmp_path / "run", progress=False, **arguments)
     assert "\n" not in str(caught.value)

@@ -15,13 +15,14 @@ from safetensors.numpy import load_file
 from scipy import stats
 
 from poyo_ssl.config import OptimConfig, WindowConfig
+from poyo_ssl.data.task import prepare_task
+from poyo_ssl.evaluation.evaluate import evaluate
+from poyo_ssl.evaluation.leaderboard import read_results
 from poyo_ssl.evaluation.predictions import Predictions
-from poyo_ssl.training.evaluate import evaluate, read_results
+from poyo_ssl.files import plain
 from poyo_ssl.training.predict import open_task, predict_windows, test_part
-from poyo_ssl.training.restore import TrainedRun
-from poyo_ssl.training.run import finetune, resume
-from poyo_ssl.training.run_folder import plain, read_json
-from poyo_ssl.training.tasks import prepare_task
+from poyo_ssl.training.run_folder import TrainedRun, read_json
+from poyo_ssl.training.train import finetune, resume
 
 pytestmark = pytest.mark.slow
 
@@ -64,8 +65,8 @@ from pathlib import Path
 
 import torch
 from poyo_ssl.config import FinetuneConfig, from_plain
-from poyo_ssl.training.fit import KeepWeights
-from poyo_ssl.training.run import finetune
+from poyo_ssl.training.train import KeepWeights
+from poyo_ssl.training.train import finetune
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -156,9 +157,9 @@ import sys
 
 import numpy as np
 import torch
-from poyo_ssl.training.evaluate import evaluate
+from poyo_ssl.evaluation.evaluate import evaluate
 from poyo_ssl.training.predict import open_task, predict_windows, test_part
-from poyo_ssl.training.restore import TrainedRun
+from poyo_ssl.training.run_folder import TrainedRun
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -9,14 +9,13 @@ import torch
 from poyo_ssl.config import OptimConfig, SplitConfig
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.stimuli import Presentations
+from poyo_ssl.data.task import task_windows
 from poyo_ssl.data.windows import BatchRequest
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.training import value_skip
-from poyo_ssl.training.jobs import finetuning_job
 from poyo_ssl.training.predict import open_task, predict_windows
-from poyo_ssl.training.restore import TrainedRun
-from poyo_ssl.training.run import finetune
-from poyo_ssl.training.tasks import task_windows
+from poyo_ssl.training.run_folder import TrainedRun
+from poyo_ssl.training.train import finetune, finetuning_job
 
 NUM_FRAMES, NUM_UNITS, RATE_HZ, QUIET = 40, 30, 10.0, 150
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from poyo_ssl.data.intervals import Intervals, as_intervals, contains, merge, subtract
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.unseen_frames import nearest_correlation
+from poyo_ssl.data.splits import nearest_correlation
 from poyo_ssl.data.windows import Normalisation, WindowTable
 from poyo_ssl.errors import SplitError
 

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from poyo_ssl.data import layout
+from poyo_ssl.data import recording_file
 from poyo_ssl.data.series import PupilTrace, RoiMasks, SparseEvents, TimeSeries
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.errors import RecordingError, suggest
@@ -288,7 +288,7 @@ class Recording:
         try:
             # Without modification times the same recording gives the same bytes.
             with h5py.File(beside, "w", track_order=False) as file:
-                layout.write_recording(file, self)
+                recording_file.write_recording(file, self)
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
@@ -309,7 +309,7 @@ class Recording:
             raise RecordingError(f"no recording file {path}", fix="check the path or run 'poyo-ssl prepare' first")
         try:
             with h5py.File(path, "r") as file:
-                contents = layout.read_recording(file, path)
+                contents = recording_file.read_recording(file, path)
         except OSError as error:
             raise RecordingError(
                 f"{path} is not a complete HDF5 file ({error})", fix="copy or prepare it again"

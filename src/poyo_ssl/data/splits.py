@@ -14,19 +14,167 @@ and their tests are called `subject_repeat`, `subject_clip` and so on.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl import protocol
-from poyo_ssl.config import SplitConfig
+from poyo_ssl.config import SplitConfig, from_plain
 from poyo_ssl.data.intervals import Intervals, as_intervals, merge, overlaps, subtract
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations, movie_path
-from poyo_ssl.data.unseen_frames import clip_roles, comparison_frames, nearest_correlation
+from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations, load_movie, movie_path
 from poyo_ssl.errors import RecordingError, SplitError, suggest
+
+FRAMES_PER_BLOCK = 256
+
+
+def resize_movie(pixels: NDArray[np.uint8], *, height: int, width: int) -> NDArray[np.uint8]:
+    """Resize frames with antialiasing, ``(L, height, width)`` uint8.
+
+    Examples
+    --------
+    >>> resize_movie(np.full((2, 8, 16), 7, np.uint8), height=4, width=8).shape
+    (2, 4, 8)
+    """
+    from skimage.transform import resize
+
+    if pixels.shape[1:] == (height, width):
+        return np.asarray(pixels)
+    resized = np.empty((len(pixels), height, width), np.uint8)
+    for i, frame in enumerate(pixels):
+        small = resize(frame.astype(np.float32), (height, width), order=1, anti_aliasing=True, preserve_range=True)
+        resized[i] = np.clip(np.round(small), 0, 255)
+    return resized
+
+
+def load_resized_movie(folder: Path | str, name: str, *, height: int, width: int) -> NDArray[np.uint8]:
+    """Return a movie of a data folder at another size; every recording of the folder shares one copy, read-only.
+
+    Raises
+    ------
+    RecordingError
+        If the folder has no such movie.
+    """
+    pixels = load_movie(folder, name)
+    if pixels.shape[1:] == (height, width):
+        return pixels
+    path = movie_path(folder, name)
+    return _resize_file(path, path.stat().st_mtime_ns, height, width)
+
+
+@functools.lru_cache(maxsize=16)
+def _resize_file(path: Path, modified_ns: int, height: int, width: int) -> NDArray[np.uint8]:
+    del modified_ns  # a part of the cache's key: a movie that was replaced is read again
+    resized = resize_movie(load_movie(path.parent.parent, path.stem), height=height, width=width)
+    resized.flags.writeable = False
+    return resized
+
+
+def comparison_frames(folder: Path | str, name: str) -> NDArray[np.uint8]:
+    """Return the frames of a movie at the size at which near-duplicates are looked for."""
+    height, width = _comparison_size(load_movie(folder, name))
+    return load_resized_movie(folder, name, height=height, width=width)
+
+
+def _comparison_size(pixels: NDArray[np.uint8]) -> tuple[int, int]:
+    return tuple(np.minimum(pixels.shape[1:], protocol.NEAR_DUPLICATE_SIZE).tolist())
+
+
+def nearest_correlation(frames: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the largest correlation of each frame with any of the others, the mean of `frames` subtracted.
+
+    Parameters
+    ----------
+    frames : ndarray
+        ``(L, H, W)``, the whole movie whose frames are judged; larger ones are resized to 64 x 128 first.
+    others : ndarray
+        ``(M, H, W)`` frames of the same size.
+
+    Returns
+    -------
+    ndarray
+        ``(L,)`` of -1 to 1; 0 for a frame that equals the mean frame but for its brightness.
+
+    Examples
+    --------
+    >>> movie = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
+    >>> nearest_correlation(movie, movie[3:4]).round(3)[3]
+    np.float64(1.0)
+    """
+    height, width = _comparison_size(frames)
+    frames, others = (resize_movie(a, height=height, width=width) for a in (frames, others))
+    mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)
+    unit = _unit_rows(others, mean)
+    blocks = [
+        (_unit_rows(frames[start : start + FRAMES_PER_BLOCK], mean) @ unit.T).max(axis=1)
+        for start in range(0, len(frames), FRAMES_PER_BLOCK)
+    ]
+    return np.concatenate(blocks).astype(np.float64)
+
+
+def _unit_rows(frames: NDArray[np.uint8], mean: NDArray[np.float32]) -> NDArray[np.float32]:
+    rows = (frames - mean).reshape(len(frames), -1)
+    rows -= rows.mean(axis=1, keepdims=True)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-3)
+
+
+def clip_roles(pixels: NDArray[np.uint8], config: SplitConfig, *, gap_s: float, frame_s: float) -> NDArray[np.str_]:
+    """Name what held-out clips do to each movie frame: ``test_clip``, ``valid_clip``, ``gap`` and so on, or nothing.
+
+    Test clips are contiguous, equally long, spread evenly over the movie. Before each, a gap away, lies a validation
+    clip; where there is no room for it, it is shorter. Gaps lie on both sides of either and go on over the movie's
+    ends, since its repeats follow each other. A frame of training or of a validation clip whose `nearest_correlation`
+    with the test clips exceeds `config.near_duplicate_correlation` is a ``near-duplicate``, and so is a training frame
+    that resembles a validation clip.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        ``(frames, height, width)`` of the movie.
+    config : SplitConfig
+        Number and lengths of clips, limit of correlation.
+    gap_s : float
+        Seconds to leave on each side of a clip.
+    frame_s : float
+        How long a movie frame is shown.
+
+    Returns
+    -------
+    ndarray
+        ``(frames,)`` text.
+    """
+    num_frames = len(pixels)
+    length = max(round(config.clip_fraction * num_frames / config.num_clips), 1)
+    gap = int(np.ceil(gap_s / frame_s))
+    valid_length = round(config.valid_clip_fraction * num_frames / config.num_clips)
+    centres = (np.arange(config.num_clips) + 0.5) * num_frames / config.num_clips
+    starts = np.round(centres - length / 2).astype(int)
+    test = _frames_of(starts, length, num_frames)
+    beside = _frames_of(starts - gap, length + 2 * gap, num_frames) & ~test
+    # The test's own gap wins where a short movie brings a validation clip around to the next test clip.
+    valid = _frames_of(starts - gap - valid_length, valid_length, num_frames) & ~test & ~beside
+    first = np.flatnonzero(valid)
+    beside |= _frames_of(first - gap, 2 * gap + 1, num_frames) & ~test & ~valid
+    role = np.select([test, valid, beside], ["test_clip", "valid_clip", "gap"], "").astype("<U24")
+    limit = config.near_duplicate_correlation
+    role[(nearest_correlation(pixels, pixels[test]) > limit) & ~test & ~beside] = "near-duplicate"
+    if valid.any():
+        role[(nearest_correlation(pixels, pixels[valid]) > limit) & (role == "")] = "near-duplicate"
+    return role
+
+
+def _frames_of(starts: NDArray[np.int64], length: int, num_frames: int) -> NDArray[np.bool_]:
+    """``(num_frames,)`` bool, True within `length` frames from any start, around the movie's ends."""
+    found = np.zeros(num_frames, bool)
+    found[(starts[:, None] + np.arange(length)) % num_frames] = True
+    return found
+
 
 GRATINGS = "drifting_gratings"
 
@@ -417,3 +565,129 @@ def training_recordings(recordings: Sequence[Recording], config: SplitConfig) ->
     """Return the recordings of animals that may train."""
     tests = draw_test_subjects([r.metadata.subject_id for r in recordings], config)
     return [r for r in recordings if r.metadata.subject_id not in tests]
+
+
+FORMAT, VERSION = "poyo_ssl.splits", 1
+
+
+def save_splits(
+    recordings: Sequence[Recording], path: Path | str, config: SplitConfig, *, window_s: float = 1.0
+) -> dict[str, dict[str, Split]]:
+    """Split every stimulus of every recording and write the parts to a file.
+
+    Parameters
+    ----------
+    recordings : sequence of Recording
+        All recordings of a study.
+    path : path
+        File to write; one that is there is replaced.
+    config : SplitConfig
+        The splits.
+    window_s : float
+        Window plus lag of the decoders; clips keep this and three decay times on each side.
+
+    Returns
+    -------
+    dict
+        Split by recording id and stimulus.
+
+    Raises
+    ------
+    SplitError
+        If a recording cannot be split so.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from poyo_ssl.data.recording import RecordingMetadata
+    >>> from poyo_ssl.data.stimuli import Presentations
+    >>> stamps = np.arange(600) / 30
+    >>> start = np.arange(10) * 45
+    >>> movie = Presentations.from_frames(
+    ...     "natural_movie_one", stamps, start, start + 45, {"frame": np.zeros(10, int), "repeat": np.arange(10)})
+    >>> recording = Recording(
+    ...     "r", np.zeros((600, 1)), stamps, RecordingMetadata("m"), stimuli={"natural_movie_one": movie})
+    >>> path = Path(tempfile.mkdtemp()) / "splits.json"
+    >>> _ = save_splits([recording], path, SplitConfig())
+    >>> load_splits(path)["r"]["natural_movie_one"].parts["test_repeat"].tolist()
+    [[13.5, 15.0]]
+    """
+    tests = draw_test_subjects([r.metadata.subject_id for r in recordings], config)
+    animals = sorted({r.metadata.subject_id for r in recordings})
+    found: dict[str, dict[str, Split]] = {}
+    contents: dict[str, Any] = {}
+    for recording in recordings:
+        new = recording.metadata.subject_id in tests
+        named = {
+            name: split.of_new_animal() if new else split
+            for name, split in standard_splits(recording, config, window_s=window_s).items()
+        }
+        found[recording.recording_id] = named
+        contents[recording.recording_id] = {
+            "subject_id": recording.metadata.subject_id,
+            "stimuli": {name: _plain(split) for name, split in named.items()},
+        }
+    whole = {
+        "format": FORMAT,
+        "version": VERSION,
+        "settings": asdict(config),
+        "window_s": window_s,
+        "animals": {"train": [a for a in animals if a not in tests], "test": list(tests)},
+        "recordings": contents,
+    }
+    path = Path(path)
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+    return found
+
+
+def _plain(split: Split) -> dict[str, Any]:
+    return {"parts": {name: spans.tolist() for name, spans in split.parts.items()}, "unused": dict(split.unused)}
+
+
+def load_splits(path: Path | str) -> Mapping[str, Mapping[str, Split]]:
+    """Read the splits of every recording and stimulus.
+
+    Raises
+    ------
+    SplitError
+        If the file is missing, damaged, or of another format or version.
+    """
+    whole = _read(Path(path))
+    try:
+        return {
+            recording: {
+                stimulus: Split({part: as_intervals(spans) for part, spans in item["parts"].items()}, item["unused"])
+                for stimulus, item in entry["stimuli"].items()
+            }
+            for recording, entry in whole["recordings"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SplitError(f"{path} is damaged ({error!r})", fix="write it again with 'poyo-ssl split'") from None
+
+
+def load_split_settings(path: Path | str) -> SplitConfig:
+    """Read the settings that a file of splits was made with; errors as in `load_splits`."""
+    return from_plain(SplitConfig, _read(Path(path)).get("settings", {}))
+
+
+def load_split_window(path: Path | str) -> float:
+    """Read the window plus lag, in seconds, that a file of splits was made for; errors as in `load_splits`."""
+    window_s = _read(Path(path)).get("window_s")
+    if not isinstance(window_s, (int, float)) or not window_s > 0:
+        raise SplitError(f"{path} is damaged (window_s {window_s})", fix="write it again with 'poyo-ssl split'")
+    return float(window_s)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SplitError(f"no splits in {path}", fix="write them with 'poyo-ssl split DATA'") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SplitError(f"{path} is damaged ({error})", fix="write it again with 'poyo-ssl split'") from None
+    if not isinstance(whole, dict) or (whole.get("format"), whole.get("version")) != (FORMAT, VERSION):
+        raise SplitError(f"{path} holds no splits of version {VERSION}", fix="write it again with 'poyo-ssl split'")
+    return whole

@@ -10,10 +10,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from poyo_ssl.evaluation.comparison import compare_arms
-from poyo_ssl.evaluation.estimate import FloatArray, t_bounds
+from poyo_ssl.evaluation.leaderboard import compare_arms
 from poyo_ssl.evaluation.simulated_scores import World, simulate_arms, simulate_trainings
-from poyo_ssl.evaluation.statistics import crossed_error, estimate_mean
+from poyo_ssl.evaluation.statistics import FloatArray, crossed_error, estimate_mean, t_bounds
 
 NUM_ARMS = 4
 MARGIN = 0.5

@@ -6,14 +6,23 @@ that the training targets name, and those of the validation targets to score its
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from poyo_ssl.config import MovieLossConfig
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation.features import Array, FeatureScaler, FloatArray, IntArray, check_parts
+from poyo_ssl.evaluation import features
+from poyo_ssl.evaluation.features import Array, FeatureScaler, FloatArray, IntArray, Part, check_parts
 from poyo_ssl.evaluation.frame_number import FrameNumberBaseline, Score
+from poyo_ssl.evaluation.predictions import ArmKind
+from poyo_ssl.models.losses import MovieLoss
+from poyo_ssl.models.poyo_ssl import FrameDecoder
+from poyo_ssl.observatory.inversion import KnownNeurons, draw_footage
 
 
 def to_uint8(frames: Array) -> Array:
@@ -352,3 +361,178 @@ def _thin_svd(a: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     if wide:
         return vectors, s, (vectors.T @ a) / s[:, None]
     return (a @ vectors) / s, s, vectors.T
+
+
+Frames = NDArray[np.uint8]
+
+
+class TrueRates:
+    """The true rates, read by the better of two decoders: ridge, and the inversion of the true tuning.
+
+    Ridge learns from the training part, as the baseline does, and knows known frames. The inversion
+    (`poyo_ssl.observatory.inversion`) learns from footage of its own, and composes unseen ones. The squared error on
+    the validation part decides between them.
+
+    Parameters
+    ----------
+    frames : ndarray
+        ``(L, H, W)`` uint8 movie frames; targets are rows of it.
+    seed : int
+        Seed of the footage.
+    """
+
+    name = "true rates"
+
+    def __init__(self, frames: Frames, *, seed: int) -> None:
+        self.kind: ArmKind = "ceiling"
+        self.chosen: dict[str, Any] = {}
+        self._frames, self._seed = frames, seed
+
+    def fit(self, train: Part, valid: Part) -> TrueRates:
+        """Fit both and choose."""
+        self._ridge = RidgeFrames(self._frames)
+        self._ridge.fit(features.true_drive(train), train.target, features.true_drive(valid), valid.target)
+        self._neurons = KnownNeurons(train.recording, train.columns)
+        self._inversion = self._neurons.invert_rates(draw_footage(*self._frames.shape[1:], self._seed))
+        truth = self._frames[valid.target].astype(np.float32)
+        made = {"ridge": self._ridge.predict(features.true_drive(valid)), "inversion": self._invert(valid)}
+        errors = {name: float(((frames - truth) ** 2).mean()) for name, frames in made.items()}
+        self.chosen = {"decoder": min(errors, key=errors.__getitem__)}
+        return self
+
+    def predict(self, part: Part) -> Frames:
+        """Return ``(N, H, W)`` uint8 frames."""
+        if self.chosen["decoder"] == "ridge":
+            return self._ridge.predict(features.true_drive(part))
+        return self._invert(part)
+
+    def _invert(self, part: Part) -> Frames:
+        made = np.empty((len(part), *self._frames.shape[1:]), np.uint8)
+        for movie in np.unique(part.table.stimulus):
+            own = part.table.stimulus == movie
+            # Every repeat of a frame has the same true rates.
+            shown, back = np.unique(part.table.frame_number[own], return_inverse=True)
+            mean = self._neurons.mean_response(whole_movie(part, str(movie), self._frames))
+            made[own] = self._inversion.predict(self._neurons.true_features(str(movie), shown, mean))[back]
+        return made
+
+
+class TrueEvents:
+    """The true numbers of events in each window, read by the inversion of the true tuning: the ceiling of one trial.
+
+    Parameters
+    ----------
+    frames : ndarray
+        ``(L, H, W)`` uint8 movie frames; targets are rows of it.
+    seed : int
+        Seed of the footage and of the events that it draws.
+    """
+
+    name = "true events"
+    only_unseen_frames = True
+    """It knows no frame of the training part, so on known ones it would be no ceiling."""
+
+    def __init__(self, frames: Frames, *, seed: int) -> None:
+        self.kind: ArmKind = "ceiling"
+        self.chosen: dict[str, Any] = {}
+        self._frames, self._seed = frames, seed
+
+    def fit(self, train: Part, valid: Part) -> TrueEvents:
+        """Learn from footage alone; of the training part only the gain control's means are taken."""
+        del valid
+        self._neurons = KnownNeurons(train.recording, train.columns)
+        movies = [whole_movie(train, str(name), self._frames) for name in np.unique(train.table.stimulus)]
+        seconds = train.table.num_frames / train.recording.rate_hz
+        self._inversion = self._neurons.invert_counts(
+            draw_footage(*self._frames.shape[1:], self._seed),
+            seconds,
+            np.mean([self._neurons.mean_response(movie) for movie in movies], axis=0),
+            np.random.default_rng(self._seed),
+        )
+        return self
+
+    def predict(self, part: Part) -> Frames:
+        """Return ``(N, H, W)`` uint8 frames."""
+        counts: FloatArray = self._neurons.counts(part.table.first_low, part.table.num_frames)
+        return self._inversion.predict(np.sqrt(counts))
+
+
+def whole_movie(part: Part, movie: str, frames: Frames) -> Frames:
+    """Return all frames of a movie of a part, of which it may show some, out of the stack that its targets count."""
+    first = int(np.flatnonzero(part.table.stimulus == movie)[0])
+    start = int(part.table.target[first] - part.table.frame_number[first])
+    return frames[start : start + len(part.recording.truth[f"{movie}_drive"])]
+
+
+BATCH_SIZE = 64
+LEARNING_RATE = 2e-3
+STEPS, ROUND = 250, 50
+"""Steps of training at most, and after how many of them the validation part is looked at."""
+
+
+class UNetFrames:
+    """Our Skip-Connection U-Net from feature vectors to frames, trained with the movie loss of the models.
+
+    The number of steps is chosen on the validation part by squared error.
+
+    Parameters
+    ----------
+    frames : ndarray
+        ``(L, H, W)`` uint8 movie frames; targets are rows of it.
+    seed : int
+        Seed of weights and batches.
+    steps : int
+        Steps at most.
+
+    Examples
+    --------
+    >>> frames = np.stack([np.zeros((8, 8)), np.full((8, 8), 200)]).astype(np.uint8)
+    >>> x, y = np.array([[-1.0], [1.0]] * 32), np.array([0, 1] * 32)
+    >>> found = UNetFrames(frames, seed=0, steps=50).fit(x, y, x, y).predict(np.array([[-1.0], [1.0]]))
+    >>> bool(found[0].mean() < 50 and found[1].mean() > 150)
+    True
+    """
+
+    name = "unet"
+
+    def __init__(self, frames: Array, *, seed: int, steps: int = STEPS) -> None:
+        self.frames, self.seed, self.steps = frames, seed, steps
+        self.chosen: dict[str, Any] = {}
+
+    def fit(self, x_train: Array, y_train: Array, x_valid: Array, y_valid: Array) -> UNetFrames:
+        """Train on random batches of the training part; keep the weights that did best on the validation part."""
+        check_parts(x_train, y_train, x_valid, y_valid, num_classes=len(self.frames))
+        self._scaler = FeatureScaler.fit(x_train)
+        rng = np.random.default_rng(self.seed)
+        height, width = self.frames.shape[1:]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self._model = FrameDecoder(x_train.shape[1], height=height, width=width, skips=True)
+        loss = MovieLoss(MovieLossConfig())
+        optimizer = torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE)
+        x = torch.from_numpy(self._scaler(x_train)).float()
+        best, kept = np.inf, self._model.state_dict()
+        for step in range(1, self.steps + 1):
+            rows = rng.integers(len(x), size=BATCH_SIZE)
+            target = torch.from_numpy(self.frames[y_train[rows]]).float() / 255
+            total, _ = loss(self._model.train()(x[rows]), target)
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            if step % ROUND == 0 or step == self.steps:
+                error = float(((self.predict(x_valid).astype(np.float32) - self.frames[y_valid]) ** 2).mean())
+                if error < best:
+                    best, kept, self.chosen = error, deepcopy(self._model.state_dict()), {"steps": step}
+        self._model.load_state_dict(kept)
+        return self
+
+    @torch.inference_mode()
+    def predict(self, x: Array) -> Array:
+        """Return ``(N, H, W)`` uint8 frames."""
+        self._model.eval()
+        found = [self._decode(self._scaler(x[i : i + BATCH_SIZE])) for i in range(0, len(x), BATCH_SIZE)]
+        return np.concatenate(found)
+
+    def _decode(self, x: FloatArray) -> Array:
+        frames = self._model(torch.from_numpy(x).float())
+        return (frames * 255).round().clamp(0, 255).to(torch.uint8).numpy()

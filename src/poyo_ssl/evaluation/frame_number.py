@@ -4,15 +4,278 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+import numpy.typing as npt
+from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
+from scipy.ndimage import gaussian_filter1d
+from scipy.sparse import csr_array
 
-from poyo_ssl.evaluation.decision import decide, decide_each
-from poyo_ssl.evaluation.features import Array, FeatureScaler, FloatArray, IntArray, check_parts
-from poyo_ssl.evaluation.neighbours import Metric, nearest_rows, rank_votes
-from poyo_ssl.evaluation.responses import Responses
+from poyo_ssl.evaluation.features import Array, FeatureScaler, FloatArray, IntArray, check_parts, in_blocks
+
+
+def decide(mass: FloatArray, half_width: int, seen: npt.NDArray[np.bool_]) -> IntArray:
+    """Choose the seen frame with the most mass within +- `half_width` frames of it.
+
+    Parameters
+    ----------
+    mass : ndarray
+        ``(N, L)`` non-negative.
+    half_width : int
+        Frames on either side.
+    seen : ndarray
+        ``(L,)`` bool, frames that may be chosen.
+
+    Returns
+    -------
+    ndarray
+        ``(N,)`` int64.
+
+    Examples
+    --------
+    >>> decide(np.array([[0.4, 0.0, 0.1, 0.3, 0.2]]), 1, np.ones(5, dtype=bool))
+    array([3])
+    """
+    return decide_each(lambda rows: [mass[rows]], len(mass), (half_width,), seen)[0, 0]
+
+
+def decide_each(
+    masses: Callable[[slice], Iterable[FloatArray]],
+    num_rows: int,
+    half_widths: Sequence[int],
+    seen: npt.NDArray[np.bool_],
+) -> IntArray:
+    """Decide by every mass and every half width, block by block, so that no whole mass is ever held.
+
+    Parameters
+    ----------
+    masses : callable
+        From a slice of rows to S arrays of mass, ``(rows, L)`` each; called by several threads.
+    num_rows : int
+        Number of windows N.
+    half_widths : sequence of int
+        H numbers of frames on either side.
+    seen : ndarray
+        ``(L,)`` bool, frames that may be chosen.
+
+    Returns
+    -------
+    ndarray
+        ``(S, H, N)`` int64.
+
+    Examples
+    --------
+    >>> mass = np.array([[0.4, 0.0, 0.1, 0.3, 0.2]])
+    >>> decide_each(lambda rows: [mass[rows], mass[rows] ** 9], 1, (0, 1), np.ones(5, dtype=bool))[..., 0]
+    array([[0, 3],
+           [0, 1]])
+    """
+    unseen = np.flatnonzero(~seen)
+
+    def block(rows: slice) -> IntArray:
+        return np.array([_decide_block(mass, half_widths, unseen) for mass in masses(rows)], np.int64)
+
+    return np.concatenate(in_blocks(block, num_rows, len(seen)), axis=-1)
+
+
+def _decide_block(mass: FloatArray, half_widths: Sequence[int], unseen: IntArray) -> list[IntArray]:
+    import torch  # here, since reports need the scores of decoders but no torch
+
+    num_rows, num_frames = mass.shape
+    pad = min(max(half_widths), num_frames)
+    total = np.zeros((num_rows, num_frames + 1 + 2 * pad))  # mass before a frame, also of frames beyond either end
+    # numpy's running sum takes four times as long.
+    torch.cumsum(torch.from_numpy(mass), dim=1, out=torch.from_numpy(total)[:, pad + 1 : pad + 1 + num_frames])
+    total[:, pad + 1 + num_frames :] = total[:, pad + num_frames, None]
+    # A hair of the frame's own mass chooses the peak on the plateau that a box sum makes of it.
+    hair = 1e-6 * mass
+    found = []
+    for half_width in half_widths:
+        low, high = pad - min(half_width, pad), pad + 1 + min(half_width, pad)
+        gain = total[:, high : high + num_frames] - total[:, low : low + num_frames]
+        gain += hair
+        gain[:, unseen] = -np.inf
+        found.append(gain.argmax(axis=1))
+    return found
+
+
+Metric = Literal["euclidean", "cosine", "correlation"]
+
+ROWS_PER_PRODUCT = 512
+"""Rows whose products with all stored rows are held at once."""
+
+
+def nearest_rows(
+    x: FloatArray, stored: FloatArray, k: int, metrics: Sequence[Metric] = ("euclidean",)
+) -> dict[Metric, IntArray]:
+    """Rows of the k nearest stored vectors by every metric, nearest first; all metrics share one matrix product.
+
+    Parameters
+    ----------
+    x : ndarray
+        ``(N, F)``.
+    stored : ndarray
+        ``(M, F)``.
+    k : int
+        Number of neighbours, at most M are returned.
+    metrics : sequence of {'euclidean', 'cosine', 'correlation'}
+        The latter two are euclidean distances of unit vectors, after the mean over features has been subtracted for
+        'correlation'; a vector of length 0 stays 0.
+
+    Returns
+    -------
+    dict
+        Metric to ``(N, k)`` int64.
+
+    Examples
+    --------
+    >>> nearest_rows(np.array([[0.9]]), np.array([[0.0], [1.0], [5.0]]), 2)["euclidean"]
+    array([[1, 0]])
+    >>> nearest_rows(np.array([[3.0, 1.0]]), np.array([[1.0, 1.0], [9.0, 3.0]]), 1, ("cosine",))["cosine"]
+    array([[1]])
+    """
+    k = min(k, len(stored))
+    found: dict[Metric, list[IntArray]] = {metric: [] for metric in metrics}
+    of_stored = {metric: _terms(stored, metric) for metric in metrics}
+    for start in range(0, len(x), ROWS_PER_PRODUCT):
+        part = x[start : start + ROWS_PER_PRODUCT]
+        products = part @ stored.T
+        for metric, terms in of_stored.items():
+            found[metric] += _select(products, _terms(part, metric), terms, x.shape[1], k)
+    return {metric: np.concatenate(rows) for metric, rows in found.items()}
+
+
+Terms = tuple[FloatArray, FloatArray, FloatArray]
+"""Mean that a metric subtracts, factor to its length, and squared length after both, of every row."""
+
+
+def _terms(x: FloatArray, metric: Metric) -> Terms:
+    none = np.zeros(len(x))
+    if metric == "euclidean":
+        return none, none + 1, (x**2).sum(axis=1)
+    mean = x.mean(axis=1) if metric == "correlation" else none
+    length = np.linalg.norm(x - mean[:, None], axis=1)
+    some = length > 0
+    return mean, some / np.where(some, length, 1.0), some.astype(np.float64)
+
+
+def _select(products: FloatArray, own: Terms, stored: Terms, num_features: int, k: int) -> list[IntArray]:
+    """``(rows, k)`` nearest stored rows, block by block, from products ``(N, M)`` of rows with stored rows."""
+
+    def block(rows: slice) -> IntArray:
+        mean, factor, _ = (term[rows, None] for term in own)
+        scaled = (products[rows] - num_features * mean * stored[0]) * (factor * stored[1])
+        distance = stored[2] - 2 * scaled  # squared, less a term that the row shares
+        nearest = np.argpartition(distance, k - 1, axis=1)[:, :k]
+        order = np.argsort(np.take_along_axis(distance, nearest, axis=1), axis=1, kind="stable")
+        return np.take_along_axis(nearest, order, axis=1)
+
+    return in_blocks(block, *products.shape)
+
+
+def rank_votes(numbers: IntArray, num_frames: int) -> FloatArray:
+    """Let neighbours vote with 1/rank.
+
+    Parameters
+    ----------
+    numbers : ndarray
+        ``(N, k)`` frame numbers of the neighbours, nearest first.
+    num_frames : int
+        Number of frames L.
+
+    Returns
+    -------
+    ndarray
+        ``(N, L)``, rows sum to 1.
+
+    Examples
+    --------
+    >>> rank_votes(np.array([[2, 0]]), 3).round(2)
+    array([[0.33, 0.  , 0.67]])
+    """
+    num_rows, k = numbers.shape
+    weight = 1.0 / np.arange(1, k + 1)
+    votes = np.broadcast_to(weight / weight.sum(), numbers.shape)
+    place = np.arange(num_rows)[:, None] * num_frames + numbers
+    mass = np.bincount(place.ravel(), votes.ravel(), minlength=num_rows * num_frames)
+    return np.asarray(mass, np.float64).reshape(num_rows, num_frames)
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Windows summed per movie frame.
+
+    Attributes
+    ----------
+    x : ndarray
+        ``(N, F)`` features.
+    counts : ndarray
+        ``(L,)`` windows of every frame.
+    sums : ndarray
+        ``(L, F)`` sum of their features.
+
+    Examples
+    --------
+    >>> responses = Responses.of(np.array([[1.0], [3.0], [8.0]]), np.array([0, 0, 2]), 3)
+    >>> responses.means(0.0).ravel(), responses.residual_variance(responses.means(0.0)).round(3)
+    (array([2., 4., 8.]), array([0.667]))
+    """
+
+    x: FloatArray
+    counts: FloatArray
+    sums: FloatArray
+
+    @classmethod
+    def of(cls, x: FloatArray, y: IntArray, num_frames: int) -> Responses:
+        """Sum features ``(N, F)`` with frame numbers ``(N,)``."""
+        counts = np.bincount(y, minlength=num_frames).astype(np.float64)
+        of_frame = csr_array((np.ones(len(y)), (y, np.arange(len(y)))), shape=(num_frames, len(y)))
+        return cls(x, counts, of_frame @ x)
+
+    def means(self, smoothing_frames: float) -> FloatArray:
+        """Mean response per frame, averaged over neighbouring frames with a Gaussian.
+
+        Parameters
+        ----------
+        smoothing_frames : float
+            Standard deviation of the Gaussian in frames; 0 leaves the plain means.
+
+        Returns
+        -------
+        ndarray
+            ``(L, F)``; the overall mean where no window is within reach.
+        """
+        counts, sums = self.counts, self.sums
+        if smoothing_frames > 0:
+            sums = gaussian_filter1d(sums, smoothing_frames, axis=0, mode="constant")
+            counts = gaussian_filter1d(counts, smoothing_frames, mode="constant")
+        reached = counts > 1e-9
+        means = sums / np.where(reached, counts, 1.0)[:, None]
+        means[~reached] = self.x.mean(axis=0)
+        return np.asarray(means)
+
+    @cached_property
+    def _squares(self) -> FloatArray:
+        return np.asarray((self.x**2).sum(axis=0))
+
+    @cached_property
+    def _products(self) -> FloatArray:
+        return np.asarray(self.x.T @ self.x)
+
+    def residual_variance(self, means: FloatArray) -> FloatArray:
+        """``(F,)`` mean squared difference of the windows from the means ``(L, F)`` of their frames."""
+        explained = ((2 * self.sums - self.counts[:, None] * means) * means).sum(axis=0)
+        # Rounding could leave a constant feature a hair below 0.
+        return np.maximum(self._squares - explained, 0.0) / len(self.x)
+
+    def residual_covariance(self, means: FloatArray) -> FloatArray:
+        """``(F, F)`` mean product of the windows' differences from the means ``(L, F)`` of their frames."""
+        cross = (self.sums - 0.5 * self.counts[:, None] * means).T @ means
+        return np.asarray((self._products - cross - cross.T) / len(self.x))
+
 
 SEARCH_WINDOWS = 1000
 """About how many validation windows choose hyper-parameters, where there are twice as many or more.
@@ -301,3 +564,168 @@ class ShrunkLDAFrameNumber(LinearFrameNumber):
             # One product with the inverse is faster than solving for as many means as a movie has frames.
             weights = means @ cho_solve(cho_factor(shrunk, lower=True), np.eye(len(shrunk)))
             yield {"shrinkage": shrinkage}, weights, -0.5 * (weights * means).sum(axis=1)
+
+
+NOISE_SMOOTHING_FRAMES = 8.0
+"""Smoothing of the mean responses whose residuals are taken for noise."""
+SHRINKAGES = (0.2, 0.4, 0.6)
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """A linear map after which noise has unit covariance.
+
+    Attributes
+    ----------
+    centre : ndarray
+        ``(F,)`` subtracted first: the mean of the training features.
+    factor : ndarray
+        ``(F, F)`` lower Cholesky factor of the shrunk noise covariance.
+
+    Examples
+    --------
+    >>> residual = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> whitening = Whitening.fit(residual, centre=np.zeros(2), shrinkage=0.0, variance_floor=0.0)
+    >>> whitening(residual).round(3)[[0, 2]]
+    array([[1.414, 0.   ],
+           [0.   , 1.414]])
+    """
+
+    centre: FloatArray
+    factor: FloatArray
+
+    @classmethod
+    def fit(
+        cls, residual: FloatArray, *, centre: FloatArray, shrinkage: float, variance_floor: float = 0.05
+    ) -> Whitening:
+        """Take the covariance of residuals, shrunk towards its diagonal.
+
+        Parameters
+        ----------
+        residual : ndarray
+            ``(N, F)`` noise: features less the mean response.
+        centre : ndarray
+            ``(F,)`` what to subtract from features.
+        shrinkage : float
+            Share of the diagonal, 0 to 1.
+        variance_floor : float
+            Share of the average variance added to every variance, so that nearly silent neurons do not decide alone.
+        """
+        covariance = residual.T @ residual / len(residual)
+        return cls.from_covariance(covariance, centre=centre, shrinkage=shrinkage, variance_floor=variance_floor)
+
+    @classmethod
+    def from_covariance(
+        cls, covariance: FloatArray, *, centre: FloatArray, shrinkage: float, variance_floor: float = 0.05
+    ) -> Whitening:
+        """Shrink a noise covariance ``(F, F)``, which is left as it is; otherwise as `fit`."""
+        variance = np.diag(covariance)
+        shrunk = (1 - shrinkage) * covariance
+        np.fill_diagonal(shrunk, variance + variance_floor * variance.mean() + 1e-9)
+        return cls(centre, cholesky(shrunk, lower=True))
+
+    def __call__(self, x: FloatArray) -> FloatArray:
+        """Return ``(N, F)`` whitened features."""
+        return np.asarray(solve_triangular(self.factor, (x - self.centre).T, lower=True).T)
+
+    def directions(self, x: FloatArray) -> FloatArray:
+        """Return ``(N, F)`` whitened features of length 1; the centre itself stays 0."""
+        return to_unit_length(self(x))
+
+
+def to_unit_length(x: FloatArray) -> FloatArray:
+    """Divide rows by their length; zeros stay.
+
+    Examples
+    --------
+    >>> to_unit_length(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    array([[0.6, 0.8],
+           [0. , 0. ]])
+    """
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.asarray(x / np.where(length > 0, length, 1.0))
+
+
+def _whitenings(x_train: Array, y_train: IntArray, num_frames: int) -> Iterator[tuple[dict[str, Any], Any, Whitening]]:
+    """Yield settings, transform and whitening of every candidate."""
+    for name, transform in candidate_transforms(x_train).items():
+        x = transform(x_train)
+        responses = Responses.of(x, y_train, num_frames)
+        covariance = responses.residual_covariance(responses.means(NOISE_SMOOTHING_FRAMES))
+        for shrinkage in SHRINKAGES:
+            settings = {"transform": name, "shrinkage": shrinkage}
+            whitening = Whitening.from_covariance(covariance, centre=x.mean(axis=0), shrinkage=shrinkage)
+            yield settings, transform, whitening
+
+
+class CosineLDAFrameNumber(FrameNumberBaseline):
+    """Cosine between a whitened window and the smoothed mean direction of every frame.
+
+    Shrunk discriminant analysis without the lengths of window and mean. Chosen on the validation part: transform,
+    shrinkage of the noise covariance, smoothing, temperature of the posterior and the decision's half width.
+
+    Examples
+    --------
+    >>> x, y = np.eye(4).repeat(3, axis=0), np.arange(4).repeat(3)
+    >>> CosineLDAFrameNumber(num_frames=4, tolerance=0).fit(x, y, x, y).predict(np.eye(4))
+    array([0, 1, 2, 3])
+    """
+
+    name = "cosine_lda"
+    smoothing_frames = (0.0, 4.0, 8.0, 12.0, 16.0)
+    temperatures = (0.02, 0.04, 0.08)
+
+    def fit(self, x_train: Array, y_train: Array, x_valid: Array, y_valid: Array) -> CosineLDAFrameNumber:
+        """Take mean directions and choose the hyper-parameters."""
+        x_valid, y_valid = self._start(x_train, y_train, x_valid, y_valid)
+        y = np.asarray(y_train, dtype=np.int64)
+        for settings, transform, whitening in _whitenings(x_train, y, self.num_frames):
+            train, valid = (whitening.directions(transform(x)) for x in (x_train, x_valid))
+            responses = Responses.of(train, y, self.num_frames)
+            # Hyper-parameters are chosen with products in single precision, answers are given in double.
+            single = valid.astype(np.float32)
+            for smoothing in self.smoothing_frames:
+                means = to_unit_length(responses.means(smoothing))
+                tried = {**settings, "smoothing_frames": smoothing}
+                cosine = single @ means.astype(np.float32).T
+                if self._try_temperatures(cosine, y_valid, tried, self.temperatures):
+                    self._transform, self._whitening, self._means = transform, whitening, means
+        return self
+
+    def posterior(self, x: Array) -> FloatArray:
+        """``(N, num_frames)`` posterior at the chosen temperature."""
+        cosine = self._whitening.directions(self._transform(x)) @ self._means.T
+        return self._softmax(cosine, self.chosen["temperature"])
+
+
+class WhitenedKNNFrameNumber(FrameNumberBaseline):
+    """The k training windows of the nearest direction in whitened space vote with 1/rank.
+
+    Chosen on the validation part: transform, shrinkage of the noise covariance, k and the decision's half width.
+
+    Examples
+    --------
+    >>> x, y = np.eye(4).repeat(3, axis=0), np.arange(4).repeat(3)
+    >>> WhitenedKNNFrameNumber(num_frames=4, tolerance=0).fit(x, y, x, y).predict(np.eye(4))
+    array([0, 1, 2, 3])
+    """
+
+    name = "whitened_knn"
+    neighbours = (1, 5, 10, 20, 50, 100)
+
+    def fit(self, x_train: Array, y_train: Array, x_valid: Array, y_valid: Array) -> WhitenedKNNFrameNumber:
+        """Store the training directions and choose the hyper-parameters."""
+        x_valid, y_valid = self._start(x_train, y_train, x_valid, y_valid)
+        self._y = np.asarray(y_train, dtype=np.int64)
+        for settings, transform, whitening in _whitenings(x_train, self._y, self.num_frames):
+            train, valid = (whitening.directions(transform(x)) for x in (x_train, x_valid))
+            nearest = nearest_rows(valid, train, max(self.neighbours))["euclidean"]
+            if self._try_votes(self._y[nearest], y_valid, settings, self.neighbours):
+                self._transform, self._whitening, self._stored = transform, whitening, train
+        return self
+
+    def posterior(self, x: Array) -> FloatArray:
+        """``(N, num_frames)`` share of the votes."""
+        directions = self._whitening.directions(self._transform(x))
+        nearest = nearest_rows(directions, self._stored, self.chosen["neighbours"])["euclidean"]
+        return rank_votes(self._y[nearest], self.num_frames)

@@ -10,8 +10,7 @@ import pandas as pd
 
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.evaluation import metrics
-from poyo_ssl.evaluation.metric_names import headline_metric
-from poyo_ssl.evaluation.metrics import Array, FloatArray, IntArray
+from poyo_ssl.evaluation.metrics import Array, FloatArray, IntArray, headline_metric
 from poyo_ssl.evaluation.predictions import Predictions
 
 IDENTIFICATION_WAYS = (2, 10, 50)

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from poyo_ssl.evaluation.estimate import FloatArray
+from poyo_ssl.evaluation.statistics import FloatArray
 
 World = Literal["between", "within", "skewed"]
 

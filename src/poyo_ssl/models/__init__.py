@@ -2,7 +2,7 @@
 
 from poyo_ssl.models.losses import MovieLoss
 from poyo_ssl.models.poyo_ssl import PoyoSSL, count_parameters, model_config
-from poyo_ssl.models.twin import TwinPretrainer, is_collapsed, latent_diagnostics
+from poyo_ssl.models.pretraining import TwinPretrainer, is_collapsed, latent_diagnostics
 
 __all__ = [
     "MovieLoss",

@@ -12,17 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poyo_ssl.models.attention import FeedForward, split_heads
-from poyo_ssl.models.encoder import GridTokens, latent_times
-from poyo_ssl.models.poyo_ssl import PoyoSSL, ProcessorBlock, Readout
-from poyo_ssl.models.unet import FrameDecoder, UpBlock
+from poyo_ssl.models.poyo_ssl import (
+    FeedForward,
+    FrameDecoder,
+    GridTokens,
+    PoyoSSL,
+    ProcessorBlock,
+    Readout,
+    UpBlock,
+    latent_times,
+    split_heads,
+)
 
 
 @dataclass(frozen=True)
 class EncoderPieces:
     """The first cross-attention of a model for one recording, before any value or time is known.
 
-    Every key and value is a sum of the projections below, as `poyo_ssl.models.grid_tokens` explains. L latents, C
+    Every key and value is a sum of the projections below, as `poyo_ssl.models.token_grid` explains. L latents, C
     neurons.
 
     Attributes

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,179 @@ class TokenGrid:
         by_unit = torch.ones(B, C, dtype=torch.bool, device=device) if self.unit_mask is None else self.unit_mask
         by_time = torch.ones(B, 1, T, dtype=torch.bool, device=device) if self.time_mask is None else self.time_mask
         return (by_time.unsqueeze(-1) & by_unit[:, None, None]).flatten(2).unsqueeze(1)
+
+
+def token_statistics(
+    units: Tensor, types: Tensor, values: Tensor, value_embedding: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return mean and reciprocal standard deviation of every token, without the tokens.
+
+    The variance over both halves of a token is the mean of the halves' variances plus a quarter of the squared
+    difference of their means: a sum of squares, so nothing cancels.
+
+    Parameters
+    ----------
+    units : Tensor
+        ``(B, C, D)``.
+    types : Tensor
+        ``(T, D)``.
+    values : Tensor
+        ``(B, T, C)``.
+    value_embedding : Tensor
+        ``(1, 1, D)`` or ``(B, C, D)``.
+    eps : float
+        Added to the variance, as in LayerNorm.
+
+    Returns
+    -------
+    mean, scale : Tensor
+        ``(B, T, C)`` each.
+
+    Examples
+    --------
+    >>> unit, kind, w = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[0.5, 0.0]]), torch.tensor([[[1.0, -1.0]]])
+    >>> mean, scale = token_statistics(unit, kind, torch.tensor([[[2.0]]]), w, 0.0)
+    >>> token = torch.tensor([1.5, 2.0, 2.0, -2.0])
+    >>> torch.allclose(mean, token.mean()), torch.allclose(scale, 1 / token.std(correction=0))
+    (True, True)
+    """
+    D = units.shape[-1]
+    unit_mean, type_mean = units.mean(-1), types.mean(-1)  # (B, C), (T,)
+    units, types = units - unit_mean.unsqueeze(-1), types - type_mean.unsqueeze(-1)
+    covariance = types @ units.transpose(1, 2) / D  # (B, T, C)
+    own_mean = unit_mean.unsqueeze(1) + type_mean.unsqueeze(-1)  # (B, T, C)
+    own_variance = units.square().mean(-1).unsqueeze(1) + types.square().mean(-1).unsqueeze(-1) + 2 * covariance
+    value_mean = values * value_embedding.mean(-1).unsqueeze(1)
+    value_variance = values.square() * value_embedding.var(-1, correction=0).unsqueeze(1)
+    variance = (own_variance + value_variance) / 2 + (own_mean - value_mean).square() / 4
+    return (own_mean + value_mean) / 2, torch.rsqrt(variance + eps)
+
+
+def project_grid(
+    *,
+    units: Tensor,
+    types: Tensor,
+    values: Tensor,
+    value_embedding: Tensor,
+    norm: nn.LayerNorm,
+    weight: Tensor,
+    num_heads: int,
+    turns: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return keys and values of all tokens: normalised, projected and rotated.
+
+    Parameters
+    ----------
+    units : Tensor
+        ``(B, C, D)`` unit embeddings.
+    types : Tensor
+        ``(T, D)`` token-type embedding of each token time.
+    values : Tensor
+        ``(B, T, C)`` dF/F.
+    value_embedding : Tensor
+        ``(1, 1, D)`` or ``(B, C, D)``: one for all neurons or one for each.
+    norm : LayerNorm
+        Over 2D.
+    weight : Tensor
+        ``(2 * num_heads * E, 2D)``, bias-free: keys above values.
+    num_heads : int
+        Heads H of the keys, and of the values.
+    turns : Tensor
+        ``(B or 1, T, E / 2)`` complex, by which the pairs of a head are multiplied at each token time.
+
+    Returns
+    -------
+    keys, values : Tensor
+        ``(B, H, T, C, E)`` each, in float32 at least.
+
+    Examples
+    --------
+    >>> keys, values = project_grid(
+    ...     units=torch.randn(2, 5, 8), types=torch.randn(3, 8), values=torch.randn(2, 3, 5),
+    ...     value_embedding=torch.randn(1, 1, 8), norm=nn.LayerNorm(16), weight=torch.randn(8, 16), num_heads=1,
+    ...     turns=torch.ones(1, 3, 2, dtype=torch.complex64))
+    >>> keys.shape
+    torch.Size([2, 1, 3, 5, 4])
+    """
+    D = units.shape[-1]
+    gain_unit, gain_value = norm.weight.split(D)
+    own = F.linear(units * gain_unit, weight[:, :D])  # (B, C, 2H * E), the A above
+    along = F.linear(value_embedding * gain_value, weight[:, D:])  # (1|B, 1|C, 2H * E), the p above
+    type_rows = F.linear(types * gain_unit, weight[:, :D])  # (T, 2H * E), the T above
+    mean_row, bias_row = F.linear(torch.stack((-norm.weight, norm.bias)), weight).unsqueeze(1)  # -h and s above
+    with torch.autocast(units.device.type, enabled=False):
+        mean, scale = token_statistics(units, types, values, value_embedding, norm.eps)  # (B, T, C) each
+        rows = [type_rows, mean_row.expand_as(type_rows), bias_row.expand_as(type_rows)]
+        of_rows = [scale, mean * scale, torch.ones_like(scale)]
+        parts, of_parts = [own], [scale]
+        if len(along) == 1 and along.shape[1] == 1:
+            rows, of_rows = [*rows, along[0].expand_as(type_rows)], [*of_rows, values * scale]
+        else:
+            parts, of_parts = [*parts, along], [*of_parts, values * scale]
+        all_parts = _heads(torch.stack(parts, 1).to(scale.dtype), 2 * num_heads)  # (B, 2H, J, C, E)
+        all_rows = _heads(torch.stack(rows, 1).to(scale.dtype).unsqueeze(0), 2 * num_heads)[0]  # (2H, T, R, E)
+        amplitudes, coefficients = torch.stack(of_parts, -1), torch.stack(of_rows, -1)  # (B, T, C, J), (B, T, C, R)
+        # Keys and values apart: as views of one tensor, their gradients would be copied together again.
+        keys, values = (
+            _GridTokens.apply(part_half, amplitudes, row_half, coefficients, turns)
+            for part_half, row_half in zip(all_parts.chunk(2, 1), all_rows.chunk(2, 0), strict=True)
+        )
+    return keys, values
+
+
+class _GridTokens(torch.autograd.Function):
+    """``turns_t (sum_j amplitudes_tcj parts_cj + coefficients_tc @ rows_t)`` with few temporaries of its size.
+
+    Plain autograd would keep or build several tensors as large as all keys and values, and this block's time
+    is memory traffic. On a CPU it goes window by window, so that the work stays in the cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, parts: Tensor, amplitudes: Tensor, rows: Tensor, coefficients: Tensor, turns: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(parts, amplitudes, rows, coefficients, turns)
+        (B, H, num_parts, C, E), T = parts.shape, rows.shape[1]
+        out = rows.new_empty(B, H, T, C, E)
+        for window in _window_slices(B, out.device):
+            into, amplitude = out[window], amplitudes[window].unsqueeze(1)  # (b, 1, T, C, J)
+            torch.matmul(coefficients[window].unsqueeze(1), rows, out=into)
+            for j in range(num_parts):
+                into.addcmul_(parts[window, :, j].unsqueeze(2), amplitude[..., j, None])
+            _complex(into).mul_(_turns_of(window, turns))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        parts, amplitudes, rows, coefficients, turns = ctx.saved_tensors
+        grad_parts, grad_amplitudes = torch.empty_like(parts), torch.empty_like(amplitudes)
+        grad_rows, grad_coefficients = torch.zeros_like(rows), torch.empty_like(coefficients)
+        for window in _window_slices(len(grad), grad.device):
+            g = _complex(grad[window].contiguous()) * _turns_of(window, turns).conj()
+            g = torch.view_as_real(g).flatten(-2)  # (b, H, T, C, E), rotated back
+            grad_rows += (coefficients[window].mT.unsqueeze(1) @ g).sum(0)
+            grad_coefficients[window] = (g @ rows.mT).sum(1)
+            for j in range(parts.shape[2]):
+                amplitude = amplitudes[window, ..., j].unsqueeze(1).unsqueeze(-1)  # (b, 1, T, C, 1)
+                grad_parts[window, :, j] = (g * amplitude).sum(2)
+                grad_amplitudes[window, ..., j] = (g * parts[window, :, j].unsqueeze(2)).sum((1, -1))
+        return grad_parts, grad_amplitudes, grad_rows, grad_coefficients, None
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """Return ``(N, J, C, heads * E)`` as ``(N, heads, J, C, E)``."""
+    return x.unflatten(-1, (heads, -1)).permute(0, 3, 1, 2, 4)
+
+
+def _complex(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def _turns_of(window: slice, turns: Tensor) -> Tensor:
+    return turns[window if len(turns) > 1 else slice(None)][:, None, :, None]  # (1|b, 1, T, 1, E/2)
+
+
+def _window_slices(batch_size: int, device: torch.device) -> list[slice]:
+    step = 1 if device.type == "cpu" else max(1, batch_size)
+    return [slice(start, start + step) for start in range(0, batch_size, step)]

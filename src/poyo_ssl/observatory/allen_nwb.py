@@ -8,6 +8,7 @@ templates hang off presentations by soft links.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations, load_movie
 from poyo_ssl.errors import RecordingError
+from poyo_ssl.observatory.sizes import SessionPlan
 
 PIPELINE = "processing/brain_observatory_pipeline"
 PIPELINE_VERSION = "3.0"
@@ -80,7 +82,7 @@ def write_allen_nwb(
     Examples
     --------
     >>> import tempfile, numpy as np
-    >>> from poyo_ssl.observatory.rois import draw_roi_masks
+    >>> from poyo_ssl.observatory.cells import draw_roi_masks
     >>> metadata = RecordingMetadata(
     ...     "308148", container_id="591392164", cre_line="Vip-IRES-Cre", age_days=114.0, depth_um=175,
     ...     session_type="three_session_A", targeted_structure="VISp", recording_date="2017-05-31 10:29:38")
@@ -325,3 +327,40 @@ def _write_spontaneous(file: h5py.File, recording: Recording) -> None:
     group["timestamps"] = recording.epochs["spontaneous"].ravel()
     group["data"] = np.tile(np.array([1, -1], np.int64), len(edges) // 2)
     group["num_samples"] = len(edges)
+
+
+NWB_FOLDER = "ophys_experiment_data"
+"""By the Allen's convention."""
+
+
+def experiment_id(seed: int, index: int) -> str:
+    """Return the number of a recording: 9, the seed (four digits at least), its position (three digits).
+
+    Examples
+    --------
+    >>> experiment_id(0, 12), experiment_id(12345, 432)
+    ('90000012', '912345432')
+    """
+    return f"9{seed:04d}{index:03d}"
+
+
+def nwb_path(output: Path, seed: int, index: int) -> Path:
+    """Return the NWB file of a recording of a data folder."""
+    return output / NWB_FOLDER / f"{experiment_id(seed, index)}.nwb"
+
+
+def write_nwb_copy(output: Path, session: SessionPlan, seed: int, index: int) -> Path:
+    """Write the NWB file of a recording that is in the data folder, movies and all."""
+    recording = Recording.open(output / f"{session.recording_id}.h5")
+    number, about = experiment_id(seed, index), recording.metadata
+    numbered = replace(
+        recording,
+        recording_id=number,
+        unit_ids=np.array([f"{number}{unit:04d}" for unit in range(recording.num_units)]),
+        metadata=replace(
+            about,
+            container_id=f"8{seed:04d}{session.container:03d}",
+            description=f"{session.recording_id}: {about.description}",
+        ),
+    )
+    return write_allen_nwb(numbered, nwb_path(output, seed, index))

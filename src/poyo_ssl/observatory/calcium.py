@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from poyo_ssl.data.dff import compute_dff
 from poyo_ssl.data.series import SparseEvents
-from poyo_ssl.observatory.behaviour import slow_noise
+from poyo_ssl.observatory.animals import slow_noise
 from poyo_ssl.observatory.worlds import CellClass, Indicator
 
 UNITS_PER_BLOCK = 32

@@ -18,14 +18,13 @@ from poyo_ssl.data.dff import PROCEDURES
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.stimuli import load_movie, movie_path, save_movie
 from poyo_ssl.errors import RecordingError, ResourceError
-from poyo_ssl.observatory.allen_files import nwb_path, write_nwb_copy
+from poyo_ssl.observatory.allen_nwb import nwb_path, write_nwb_copy
 from poyo_ssl.observatory.allen_schedule import NOISE_TEMPLATES, NUM_SCENES
-from poyo_ssl.observatory.images import SCENE_SHAPE, draw_noise, render_scenes
-from poyo_ssl.observatory.movies import render_movie
+from poyo_ssl.observatory.movies import SCENE_SHAPE, draw_noise, render_movie, render_scenes
 from poyo_ssl.observatory.sessions import recording_ids, shown_templates, simulate_recording
 from poyo_ssl.observatory.sizes import SIZES, ObservatorySize, SessionPlan, get_size
 from poyo_ssl.observatory.worlds import get_world
-from poyo_ssl.sources.workers import run_in_processes
+from poyo_ssl.sources.run import run_in_processes
 
 MANIFEST = "observatory.json"
 SCENES = "natural_scenes"

@@ -21,8 +21,15 @@ from poyo_ssl.data.stimuli import MOVIE_PREFIX
 from poyo_ssl.observatory.calcium import draw_counts
 from poyo_ssl.observatory.cells import Population
 from poyo_ssl.observatory.drives import control_gain, picture_responses, undo_gain_control
-from poyo_ssl.observatory.movies import PICTURE_OVER_FRAME, SMALLEST_PICTURE
-from poyo_ssl.observatory.pictures import DEAD_LEAVES, MEAN_GREY, load_picture, sample_view, to_grey
+from poyo_ssl.observatory.movies import (
+    DEAD_LEAVES,
+    MEAN_GREY,
+    PICTURE_OVER_FRAME,
+    SMALLEST_PICTURE,
+    load_picture,
+    sample_view,
+    to_grey,
+)
 
 NUM_PICTURES, VIEWS_PER_PICTURE = 160, 15
 NUM_COMPONENTS = 200

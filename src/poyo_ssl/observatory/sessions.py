@@ -11,13 +11,10 @@ from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.series import PupilTrace, TimeSeries
 from poyo_ssl.observatory import calcium
 from poyo_ssl.observatory.allen_schedule import ALLEN_SESSIONS, NOISE_TEMPLATES
-from poyo_ssl.observatory.animals import Container, draw_container
-from poyo_ssl.observatory.behaviour import simulate_behaviour
-from poyo_ssl.observatory.cells import Population, draw_population, drift_population
-from poyo_ssl.observatory.drives import drive_at_frames, gray_drive
+from poyo_ssl.observatory.animals import Container, draw_container, simulate_behaviour
+from poyo_ssl.observatory.cells import Population, draw_population, drift_population, paint_discs
+from poyo_ssl.observatory.drives import Rates, drive_at_frames, gray_drive, simulate_rates
 from poyo_ssl.observatory.movies import movie_cuts
-from poyo_ssl.observatory.rates import Rates, simulate_rates
-from poyo_ssl.observatory.rois import paint_discs
 from poyo_ssl.observatory.schedule import build_schedule
 from poyo_ssl.observatory.sizes import ObservatorySize, SessionPlan
 from poyo_ssl.observatory.worlds import CellClass, World

@@ -13,18 +13,19 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from poyo_ssl.config import ReadoutConfig
-from poyo_ssl.data.batch import Batch
 from poyo_ssl.data.recording import Recording
+from poyo_ssl.data.windows import Batch
 from poyo_ssl.errors import CheckpointError, ConfigError, RecordingError, StreamError, suggest
 from poyo_ssl.models.pieces import encoder_feed_forward
-from poyo_ssl.online.cross_attention import SlidingCrossAttention
-from poyo_ssl.online.feed_forward import FoldedFeedForward
-from poyo_ssl.online.frames import FoldedFrameDecoder
-from poyo_ssl.online.processor import FoldedProcessor
-from poyo_ssl.online.readout import SingleQueryReadout
+from poyo_ssl.online.network import (
+    FoldedFeedForward,
+    FoldedFrameDecoder,
+    FoldedProcessor,
+    SingleQueryReadout,
+    SlidingCrossAttention,
+)
 from poyo_ssl.training import run_folder
-from poyo_ssl.training.decisions import decide
-from poyo_ssl.training.restore import TrainedRun
+from poyo_ssl.training.run_folder import TrainedRun, decide
 
 Status = Literal["ok", "filling", "sparse"]
 

@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from poyo_ssl.errors import PoyoError
-from poyo_ssl.evaluation.metric_names import describe_metric, format_number, format_p
+from poyo_ssl.evaluation.metrics import describe_metric, format_number, format_p
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.report.figures import (
     FRAME_COLUMNS,

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from poyo_ssl.evaluation.estimate import Interval
 from poyo_ssl.evaluation.leaderboard import Entry, Leaderboard
-from poyo_ssl.evaluation.metric_names import describe_metric, format_number, format_p
-from poyo_ssl.folders import write_beside
+from poyo_ssl.evaluation.metrics import describe_metric, format_number, format_p
+from poyo_ssl.evaluation.statistics import Interval
+from poyo_ssl.files import write_beside
 from poyo_ssl.report.results import SPLITS, TASKS
 
 SEVERAL = "{} tables: scores of different tasks or splits cannot be compared with each other."

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from poyo_ssl.errors import PoyoError
-from poyo_ssl.evaluation.metric_names import Metric, describe_metric, format_number, format_p
+from poyo_ssl.evaluation.metrics import Metric, describe_metric, format_number, format_p
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.selection.table import SETTINGS_FILE, TABLE_FILE, Selection
 
@@ -51,7 +51,7 @@ COMPARISON_NUMBERS = ("effect_size", "effect_low", "effect_high", "p_holm", "mar
 class Row:
     """One row of results.json; `baseline` is the arm subtracted, empty for a plain score; bounds may be NaN.
 
-    What `evaluate` adds beside (`poyo_ssl.evaluation.comparison.Comparison`) is NaN or empty where a row lacks it.
+    What `evaluate` adds beside (`poyo_ssl.evaluation.leaderboard.Comparison`) is NaN or empty where a row lacks it.
     """
 
     arm: str

@@ -10,17 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from poyo_ssl.sources.convert import Outcome
-    from poyo_ssl.sources.events import EventsConfig, prepare_events
-    from poyo_ssl.sources.gcamp import GCaMPConfig, fit_decay
-    from poyo_ssl.sources.source import Source
+    from poyo_ssl.sources.base import Source
+    from poyo_ssl.sources.events import EventsConfig, GCaMPConfig, fit_decay, prepare_events
+    from poyo_ssl.sources.run import Outcome
 
 _HOMES = {
     "EventsConfig": "events",
-    "GCaMPConfig": "gcamp",
-    "Outcome": "convert",
-    "Source": "source",
-    "fit_decay": "gcamp",
+    "GCaMPConfig": "events",
+    "Outcome": "run",
+    "Source": "base",
+    "fit_decay": "events",
     "prepare_events": "events",
 }
 

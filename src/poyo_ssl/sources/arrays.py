@@ -19,9 +19,8 @@ from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.series import SparseEvents
 from poyo_ssl.errors import ConfigError, RecordingError, suggest
 from poyo_ssl.sources.array_files import SUFFIXES, load_array
-from poyo_ssl.sources.checks import name_rows
+from poyo_ssl.sources.base import Source, name_rows, trim_to_clock
 from poyo_ssl.sources.companions import Companions, check_line
-from poyo_ssl.sources.source import Source, trim_to_clock
 
 KINDS = ("dff", "fluorescence", "events")
 NEUROPIL = "neuropil"
@@ -294,8 +293,7 @@ def dff_of_fluorescence(
 
 
 def _from_events(traces: NDArray, rate_hz: float, what: str, seed: int) -> tuple[NDArray[np.float32], SparseEvents]:
-    from poyo_ssl.sources.events import simulate_dff
-    from poyo_ssl.sources.gcamp import GCaMPConfig
+    from poyo_ssl.sources.events import GCaMPConfig, simulate_dff
 
     bad = np.argwhere(~(np.isfinite(traces) & (traces >= 0)))
     if len(bad):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.source import check_size
+from poyo_ssl.sources.base import check_size
 
 MAX_ARRAY_BYTES = 1 << 30
 """Of an array that is read whole; traces and pixels, which may be larger, are read in pieces."""

@@ -13,8 +13,7 @@ from poyo_ssl import protocol
 from poyo_ssl.data.intervals import merge
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations
 from poyo_ssl.errors import RecordingError, suggest
-from poyo_ssl.sources.checks import name_rows
-from poyo_ssl.sources.source import clean_name
+from poyo_ssl.sources.base import clean_name, name_rows
 
 SPONTANEOUS = "spontaneous"
 EPOCH_GAP_S = 10.0

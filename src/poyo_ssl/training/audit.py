@@ -20,17 +20,16 @@ from poyo_ssl.data import leaks
 from poyo_ssl.data.intervals import Intervals
 from poyo_ssl.data.leaks import Leak
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.splits import Split, draw_test_subjects
+from poyo_ssl.data.splits import Split, comparison_frames, draw_test_subjects
 from poyo_ssl.data.stimuli import movie_path
-from poyo_ssl.data.unseen_frames import comparison_frames
-from poyo_ssl.data.vocabulary import fit_normalisation
+from poyo_ssl.data.task import TaskData, prepare_task, pretraining_data, pretraining_windows, task_windows
+from poyo_ssl.data.units import fit_normalisation
 from poyo_ssl.errors import CheckpointError, ConfigError, SplitError
 from poyo_ssl.selection.moments import measure_units
 from poyo_ssl.selection.table import Selection
 from poyo_ssl.training import run_folder
-from poyo_ssl.training.jobs import open_data
-from poyo_ssl.training.restore import read_arguments, seen_animals
-from poyo_ssl.training.tasks import TaskData, prepare_task, pretraining_data, pretraining_windows, task_windows
+from poyo_ssl.training.run_folder import read_arguments, seen_animals
+from poyo_ssl.training.train import open_data
 
 
 @dataclass(frozen=True)

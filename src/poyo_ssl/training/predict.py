@@ -16,17 +16,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from poyo_ssl.config import FinetuneConfig
-from poyo_ssl.data.batch import Batch
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.windows import BatchSampler, UnitSet, WindowDataset, WindowTable, require_windows
+from poyo_ssl.data.task import TaskData, frame_duration_s, prepare_task, task_windows
+from poyo_ssl.data.windows import Batch, BatchSampler, UnitSet, WindowDataset, WindowTable, require_windows
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.evaluation.predictions import Predictions
-from poyo_ssl.training.decisions import decide
-from poyo_ssl.training.fit import make_trainer, quiet_lightning
-from poyo_ssl.training.jobs import open_data
-from poyo_ssl.training.restore import TrainedRun, read_arguments
-from poyo_ssl.training.run_folder import read_json
-from poyo_ssl.training.tasks import TaskData, frame_duration_s, prepare_task, task_windows
+from poyo_ssl.training.run_folder import TrainedRun, decide, read_arguments, read_json
+from poyo_ssl.training.train import make_trainer, open_data, quiet_lightning
 
 PREDICT_BATCH_SIZE = 64
 

@@ -21,9 +21,8 @@ from poyo_ssl.data.intervals import Intervals, as_intervals, merge, subtract
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.windows import BatchRequest, UnitSet, WindowDataset, WindowTable
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation.responses import Responses
-from poyo_ssl.evaluation.whitened import Whitening
-from poyo_ssl.models.value_skip import ValueSkip, bin_values
+from poyo_ssl.evaluation.frame_number import Responses, Whitening
+from poyo_ssl.models.poyo_ssl import ValueSkip, bin_values
 
 SHRINKAGE = 0.4
 """Share by which noise correlations are shrunk towards none."""

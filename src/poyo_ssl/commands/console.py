@@ -1,5 +1,0 @@
-"""Where every command writes what it has to say."""
-
-from rich.console import Console
-
-console = Console(stderr=True)

@@ -1,0 +1,355 @@
+"""Scores of trained runs beside the simple baselines, on the very same windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poyo_ssl import files
+from poyo_ssl.config import FinetuneConfig
+from poyo_ssl.data.splits import UNSEEN_TESTS
+from poyo_ssl.data.task import TaskData, frame_duration_s, task_windows
+from poyo_ssl.data.windows import UnitSet, WindowTable
+from poyo_ssl.errors import ConfigError
+from poyo_ssl.evaluation.baselines import BaselineSet, SplitBaseline, load_cebra, shift_windows, split_baselines
+from poyo_ssl.evaluation.features import Part
+from poyo_ssl.evaluation.frame_images import mean_training_frame
+from poyo_ssl.evaluation.leaderboard import MARGIN, ScoredFile, Scores, free_path, summarise, write_results
+from poyo_ssl.evaluation.predictions import ArmKind, Predictions
+from poyo_ssl.evaluation.scores import headline_score
+from poyo_ssl.training import run_folder
+from poyo_ssl.training.predict import TestPart, open_task, predict_test, test_part
+from poyo_ssl.training.run_folder import TrainedRun
+
+
+def control_predictions(
+    run: TrainedRun, part: TestPart, *, arm: str, seed: int, devices: int = 1, nodes: int = 1
+) -> Iterator[Predictions]:
+    """Predict a test part with each control of a run.
+
+    - ``shuffled neurons``: every neuron's activity is read as that of another one of its recording, the same one in all
+      windows. Activity stays as it was; who was active is lost.
+    - ``shifted activity``: within each repeat the windows are moved on circularly (`shift_windows`). Activity keeps its
+      autocorrelation; when it happened is lost.
+    - ``untrained``: the same model with weights drawn anew.
+
+    Parameters
+    ----------
+    run : TrainedRun
+        The run.
+    part : TestPart
+        Test part whose targets are predicted.
+    arm : str
+        Name of the run in tables.
+    seed : int
+        Seed of permutations, shifts and weights; together with the run's own.
+    devices, nodes : int
+        Processes per node, and nodes.
+
+    Yields
+    ------
+    Predictions
+        Of kind 'control', with the run's seed and `model_id`; the arm is named ``<arm> (<control>)``.
+    """
+    place = [seed, run.config.seed]
+    rng = np.random.default_rng(place)
+    units = [shuffle_units(run.unit_set(recording), rng) for recording in part.data.recordings]
+    shifted = shift_windows(part.table, np.random.default_rng([*place, 1]))
+    untrained = run.untrained(int(np.random.SeedSequence([*place, 2]).generate_state(1)[0]))
+    broken: dict[str, tuple[TrainedRun, dict[str, Any]]] = {
+        "shuffled neurons": (run, {"units": units}),
+        "shifted activity": (run, {"inputs": shifted}),
+        "untrained": (untrained, {}),
+    }
+    for name, (model, change) in broken.items():
+        predictions = predict_test(model, part, arm=f"{arm} ({name})", **change, devices=devices, nodes=nodes)
+        yield replace(predictions, kind="control")
+
+
+def shuffle_units(units: UnitSet, rng: np.random.Generator) -> UnitSet:
+    """Give every neuron the place of another in the vocabulary; none keeps its own, unless it is the only one.
+
+    Values stay normalised with their own neuron's moments: what the model sees is as large as ever.
+
+    Examples
+    --------
+    >>> from poyo_ssl.data.windows import Normalisation
+    >>> units = UnitSet(np.arange(3), np.array([5, 6, 7]), Normalisation.identity(3, compress=False), session_row=1)
+    >>> shuffle_units(units, np.random.default_rng(0)).rows.tolist() in ([6, 7, 5], [7, 5, 6])
+    True
+    """
+    order = rng.permutation(len(units.rows))
+    rows = np.empty_like(units.rows)
+    # A cycle through all neurons in random order.
+    rows[order] = units.rows[np.roll(order, 1)]
+    return replace(units, rows=rows)
+
+
+def evaluate(
+    runs: Mapping[str, Path | str | Sequence[Path | str]] | Sequence[Path | str],
+    out: Path | str,
+    *,
+    data: Any = None,
+    baselines: BaselineSet = "all",
+    controls: bool = True,
+    devices: int = 1,
+    nodes: int = 1,
+    seed: int = 0,
+    margin: float = MARGIN,
+    overwrite: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Scores:
+    """Predict every test part with every run and baseline, and score them against each other.
+
+    Parameters
+    ----------
+    runs : mapping or sequence
+        Folders of fine-tuned runs, by arm or named after their folders; several runs of one arm are its seeds. A
+        predictions file counts as a run too, of the arm that it names.
+    out : path
+        Results folder: ``predictions/*.h5`` and ``results.json``.
+    data : path or sequence of Recording, optional
+        Where the recordings are now; by default where the runs found them.
+    baselines : {'all', 'core', 'none', 'with_cebra'}
+        Which baselines to fit; 'all' includes controls and ceilings of the data, 'with_cebra' CEBRA's embedding beside
+        them (the package cebra must be installed).
+    controls : bool
+        Predict with shuffled neurons, shifted activity and untrained weights of every run, too
+        (`poyo_ssl.evaluation.evaluate`).
+    devices, nodes : int
+        Processes per node, and nodes, for the runs' predictions.
+    seed : int
+        Seed of the controls, and of the bootstrap that intervals over ten or more animals use.
+    margin : float
+        Largest difference between scores of 0 to 1 that counts as none, for "equivalent" and "no worse".
+    overwrite : bool
+        Replace results that are there.
+    progress : callable, optional
+        Called with a line of text before each step.
+
+    Returns
+    -------
+    Scores
+        Rows with intervals over animals (EVALUATION.md "Statistics") and score tables.
+
+    Raises
+    ------
+    PoyoError
+        If a run is incomplete, its data are missing, two runs of a task have different test windows, or CEBRA is
+        wanted and not installed.
+    """
+    tell = progress or _say_nothing
+    out = Path(out)
+    first = run_folder.process_rank() == 0
+    if first:
+        files.check_new(out, overwrite=overwrite)
+    if baselines == "with_cebra":
+        # Said before the runs predict, which can take long.
+        load_cebra()
+    named = _name_runs(runs)
+    columns = {} if baselines == "none" else _columns_by_task(named)
+    known: list[Predictions] = []
+    parts: dict[tuple[str, str], TestPart] = {}
+    for arm, run in named:
+        if Path(run).is_file():
+            known.append(Predictions.load(run))
+            continue
+        tell(f"predicting with {arm}")
+        for part, predictions in _predict_run(
+            arm, run, data, seed=seed if controls else None, devices=devices, nodes=nodes
+        ):
+            _check_same(parts.setdefault((part.config.task, part.split), part), part, arm)
+            known.append(predictions)
+    if baselines != "none" and first:
+        for task in dict.fromkeys(task for task, _ in parts):
+            of_task = [part for (name, _), part in parts.items() if name == task]
+            known += _fit_baselines(of_task, columns[task], baselines, tell, seed=seed)
+    if not first:
+        return Scores([], {})
+    tell("scoring")
+    scores = summarise([ScoredFile.of(p) for p in known], rng=np.random.default_rng(seed), margin=margin)
+    folder = files.new_folder(out, overwrite=overwrite)
+    for p in known:
+        p.save(free_path(folder / "predictions", p.arm, p.task, p.split, p.seed))
+    write_results(folder, scores, runs=[{"arm": arm, "run": run} for arm, run in named], seed=seed, margin=margin)
+    return scores
+
+
+def _name_runs(
+    runs: Mapping[str, Path | str | Sequence[Path | str]] | Sequence[Path | str],
+) -> list[tuple[str, Path | str]]:
+    """Return (arm, run) of every run."""
+    if not isinstance(runs, Mapping):
+        names = [Path(run).stem for run in runs]
+        if len(set(names)) != len(names):
+            raise ConfigError("two runs with the same folder name", fix="name the arms")
+        return list(zip(names, runs, strict=True))
+    several = {arm: [own] if isinstance(own, (str, Path)) else list(own) for arm, own in runs.items()}
+    return [(arm, run) for arm, own in several.items() for run in own]
+
+
+def _predict_run(
+    arm: str, run: Path | str, data: Any, *, seed: int | None, devices: int, nodes: int
+) -> Iterator[tuple[TestPart, Predictions]]:
+    """Predict every test part of a run, each with the weights that its validation part chose, and with controls.
+
+    Without a `seed` there are no controls; a run that is a control itself has none.
+    """
+    task_data, config, _ = open_task(run, data)
+    means = _mean_frames(task_data, config)
+    for name in task_data.tests:
+        part = test_part(task_data, config, name)
+        model = TrainedRun.open(run, validation=task_data.validation_of(name))
+        made = [predict_test(model, part, arm=arm, devices=devices, nodes=nodes)]
+        if seed is not None and made[0].kind == "model":
+            made += control_predictions(model, part, arm=arm, seed=seed, devices=devices, nodes=nodes)
+        for predictions in made:
+            yield part, replace(predictions, mean_frames=means)
+
+
+def _columns_by_task(named: Sequence[tuple[str, Path | str]]) -> dict[str, Mapping[str, NDArray]]:
+    """Return the units that the runs of each task decode from, by recording id: baselines must read the same ones."""
+    first: dict[str, tuple[str, Mapping[str, NDArray]]] = {}
+    for arm, folder in named:
+        if Path(folder).is_file():
+            continue
+        task = str(run_folder.read_json(Path(folder), "run.json").get("task"))
+        own = run_folder.read_inputs(Path(folder))[-1]
+        other, columns = first.setdefault(task, (arm, own))
+        for recording in sorted(columns.keys() & own.keys()):
+            if not np.array_equal(columns[recording], own[recording]):
+                raise ConfigError(
+                    f"arms '{other}' and '{arm}' decode from {len(columns[recording])} and "
+                    f"{len(own[recording])} neurons of {recording}, not the same ones",
+                    fix="evaluate them apart, each beside baselines on its neurons, or pass --baselines none",
+                )
+    return {task: columns for task, (_, columns) in first.items()}
+
+
+def _check_same(reference: TestPart, part: TestPart, arm: str) -> None:
+    """Every arm of a task is scored on the same targets, or the comparison means nothing."""
+    a, b = reference.table, part.table
+    ids = [[r.recording_id for r in p.data.recordings] for p in (reference, part)]
+    if ids[0] != ids[1] or len(a) != len(b) or not np.array_equal(a.target_time, b.target_time):
+        raise ConfigError(
+            f"arm '{arm}' has other test windows ({len(b)}) than the first of its task ({len(a)})",
+            fix="train the arms on the same recordings with the same window and split settings",
+        )
+
+
+def _mean_frames(data: TaskData, config: FinetuneConfig) -> dict[str, NDArray]:
+    """``(H, W)`` mean training frame of each recording; empty unless the task is frames."""
+    if data.frame_bank is None:
+        return {}
+    table = task_windows(data, config, "train")
+    return {
+        recording.recording_id: mean_training_frame(data.frame_bank, table.target[table.recording_index == index])
+        for index, recording in enumerate(data.recordings)
+    }
+
+
+def _fit_baselines(
+    tests: Sequence[TestPart],
+    columns: Mapping[str, NDArray],
+    which: BaselineSet,
+    tell: Callable[[str], None],
+    *,
+    seed: int,
+) -> list[Predictions]:
+    """Fit every baseline, control and ceiling on every recording; predict all test parts.
+
+    Tests on unseen frames have a validation part of their own, so for them all is fitted anew.
+    """
+    data, config = tests[0].data, tests[0].config
+    means = _mean_frames(data, config)
+    train = task_windows(data, config, "train")
+    filled: list[Predictions] = []
+    for name in data.validations:
+        own = [test for test in tests if data.validation_of(test.name) == name]
+        valid = test_part(data, config, name)
+        filled += _fit_with(train, valid, own, columns, which, tell, means, seed=seed)
+    return filled
+
+
+def _fit_with(
+    train: WindowTable,
+    valid: TestPart,
+    tests: Sequence[TestPart],
+    columns: Mapping[str, NDArray],
+    which: BaselineSet,
+    tell: Callable[[str], None],
+    means: Mapping[str, NDArray],
+    *,
+    seed: int,
+) -> list[Predictions]:
+    """Fit on `train`, choose on `valid`, predict the tests that `valid` serves; score baselines on `valid` too."""
+    if not tests:
+        return []
+    data, config = tests[0].data, tests[0].config
+    found: dict[tuple[str, ArmKind, str], NDArray] = {}
+    known: dict[tuple[str, ArmKind, str], NDArray[np.bool_]] = {}
+    for index, recording in enumerate(data.recordings):
+        units = columns[recording.recording_id]
+        own_train, own_valid = (Part.of(recording, units, table, index) for table in (train, valid.table))
+        for baseline in make_baselines(data, config, own_train, which, seed=seed):
+            wanted = [test for test in (*tests, valid) if _serves(baseline, test.name)]
+            if not wanted:
+                continue
+            tell(f"fitting {baseline.name} on {recording.recording_id}")
+            baseline.fit(own_train, own_valid)
+            for test in wanted:
+                rows = test.table.recording_index == index
+                prediction = baseline.predict(Part.of(recording, units, test.table, index))
+                key = (baseline.name, baseline.kind, test.name)
+                shape = (len(test.table), *prediction.shape[1:])
+                found.setdefault(key, np.zeros(shape, prediction.dtype))[rows] = prediction
+                known.setdefault(key, np.zeros(len(test.table), bool))[rows] = True
+    filled = []
+    for (name, kind, test_name), prediction in found.items():
+        if test_name == valid.name:
+            continue
+        # A control that only some recordings allow (running speed) cannot stand beside arms of all of them.
+        if not known[(name, kind, test_name)].all():
+            tell(f"leaving {name} out: some recordings lack what it reads")
+            continue
+        test = next(test for test in tests if test.name == test_name)
+        predictions = test.to_predictions(prediction, arm=name.replace("_", " "), kind=kind)
+        predictions.mean_frames = means
+        if kind == "baseline":
+            # The best of them is chosen by this, without a look at the test.
+            on_valid = valid.to_predictions(found[(name, kind, valid.name)], arm=predictions.arm, kind=kind)
+            on_valid = replace(on_valid, split=test.split, split_intervals={}, mean_frames=means)
+            predictions.validation_metric, predictions.validation_score = headline_score(on_valid)
+        filled.append(predictions)
+    return filled
+
+
+def _serves(baseline: SplitBaseline, part: str) -> bool:
+    return not getattr(baseline, "only_unseen_frames", False) or part.endswith(UNSEEN_TESTS)
+
+
+def make_baselines(
+    data: TaskData, config: FinetuneConfig, train: Part, which: BaselineSet, *, seed: int = 0
+) -> list[SplitBaseline]:
+    """Return fresh baselines, controls and ceilings of a task for one recording."""
+    tolerance = 0
+    if config.task != "gratings":
+        tolerance = round(1.0 / frame_duration_s(train.recording.stimulus(config.movies[0])))
+    return split_baselines(
+        config.task,
+        train,
+        which=which,
+        num_classes=0 if data.class_values is None else len(data.class_values),
+        frames=data.frame_bank,
+        tolerance=tolerance,
+        seed=seed,
+    )
+
+
+def _say_nothing(text: str) -> None:
+    del text
