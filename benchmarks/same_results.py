@@ -158,7 +158,7 @@ def normalise(text: str) -> str:
 
 def run_section(section: str, jobs: list[dict[str, Any]], side: Checkout) -> dict[str, Any]:
     """Run a section's commands in an empty folder, the same for both sides; return what they said and left."""
-    work = side.out / "work"
+    work = side.out / f"work_{section}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     (work / "inputs").symlink_to(side.out / "inputs")

@@ -146,7 +146,7 @@ def train(inputs: Path) -> list[Job]:
         "--split.test_movies [natural_movie_two] --optim.precision bf16",
         f"{finetune} frames_coded --config finetune_frames_coded --optim.epochs 2 {all_units} --frame_height 16 "
         "--frame_width 32",
-        f"{finetune} known {subjects} {long}",
+        f"{finetune} known {subjects} --window.window_s 1.0",
         f"{finetune} adapted {subjects} --adapt embeddings --pretrained known",
     ]
     evaluate = [
@@ -160,10 +160,10 @@ def train(inputs: Path) -> list[Job]:
         "inputs/runs/gratings --baselines core",
     ]
     jobs += [f"evaluate {flags} --out results_{number}" for number, flags in enumerate(evaluate)]
-    results = ("results_0", "results_1", "results_3", "results_6")
-    jobs += [f"leaderboard {name} --data inputs/data --out board_{name}" for name in results]
+    results = [f"results_{number}" for number in (0, 1, 3, 6)]
+    jobs += [f"leaderboard {name} --data inputs/data --out board_{name}" for name in results[:2]]
+    jobs += [f"leaderboard {name} --out board_{Path(name).name}" for name in [*results[2:], "inputs/results"]]
     jobs += [f"report {name}" for name in results]
-    jobs.append("leaderboard inputs/results")
     jobs.append("resume gratings")
     jobs.append("audit encoder described coded gratings gratings_block number frames frames_bins known adapted")
     jobs.append("audit gratings_lag readout position inputs/runs/gratings")
