@@ -63,7 +63,7 @@ def prepare(_: Path) -> list[Job]:
         f"suite2p {good}/suite2p suite2p_all --cells all --neuropil_ratio 0.5 --rate_hz 20 --dff_procedure maximin",
         f"arrays {good}/arrays arrays",
         f"arrays {good}/arrays/light arrays_light --dff_procedure percentile --neuropil_ratio 0.3",
-        f"arrays {good}/arrays/turned arrays_turned --axes units_first --rate_hz 20",
+        f"arrays {good}/arrays/turned arrays_turned --axes unit_first",
         *(
             f"arrays {good}/files/{name} files_{name} --kind dff --rate_hz 20"
             for name in ("a.npy", "a.npz", "names.csv")
