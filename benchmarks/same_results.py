@@ -40,6 +40,8 @@ SKIPPED = re.compile(r"(^|/)(events\.out\.tfevents[^/]*|inputs|said/.*)$")
 ONLY_MADE = (".html", ".ckpt")
 VOLATILE = {"started", "finished", "versions", "git_commit", "seconds", "duration_s"}
 """Keys of JSON files that differ between any two runs."""
+EPOCH_NS = 10**18
+"""Whole numbers above are times of files in nanoseconds."""
 PRELOADED = (
     "h5py",
     "jsonargparse",
@@ -202,9 +204,11 @@ def _facts(path: Path) -> Any:
 
 
 def _stable(value: Any) -> Any:
-    """Leave volatile keys out."""
+    """Leave volatile keys and times of files out."""
     if isinstance(value, dict):
         return {key: _stable(item) for key, item in value.items() if key not in VOLATILE}
+    if isinstance(value, int) and value > EPOCH_NS:
+        return "<time>"
     return [_stable(item) for item in value] if isinstance(value, list) else value
 
 
