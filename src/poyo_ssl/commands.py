@@ -795,10 +795,11 @@ def select(data: Path, out: Path, config: SelectionConfig, split: SplitConfig, o
     """
     from poyo_ssl.data.recording import open_recordings
     from poyo_ssl.data.task import allowed_domain
-    from poyo_ssl.files import new_folder
+    from poyo_ssl.files import check_new, new_folder
     from poyo_ssl.selection.picture import plot_selection
     from poyo_ssl.selection.table import fit_selection
 
+    check_new(out, "selection", overwrite=overwrite, inputs=[data])
     recordings = open_recordings(data)
     with Progress(console=console) as progress:
         task = progress.add_task("measuring neurons", total=len(recordings))
@@ -808,9 +809,9 @@ def select(data: Path, out: Path, config: SelectionConfig, split: SplitConfig, o
             config=config,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    new_folder(out, overwrite=overwrite)
-    selection.save(out)
-    plot_selection(selection, out / "selection.png")
+    with new_folder(out, "selection", overwrite=overwrite, inputs=[data]) as folder:
+        selection.save(folder)
+        plot_selection(selection, folder / "selection.png")
     table = Table("Cre line", "neurons", "skewness", "kurtosis (excess)", "predictable")
     for row in selection.lines.to_dict("records"):
         chosen = f"{row['num_selected']} of {row['num_usable']}"

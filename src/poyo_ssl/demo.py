@@ -116,30 +116,35 @@ def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, console: Cons
     """
     console = console or Console(quiet=True)
     started = time.monotonic()
-    new_folder(out, overwrite=overwrite)
-    # A folder that was started is one of ours, so that --overwrite may replace it after an interruption.
-    write_beside(out / "run.json", json.dumps({"command": "demo", "state": "running", "seed": seed}))
-    data = _simulate(out / "data", seed=seed, console=console)
-    selection = _select(data, out / "selection", console=console)
-    pretraining, gratings, frames = demo_configs(seed)
-    chatty: dict[str, Any] = {"progress": not console.quiet}
-    runs = out / "runs"
-    console.rule("pretraining on the predictable neurons")
-    encoder = pretrain(data, runs / "pretraining", config=pretraining, selection=selection, **chatty)
-    arms: dict[str, list[Path]] = {"pretrained": [], "from scratch": []}
-    for task in (gratings, frames):
-        for arm, source in (("pretrained", encoder), ("from scratch", None)):
-            console.rule(f"{task.task}, {arm}")
-            folder = runs / f"{task.task}-{arm.replace(' ', '-')}"
-            arms[arm].append(finetune(data, folder, config=task, pretrained=source, selection=selection, **chatty))
-    console.rule("evaluation")
-    _evaluate(out, arms, seed=seed, console=console)
-    minutes = (time.monotonic() - started) / 60
-    notes = {"world": WORLD, "data": f"virtual observatory, size {SIZE}, seed {seed}", "arms": ARMS, "minutes": minutes}
-    notes |= {"headline": _headline(out)}
-    write_beside(out / "notes.json", json.dumps(notes, indent=1))
-    write_beside(out / "run.json", json.dumps({"command": "demo", "state": "finished", "seed": seed}))
-    return write_report(out)
+    with new_folder(out, "demo", overwrite=overwrite):
+        # A folder that was started is one of ours, so that --overwrite may replace it after an interruption.
+        write_beside(out / "run.json", json.dumps({"command": "demo", "state": "running", "seed": seed}))
+        data = _simulate(out / "data", seed=seed, console=console)
+        selection = _select(data, out / "selection", console=console)
+        pretraining, gratings, frames = demo_configs(seed)
+        chatty: dict[str, Any] = {"progress": not console.quiet}
+        runs = out / "runs"
+        console.rule("pretraining on the predictable neurons")
+        encoder = pretrain(data, runs / "pretraining", config=pretraining, selection=selection, **chatty)
+        arms: dict[str, list[Path]] = {"pretrained": [], "from scratch": []}
+        for task in (gratings, frames):
+            for arm, source in (("pretrained", encoder), ("from scratch", None)):
+                console.rule(f"{task.task}, {arm}")
+                folder = runs / f"{task.task}-{arm.replace(' ', '-')}"
+                arms[arm].append(finetune(data, folder, config=task, pretrained=source, selection=selection, **chatty))
+        console.rule("evaluation")
+        _evaluate(out, arms, seed=seed, console=console)
+        minutes = (time.monotonic() - started) / 60
+        notes = {
+            "world": WORLD,
+            "data": f"virtual observatory, size {SIZE}, seed {seed}",
+            "arms": ARMS,
+            "minutes": minutes,
+        }
+        notes |= {"headline": _headline(out)}
+        write_beside(out / "notes.json", json.dumps(notes, indent=1))
+        write_beside(out / "run.json", json.dumps({"command": "demo", "state": "finished", "seed": seed}))
+        return write_report(out)
 
 
 def _simulate(folder: Path, *, seed: int, console: Console) -> Path:

@@ -146,12 +146,13 @@ def evaluate(
     tell = progress or _say_nothing
     out = Path(out)
     first = run_folder.process_rank() == 0
+    named = _name_runs(runs)
+    inputs = [*(run for _, run in named), *files.paths_of(data)]
     if first:
-        files.check_new(out, overwrite=overwrite)
+        files.check_new(out, "results", overwrite=overwrite, inputs=inputs)
     if baselines == "with_cebra":
         # Said before the runs predict, which can take long.
         load_cebra()
-    named = _name_runs(runs)
     columns = {} if baselines == "none" else _columns_by_task(named)
     known: list[Predictions] = []
     parts: dict[tuple[str, str], TestPart] = {}
@@ -173,10 +174,10 @@ def evaluate(
         return Scores([], {})
     tell("scoring")
     scores = summarise([ScoredFile.of(p) for p in known], rng=np.random.default_rng(seed), margin=margin)
-    folder = files.new_folder(out, overwrite=overwrite)
-    for p in known:
-        p.save(free_path(folder / "predictions", p.arm, p.task, p.split, p.seed))
-    write_results(folder, scores, runs=[{"arm": arm, "run": run} for arm, run in named], seed=seed, margin=margin)
+    with files.new_folder(out, "results", overwrite=overwrite, inputs=inputs) as folder:
+        for p in known:
+            p.save(free_path(folder / "predictions", p.arm, p.task, p.split, p.seed))
+        write_results(folder, scores, runs=[{"arm": arm, "run": run} for arm, run in named], seed=seed, margin=margin)
     return scores
 
 

@@ -456,16 +456,17 @@ def evaluate_files(
         first offender is named.
     """
     paths = [Path(path) for path in files]
+    inputs = [*paths, data]
     if out is not None:
-        check_new(Path(out), overwrite=overwrite)
+        check_new(out, "results", overwrite=overwrite, inputs=inputs)
     scored = load_scored(paths, data)
     scores = summarise(scored, rng=np.random.default_rng(seed), margin=margin)
     if out is not None:
-        folder = new_folder(Path(out), overwrite=overwrite)
-        (folder / "predictions").mkdir()
-        for file, path in zip(scored, paths, strict=True):
-            shutil.copyfile(path, free_path(folder / "predictions", file.arm, file.task, file.split, file.seed))
-        write_results(folder, scores, files=[str(path) for path in paths], seed=seed, margin=margin)
+        with new_folder(out, "results", overwrite=overwrite, inputs=inputs) as folder:
+            (folder / "predictions").mkdir()
+            for file, path in zip(scored, paths, strict=True):
+                shutil.copyfile(path, free_path(folder / "predictions", file.arm, file.task, file.split, file.seed))
+            write_results(folder, scores, files=[str(path) for path in paths], seed=seed, margin=margin)
     return scores
 
 

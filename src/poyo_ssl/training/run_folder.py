@@ -43,7 +43,7 @@ from poyo_ssl.data.task import make_readout
 from poyo_ssl.data.units import Vocabulary, make_unit_set
 from poyo_ssl.data.windows import Normalisation, UnitSet
 from poyo_ssl.errors import CheckpointError, RecordingError
-from poyo_ssl.files import plain, versions, write_beside
+from poyo_ssl.files import check_ours, plain, versions, write_beside
 from poyo_ssl.models.poyo_ssl import INIT_STD, PoyoSSL
 
 WEIGHTS = {"valid": "model.safetensors", VALID_CLIP: "model_unseen.safetensors"}
@@ -220,8 +220,11 @@ def delete_run(folder: Path | str) -> None:
     ------
     CheckpointError
         If the folder holds no run.
+    ConfigError
+        If it holds a file that is not the run's.
     """
     read_json(Path(folder), "run.json")
+    check_ours(Path(folder), "run")
     shutil.rmtree(folder)
 
 

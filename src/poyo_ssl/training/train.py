@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import shutil
 import signal
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from poyo_ssl.data.task import (
 )
 from poyo_ssl.data.units import Vocabulary, fit_normalisation, make_unit_set
 from poyo_ssl.data.windows import BatchSampler, Normalisation, UnitSet, WindowDataset, WindowTable
-from poyo_ssl.errors import CheckpointError, ConfigError, PoyoError, ResourceError, SelectionError
+from poyo_ssl.errors import CheckpointError, ConfigError, ResourceError, SelectionError
 from poyo_ssl.models.poyo_ssl import PoyoSSL, Readout
 from poyo_ssl.selection.table import Selection
 from poyo_ssl.training import run_folder
@@ -678,7 +677,7 @@ def pretrain(
         "nodes": nodes,
     }
     out = Path(out)
-    return _train(out, overwrite, lambda: pretraining_job(out, arguments, progress=progress))
+    return _train(out, overwrite, (data, selection), lambda: pretraining_job(out, arguments, progress=progress))
 
 
 def finetune(
@@ -728,7 +727,8 @@ def finetune(
     arguments: dict[str, Any] = {"data": data, "selection": selection, "pretrained": pretrained, "config": config}
     arguments |= {"devices": devices, "nodes": nodes}
     out = Path(out)
-    return _train(out, overwrite, lambda: finetuning_job(out, arguments, progress=progress))
+    inputs = (data, selection, pretrained)
+    return _train(out, overwrite, inputs, lambda: finetuning_job(out, arguments, progress=progress))
 
 
 def resume(folder: Path | str, *, progress: bool = True) -> Path:
@@ -769,20 +769,15 @@ def resume(folder: Path | str, *, progress: bool = True) -> Path:
     return folder
 
 
-def _train(out: Path, overwrite: bool, make: Callable[[], Job]) -> Path:
+def _train(out: Path, overwrite: bool, inputs: Iterable[Any], make: Callable[[], Job]) -> Path:
     """Make a job, then its folder, and fit; a job that turns out to be impossible leaves no folder behind."""
+    paths = [path for given in inputs for path in files.paths_of(given)]
     # Under DDP every process runs the command; the first makes the folder.
     first = run_folder.process_rank() == 0
     if first:
-        files.check_new(out, overwrite=overwrite)
+        files.check_new(out, "run", overwrite=overwrite, inputs=paths)
     job = make()
-    if first:
-        files.new_folder(out, overwrite=overwrite)
-    try:
+    with files.new_folder(out, "run", overwrite=overwrite, inputs=paths) if first else nullcontext():
         job.write_start()
         fit(job)
-    except PoyoError:
-        if first and not last_checkpoint(out).exists():
-            shutil.rmtree(out)
-        raise
     return out
