@@ -116,8 +116,8 @@ def serve_jobs(path: Path) -> None:
         out, err = ((said / name).read_bytes() for name in ("out", "err"))
         facts[job.name] = {
             "code": os.waitstatus_to_exitcode(status),
-            "out": normalise(out.decode()) if job.text else digest(out),
-            "err": normalise(err.decode()),
+            "out": normalise(out.decode(errors="backslashreplace")) if job.text else digest(out),
+            "err": normalise(err.decode(errors="backslashreplace")),
         }
         say(f"  {time.perf_counter() - start:5.1f} s  {job.name}")
         path.with_suffix(".said.json").write_text(json.dumps(facts))

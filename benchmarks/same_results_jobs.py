@@ -383,9 +383,10 @@ def _bad_runs(inputs: Path) -> Iterator[str]:
         yield f"audit {path}"
         if run.startswith("gratings"):
             yield f"evaluate {path} --out y --baselines none --controls false"
+        if run.startswith("gratings") and run.endswith("cut"):
             yield f"resume {path}"
             yield f"serve {path} --pipe true --recording {(inputs / 'recording_gratings.txt').read_text()}"
-        else:
+        if run.startswith("encoder"):
             yield f"finetune --data inputs/data --out y --window.units all --pretrained {path} --optim.epoch_windows 0"
     for name in _names(inputs / "bad" / "predictions"):
         yield f"evaluate inputs/bad/predictions/{name}"
@@ -393,7 +394,6 @@ def _bad_runs(inputs: Path) -> Iterator[str]:
     for name in _names(inputs / "bad" / "selection"):
         yield f"pretrain --data inputs/data --out y --selection inputs/bad/selection/{name}"
     for name in _names(inputs / "bad" / "data"):
-        yield f"select --data inputs/bad/data/{name} --out y"
         yield f"split inputs/bad/data/{name} --out y.json"
 
 
