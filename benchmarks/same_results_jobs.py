@@ -374,7 +374,13 @@ def errors(inputs: Path) -> list[Job]:
     lines.append(f"prepare arrays {bad}/arrays_time_first out_first {one} --axes time_first")
     lines += [f"prepare arrays {bad}/{name} out_{name} {one} --rate_hz 20" for name in ("files", "arrays_rate")]
     lines += [f"prepare brainsets {bad}/brainsets out_rewritten {one} --how rewrite"]
-    return [job(line) for line in [*lines, *_bad_runs(inputs)]]
+    return [_apart(line, number) for number, line in enumerate([*lines, *_bad_runs(inputs)])]
+
+
+def _apart(line: str, number: int) -> Job:
+    """Make a command whose output, x or y, no earlier one has made."""
+    apart = {"x": f"x{number}", "y": f"y{number}", "x.json": f"x{number}.json"}
+    return Job(line, [apart.get(word, word) for word in job(line).arguments])
 
 
 def _bad_runs(inputs: Path) -> Iterator[str]:
@@ -387,7 +393,7 @@ def _bad_runs(inputs: Path) -> Iterator[str]:
             yield f"resume {path}"
             yield f"serve {path} --pipe true --recording {(inputs / 'recording_gratings.txt').read_text()}"
         if run.startswith("encoder"):
-            yield f"finetune --data inputs/data --out y --window.units all --pretrained {path} --optim.epoch_windows 0"
+            yield f"finetune --data inputs/data --out y --window.units all {SHORT} --pretrained {path}"
     for name in _names(inputs / "bad" / "predictions"):
         yield f"evaluate inputs/bad/predictions/{name}"
     yield "leaderboard inputs/bad/predictions --out y"
