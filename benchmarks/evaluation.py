@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from poyo_ssl.config import FinetuneConfig, SplitConfig, WindowConfig
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.task import prepare_task, task_windows
+from poyo_ssl.data.task import Task
 from poyo_ssl.evaluation.baselines import split_baselines
 from poyo_ssl.evaluation.features import Part
 from poyo_ssl.evaluation.predictions import Predictions
@@ -61,8 +61,8 @@ def time_suite(recording: Recording, task: str, movie: str, *, cebra: bool) -> d
         split=SPLIT,
         window=WindowConfig(window_s=1.0, units="all"),
     )
-    data = prepare_task([recording], config)
-    tables = {name: task_windows(data, config, name) for name in ("train", "valid", *data.tests)}
+    data = Task.of([recording], config)
+    tables = {name: data.windows(name) for name in ("train", "valid", *data.tests)}
     units = np.arange(recording.num_units)
     train, valid, test = (Part.of(recording, units, table, 0) for table in tables.values())
     classes = 0 if data.class_values is None else len(data.class_values)

@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 from poyo_ssl.config import FinetuneConfig, ModelConfig, OptimConfig, SplitConfig, WindowConfig
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.stimuli import Presentations
-from poyo_ssl.data.task import TaskData, prepare_task, task_windows
+from poyo_ssl.data.task import Task
 from poyo_ssl.data.units import fit_normalisation
 from poyo_ssl.data.windows import WindowTable
 from poyo_ssl.evaluation import (
@@ -168,7 +168,7 @@ def _score(probabilities: Sequence[NDArray], tables: Sequence[WindowTable], tole
     return {"valid": valid, "test": test}
 
 
-def baseline_inputs(recording: Recording, data: TaskData) -> dict[str, NDArray]:
+def baseline_inputs(recording: Recording, data: Task) -> dict[str, NDArray]:
     """dF/F as it is, and compressed as the model's input is, with statistics of the training domain alone."""
     dff = recording.read_dff(0, recording.num_frames)
     units = np.arange(recording.num_units)
@@ -221,8 +221,8 @@ def movie_fold(
     With `cebra`, CEBRA takes the place of the baselines, and there is no model.
     """
     config = replace(config, split=movie_split(fold))
-    data = prepare_task([recording], config)
-    tables = [task_windows(data, config, part) for part in ("train", "valid", "test_repeat")]
+    data = Task.of([recording], config)
+    tables = [data.windows(part) for part in ("train", "valid", "test_repeat")]
     num_frames = len(data.class_values) if data.class_values is not None else 0
     inputs = baseline_inputs(recording, data)
     if recording.events is not None:
@@ -274,8 +274,8 @@ def gratings_fold(
         split = SplitConfig(gratings_test_repeats=(fold,), gratings_valid_repeats=((fold + 1) % GRATING_REPEATS,))
         window = replace(GRATINGS_CONFIG.window, window_s=window_s, lag_s=lag_s)
         config = replace(GRATINGS_CONFIG, split=split, window=window)
-        data = prepare_task([recording], config)
-        tables = [task_windows(data, config, part) for part in ("train", "valid", "test_gratings")]
+        data = Task.of([recording], config)
+        tables = [data.windows(part) for part in ("train", "valid", "test_gratings")]
         folder = out / f"fold{fold}" / name.replace(" ", "_")
         found = {} if cebra else model_scores(recording, config, tables[1:], folder=folder, seeds=seeds, tolerance=0)
         num_classes = len(data.class_values) if data.class_values is not None else 0

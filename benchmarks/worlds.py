@@ -34,7 +34,7 @@ from scipy import stats
 
 from poyo_ssl.config import FinetuneConfig, PretrainConfig, SelectionConfig, SplitConfig, WindowConfig
 from poyo_ssl.data.recording import Recording, open_recordings
-from poyo_ssl.data.task import allowed_domain, prepare_task, task_windows
+from poyo_ssl.data.task import Task, allowed_domain
 from poyo_ssl.demo import demo_configs
 from poyo_ssl.errors import CheckpointError
 from poyo_ssl.evaluation.baselines import split_baselines
@@ -111,8 +111,8 @@ def lda_accuracy(recordings: Sequence[Recording], seeds: Sequence[int]) -> NDArr
     found = np.zeros((len(seeds), len(recordings)))
     for row, seed in enumerate(seeds):
         config = FinetuneConfig(window=WindowConfig(window_s=1.9, units="all"), split=SplitConfig(seed=seed))
-        data = prepare_task(recordings, config)
-        tables = [task_windows(data, config, part) for part in ("train", "valid", "test_gratings")]
+        data = Task.of(recordings, config)
+        tables = [data.windows(part) for part in ("train", "valid", "test_gratings")]
         for index, recording in enumerate(recordings):
             units = np.arange(recording.num_units)
             train, valid, test = (Part.of(recording, units, table, index) for table in tables)

@@ -14,7 +14,7 @@ from poyo_ssl.cli import main
 from poyo_ssl.config import FinetuneConfig, SplitConfig, WindowConfig
 from poyo_ssl.data.recording import open_recordings
 from poyo_ssl.data.splits import save_splits, standard_splits
-from poyo_ssl.data.task import prepare_task, task_windows
+from poyo_ssl.data.task import Task
 from poyo_ssl.errors import SplitError
 from poyo_ssl.evaluation import evaluate_files
 from poyo_ssl.evaluation.checks import DataFolder
@@ -46,9 +46,9 @@ def made(data: Path) -> dict[str, Predictions]:
             task=task, movies=(MOVIE,), split=SPLIT, window=WindowConfig(window_s=WINDOW_S, units="all")
         )
         config = replace(config, frame_height=16, frame_width=32)
-        prepared = prepare_task(open_recordings(data), config)
+        prepared = Task.of(open_recordings(data), config)
         for name in prepared.tests:
-            part = TestPart(prepared, config, name, task_windows(prepared, config, name))
+            part = TestPart(prepared, name)
             shape = (len(part.table), 16, 32) if task == "frames" else (len(part.table),)
             found[f"{task} {part.split}"] = part.to_predictions(np.zeros(shape, np.uint8), arm="constant")
     return found
@@ -68,8 +68,8 @@ def test_a_decoder_with_a_lag_passes(lag_s, data):
     window = WindowConfig(window_s=WINDOW_S - abs(lag_s), lag_s=lag_s, units="all")
     config = FinetuneConfig(task="frame_number", movies=(MOVIE,), split=split, window=window)
     recordings = open_recordings(data)
-    prepared = prepare_task(recordings, config)
-    part = TestPart(prepared, config, "test_repeat", task_windows(prepared, config, "test_repeat"))
+    prepared = Task.of(recordings, config)
+    part = TestPart(prepared, "test_repeat")
     folder = DataFolder(data)
     folder.config = split
     folder.splits = {r.recording_id: standard_splits(r, split, window_s=WINDOW_S) for r in recordings}

@@ -70,7 +70,7 @@ def test_the_subject_split_is_scored_like_any_other(adapted, tmp_path):
     assert {row["split"] for row in scores.rows} == {"subject_repeat", "subject_clip"}
     stored = [Predictions.load(path) for path in (tmp_path / "results" / "predictions").iterdir()]
     assert {p.subject_id[0] for p in stored} == {ANIMAL}
-    data, _, _ = open_task(adapted)
+    data = open_task(adapted)
     assert data.tests == ("test_subject_repeat", "test_subject_clip")
 
 

@@ -54,11 +54,11 @@ def test_a_laxer_limit_of_near_duplicates_than_the_protocol_s_is_found(pair, qui
     data = shutil.copytree(pair, tmp_path / "data")
     config = replace(quick, task="frames", split=replace(quick.split, near_duplicate_correlation=1.0))
     recordings = open_recordings(data)
-    prepared = task.prepare_task(recordings, config)
-    train, test = (set(task.task_windows(prepared, config, part).frame_number) for part in ("train", "test_clip"))
+    prepared = task.Task.of(recordings, config)
+    trained, tested = (set(prepared.windows(part).frame_number) for part in ("train", "test_clip"))
     pixels = np.load(movie_path(data, "natural_movie_one"))
-    pixels[min(train)] = pixels[min(test)]
-    pixels[min(train), :2, :2] ^= 1
+    pixels[min(trained)] = pixels[min(tested)]
+    pixels[min(trained), :2, :2] ^= 1
     np.save(movie_path(data, "natural_movie_one"), pixels)
     folder = train.finetune(data, tmp_path / "run", config=config, progress=False)
     found = audit_run(folder)

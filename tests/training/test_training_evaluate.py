@@ -27,8 +27,8 @@ from poyo_ssl.evaluation.features import Part
 from poyo_ssl.evaluation.leaderboard import read_results
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.selection.table import fit_selection
-from poyo_ssl.training.predict import open_task, test_part
-from poyo_ssl.training.run_folder import TrainedRun
+from poyo_ssl.training.predict import open_task
+from poyo_ssl.training.run_folder import TrainedRun, read_inputs
 from poyo_ssl.training.train import finetune
 
 MODEL = ModelConfig(**MODEL_SIZES["tiny"], attention_dropout=0.0, value_embedding="per_unit")
@@ -115,9 +115,9 @@ def test_every_test_frame_is_scored_once_on_both_splits(frames_run, tiny, tmp_pa
     assert {p.arm for p in stored if p.kind == "ceiling"} == {"nearest training frame", "true rates", "true events"}
     [mean_frame] = [p.validation_score for p in stored if (p.arm, p.split) == ("mean frame", "clip")]
     assert mean_frame == 0
-    data, config, _ = open_task(frames_run)
+    data = open_task(frames_run)
     for part in ("repeat", "clip"):
-        table = test_part(data, config, f"test_{part}").table
+        table = data.windows(f"test_{part}")
         stored = Predictions.load(tmp_path / "results" / "predictions" / f"model-frames-{part}-seed0.h5")
         assert len(stored) == len(table)
         assert len(set(zip(stored.recording_id, stored.time, strict=True))) == len(table)
@@ -140,7 +140,7 @@ def test_unseen_frames_choose_their_own_epoch_and_baselines(frames_run, tmp_path
         assert facts["valid_loss"][part] == pytest.approx(best[f"{part}/loss"], rel=1e-5)
     evaluate({"model": frames_run}, tmp_path / "results", baselines="core", controls=False)
     stored = {(p.arm, p.split): p for p in map(Predictions.load, (tmp_path / "results" / "predictions").iterdir())}
-    data, _, _ = open_task(frames_run)
+    data = open_task(frames_run)
     for split, validation in (("repeat", "valid"), ("clip", "valid_clip")):
         assert stored["model", split].model_id == TrainedRun.open(frames_run, validation=validation).model_id()
         for recording_id, parts in data.splits.items():
@@ -150,8 +150,8 @@ def test_unseen_frames_choose_their_own_epoch_and_baselines(frames_run, tmp_path
 
 
 def test_features_are_bin_means_of_the_windows(frames_run):
-    data, config, columns = open_task(frames_run)
-    table = test_part(data, config, "test_repeat").table
+    data, columns = open_task(frames_run), read_inputs(frames_run)[3]
+    table = data.windows("test_repeat")
     recording = data.recordings[0]
     part = Part.of(recording, columns[recording.recording_id], table, 0)
     found = part.binned(num_bins=3)[5:]

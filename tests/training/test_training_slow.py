@@ -15,12 +15,12 @@ from safetensors.numpy import load_file
 from scipy import stats
 
 from poyo_ssl.config import OptimConfig, WindowConfig
-from poyo_ssl.data.task import prepare_task
+from poyo_ssl.data.task import Task
 from poyo_ssl.evaluation.evaluate import evaluate
 from poyo_ssl.evaluation.leaderboard import read_results
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.files import plain
-from poyo_ssl.training.predict import open_task, predict_windows, test_part
+from poyo_ssl.training.predict import open_task, predict_windows
 from poyo_ssl.training.run_folder import TrainedRun, read_json
 from poyo_ssl.training.train import finetune, resume
 
@@ -29,10 +29,10 @@ pytestmark = pytest.mark.slow
 
 def accuracy(run_folder, recordings, config):
     """Return hits and trials in the test part."""
-    data = prepare_task(recordings, config)
-    part = test_part(data, config, "test_gratings")
-    probabilities = predict_windows(TrainedRun.open(run_folder), data.recordings, part.table)
-    return int((probabilities.argmax(axis=1) == part.table.target).sum()), len(part.table)
+    data = Task.of(recordings, config)
+    table = data.windows("test_gratings")
+    probabilities = predict_windows(TrainedRun.open(run_folder), data.recordings, table)
+    return int((probabilities.argmax(axis=1) == table.target).sum()), len(table)
 
 
 def test_labels_are_learned_and_shuffled_labels_are_not(make_recording, finetune_config, tmp_path):
@@ -158,7 +158,7 @@ import sys
 import numpy as np
 import torch
 from poyo_ssl.evaluation.evaluate import evaluate
-from poyo_ssl.training.predict import open_task, predict_windows, test_part
+from poyo_ssl.training.predict import open_task, predict_windows
 from poyo_ssl.training.run_folder import TrainedRun
 
 if __name__ == "__main__":
@@ -166,8 +166,8 @@ if __name__ == "__main__":
     out, devices, runs = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     evaluate(runs, out, devices=devices, baselines="none")
     # Every rank has all answers, not only the one that writes.
-    task, config, _ = open_task(runs[0])
-    table = test_part(task, config, "test_gratings").table
+    task = open_task(runs[0])
+    table = task.windows("test_gratings")
     found = predict_windows(TrainedRun.open(runs[0]), task.recordings, table, devices=devices)
     np.save(f"{out}_{torch.distributed.get_rank()}.npy", found)
 """
@@ -204,8 +204,8 @@ def test_one_and_two_processes_evaluate_alike(pair, finetuned, finetune_config, 
             assert (difference > 0).mean() < 1e-3, name
         else:
             np.testing.assert_allclose(alone.probabilities, both.probabilities, atol=1e-5, err_msg=name)
-    task, config, _ = open_task(finetuned)
-    table = test_part(task, config, "test_gratings").table
+    task = open_task(finetuned)
+    table = task.windows("test_gratings")
     alone = predict_windows(TrainedRun.open(finetuned), task.recordings, table)
     assert alone.shape == (len(table), 8)
     for rank in range(2):

@@ -9,7 +9,6 @@ import torch
 from poyo_ssl.config import OptimConfig, SplitConfig
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.stimuli import Presentations
-from poyo_ssl.data.task import task_windows
 from poyo_ssl.data.windows import BatchRequest
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.training import value_skip
@@ -67,8 +66,7 @@ def skip_of(recordings, config, folder):
 
 
 def share_within_one_frame(run, recording, config):
-    data, _, _ = open_task(run, [recording])
-    table = task_windows(data, config, "test_repeat")
+    table = open_task(run, [recording]).windows("test_repeat")
     found = predict_windows(TrainedRun.open(run), [recording], table).argmax(axis=1)
     return float((np.abs(found - table.target) <= 1).mean())
 
@@ -168,8 +166,7 @@ def test_new_animals_are_fitted_to_the_prototypes_of_the_run(config, tmp_path):
     )
     before, after = (TrainedRun.open(run).model.state_dict() for run in (source, adapted))
     assert torch.equal(before["readouts.frame_number.skip.prototypes"], after["readouts.frame_number.skip.prototypes"])
-    data, task, _ = open_task(adapted, [other])
-    table = task_windows(data, task, "test_subject_repeat")
+    table = open_task(adapted, [other]).windows("test_subject_repeat")
     found = predict_windows(TrainedRun.open(adapted), [other], table).argmax(axis=1)
     assert (np.abs(found - table.target) <= 1).mean() > 0.7  # chance 0.075
 

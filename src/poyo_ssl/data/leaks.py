@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from poyo_ssl.data.intervals import Intervals, as_intervals, contains, merge, subtract
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.splits import nearest_correlation
+from poyo_ssl.data.splits import PartName, nearest_correlation
 from poyo_ssl.data.windows import Normalisation, WindowTable
 from poyo_ssl.errors import SplitError
 
@@ -234,8 +234,8 @@ def check_gaps(recording: Recording, parts: Mapping[str, Intervals], movie: str,
         Window plus lag plus three decay times.
     """
     table = recording.stimulus(movie)
-    learned = {name: as_intervals(v) for name, v in parts.items() if name == "train" or name.startswith("valid")}
-    clips = {name: as_intervals(v) for name, v in parts.items() if name.endswith("clip")}
+    learned = {name: as_intervals(v) for name, v in parts.items() if PartName(name).role != "test"}
+    clips = {name: as_intervals(v) for name, v in parts.items() if PartName(name).is_clip}
     for part, spans in learned.items():
         shown = contains(table.midpoint, spans)
         for name, held_out in clips.items():
@@ -268,7 +268,7 @@ def check_normalisation(
 def check_domain(recording: Recording, what: str, domain: Intervals, parts: Mapping[str, Intervals]) -> list[Leak]:
     """Check that spans from which something was learned share no time with any test part or masked span."""
     found = []
-    spans = {name: as_intervals(v) for name, v in parts.items() if name.startswith("test_")}
+    spans = {name: as_intervals(v) for name, v in parts.items() if PartName(name).role == "test"}
     for name, held_out in {**spans, "masked spans": recording.masked_domain.reshape(-1, 2)}.items():
         found += _overlap("statistics", recording, f"{what} and {name} share", as_intervals(domain), held_out)
     return found

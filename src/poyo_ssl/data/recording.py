@@ -7,6 +7,7 @@ what that layout lacks beside it, in groups that its tools read as well: `imagin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -322,16 +323,21 @@ class Recording:
 
     def checksum(self) -> str:
         """Return the SHA-256 of the file, or of dF/F and timestamps for a recording in memory."""
-        digest = hashlib.sha256()
         if self.path:
-            with self.path.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-        else:
-            for start in range(0, self.num_frames, 4096):
-                digest.update(self.read_dff(start, start + 4096).tobytes())
-            digest.update(self.timestamps.tobytes())
+            facts = self.path.stat()
+            return _file_checksum(self.path.resolve(), facts.st_size, facts.st_mtime_ns)
+        digest = hashlib.sha256()
+        for start in range(0, self.num_frames, 4096):
+            digest.update(self.read_dff(start, start + 4096).tobytes())
+        digest.update(self.timestamps.tobytes())
         return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=4096)
+def _file_checksum(path: Path, size: int, modified_ns: int) -> str:
+    del size, modified_ns  # parts of the cache's key: a file that was replaced is read again
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def open_recordings(folder: Path | str) -> list[Recording]:

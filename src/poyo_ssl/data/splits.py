@@ -178,9 +178,39 @@ def _frames_of(starts: NDArray[np.int64], length: int, num_frames: int) -> NDArr
 
 GRATINGS = "drifting_gratings"
 
-VALID_CLIP = "valid_clip"
-UNSEEN_TESTS = ("clip", "movie")
-"""What the names of tests on frames that were never trained on end in."""
+
+class PartName(str):
+    """Name of a part: ``train``, ``valid``, ``valid_clip``, or ``test_`` and what is tested."""
+
+    # Names are parsed here alone.
+
+    @property
+    def role(self) -> str:
+        """``train``, ``valid`` or ``test``."""
+        return self.partition("_")[0]
+
+    @property
+    def split(self) -> str:
+        """What is tested, for example ``repeat`` or ``subject_clip``; what a validation part is for, or nothing."""
+        return self.partition("_")[2]
+
+    @property
+    def of_new_animal(self) -> bool:
+        """Whether it tests an animal that training left out."""
+        return self.split.startswith("subject_")
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether it is a clip held out of a training movie, validation clips included."""
+        return self.split.removeprefix("subject_") == "clip"
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether its frames never train: a held-out clip or another movie."""
+        return self.is_clip or self.split.removeprefix("subject_") == "movie"
+
+
+VALID_CLIP = PartName("valid_clip")
 
 LONGEST_PAUSE_S = 0.1
 """Presentations of one part that follow each other within this time share an interval; it bridges rounded times."""
@@ -203,14 +233,14 @@ class Split:
     unused: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def tests(self) -> tuple[str, ...]:
+    def tests(self) -> tuple[PartName, ...]:
         """Names of the test parts, for example ``('test_repeat', 'test_clip')``."""
-        return tuple(name for name in self.parts if name.startswith("test_"))
+        return tuple(part for part in map(PartName, self.parts) if part.role == "test")
 
     @property
-    def validations(self) -> tuple[str, ...]:
+    def validations(self) -> tuple[PartName, ...]:
         """Names of the validation parts, ``('valid',)`` or ``('valid', 'valid_clip')``."""
-        return tuple(name for name in self.parts if name.startswith("valid"))
+        return tuple(part for part in map(PartName, self.parts) if part.role == "valid")
 
     def validation_of(self, test: str) -> str:
         """Name of the part that validates for a test: unseen frames for unseen frames, where there are any.
@@ -221,7 +251,7 @@ class Split:
         >>> split.validation_of("test_repeat"), split.validation_of("test_clip")
         ('valid', 'valid_clip')
         """
-        return VALID_CLIP if test.endswith(UNSEEN_TESTS) and VALID_CLIP in self.parts else "valid"
+        return VALID_CLIP if PartName(test).is_unseen and VALID_CLIP in self.parts else "valid"
 
     @property
     def held_out(self) -> Intervals:

@@ -282,7 +282,7 @@ class DataFolder:
         if p.task != "frame_number":
             return stored
         made = standard_splits(recording, self.config.known_frames_only(), window_s=self.window_s)
-        is_new = any(test.startswith("test_subject_") for split in stored.values() for test in split.tests)
+        is_new = any(test.of_new_animal for split in stored.values() for test in split.tests)
         return {name: split.of_new_animal() if is_new else split for name, split in made.items()}
 
     def _rows_at(self, p: Predictions, rows: Array, table: Presentations, split: Split, part: str, name: str) -> Array:

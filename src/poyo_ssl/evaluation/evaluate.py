@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from poyo_ssl import files
 from poyo_ssl.config import FinetuneConfig
-from poyo_ssl.data.splits import UNSEEN_TESTS
-from poyo_ssl.data.task import TaskData, frame_duration_s, task_windows
+from poyo_ssl.data.splits import PartName
+from poyo_ssl.data.task import Task, frame_duration_s
 from poyo_ssl.data.windows import UnitSet, WindowTable
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.evaluation.baselines import BaselineSet, SplitBaseline, load_cebra, shift_windows, split_baselines
@@ -23,7 +23,7 @@ from poyo_ssl.evaluation.leaderboard import MARGIN, ScoredFile, Scores, free_pat
 from poyo_ssl.evaluation.predictions import ArmKind, Predictions
 from poyo_ssl.evaluation.scores import headline_score
 from poyo_ssl.training import run_folder
-from poyo_ssl.training.predict import TestPart, open_task, predict_test, test_part
+from poyo_ssl.training.predict import TestPart, open_task, predict_test
 from poyo_ssl.training.run_folder import TrainedRun
 
 
@@ -58,7 +58,7 @@ def control_predictions(
     """
     place = [seed, run.config.seed]
     rng = np.random.default_rng(place)
-    units = [shuffle_units(run.unit_set(recording), rng) for recording in part.data.recordings]
+    units = [shuffle_units(run.unit_set(recording), rng) for recording in part.task.recordings]
     shifted = shift_windows(part.table, np.random.default_rng([*place, 1]))
     untrained = run.untrained(int(np.random.SeedSequence([*place, 2]).generate_state(1)[0]))
     broken: dict[str, tuple[TrainedRun, dict[str, Any]]] = {
@@ -164,7 +164,7 @@ def evaluate(
         for part, predictions in _predict_run(
             arm, run, data, seed=seed if controls else None, devices=devices, nodes=nodes
         ):
-            _check_same(parts.setdefault((part.config.task, part.split), part), part, arm)
+            _check_same(parts.setdefault((part.task.name, part.split), part), part, arm)
             known.append(predictions)
     if baselines != "none" and first:
         for task in dict.fromkeys(task for task, _ in parts):
@@ -201,11 +201,11 @@ def _predict_run(
 
     Without a `seed` there are no controls; a run that is a control itself has none.
     """
-    task_data, config, _ = open_task(run, data)
-    means = _mean_frames(task_data, config)
-    for name in task_data.tests:
-        part = test_part(task_data, config, name)
-        model = TrainedRun.open(run, validation=task_data.validation_of(name))
+    task = open_task(run, data)
+    means = _mean_frames(task)
+    for name in task.tests:
+        part = TestPart(task, name)
+        model = TrainedRun.open(run, validation=task.validation_of(name))
         made = [predict_test(model, part, arm=arm, devices=devices, nodes=nodes)]
         if seed is not None and made[0].kind == "model":
             made += control_predictions(model, part, arm=arm, seed=seed, devices=devices, nodes=nodes)
@@ -235,7 +235,7 @@ def _columns_by_task(named: Sequence[tuple[str, Path | str]]) -> dict[str, Mappi
 def _check_same(reference: TestPart, part: TestPart, arm: str) -> None:
     """Every arm of a task is scored on the same targets, or the comparison means nothing."""
     a, b = reference.table, part.table
-    ids = [[r.recording_id for r in p.data.recordings] for p in (reference, part)]
+    ids = [[r.recording_id for r in p.task.recordings] for p in (reference, part)]
     if ids[0] != ids[1] or len(a) != len(b) or not np.array_equal(a.target_time, b.target_time):
         raise ConfigError(
             f"arm '{arm}' has other test windows ({len(b)}) than the first of its task ({len(a)})",
@@ -243,14 +243,14 @@ def _check_same(reference: TestPart, part: TestPart, arm: str) -> None:
         )
 
 
-def _mean_frames(data: TaskData, config: FinetuneConfig) -> dict[str, NDArray]:
+def _mean_frames(task: Task) -> dict[str, NDArray]:
     """``(H, W)`` mean training frame of each recording; empty unless the task is frames."""
-    if data.frame_bank is None:
+    if task.frame_bank is None:
         return {}
-    table = task_windows(data, config, "train")
+    table = task.windows("train")
     return {
-        recording.recording_id: mean_training_frame(data.frame_bank, table.target[table.recording_index == index])
-        for index, recording in enumerate(data.recordings)
+        recording.recording_id: mean_training_frame(task.frame_bank, table.target[table.recording_index == index])
+        for index, recording in enumerate(task.recordings)
     }
 
 
@@ -266,14 +266,12 @@ def _fit_baselines(
 
     Tests on unseen frames have a validation part of their own, so for them all is fitted anew.
     """
-    data, config = tests[0].data, tests[0].config
-    means = _mean_frames(data, config)
-    train = task_windows(data, config, "train")
+    task = tests[0].task
+    means = _mean_frames(task)
     filled: list[Predictions] = []
-    for name in data.validations:
-        own = [test for test in tests if data.validation_of(test.name) == name]
-        valid = test_part(data, config, name)
-        filled += _fit_with(train, valid, own, columns, which, tell, means, seed=seed)
+    for name in task.validations:
+        own = [test for test in tests if task.validation_of(test.name) == name]
+        filled += _fit_with(task.windows("train"), TestPart(task, name), own, columns, which, tell, means, seed=seed)
     return filled
 
 
@@ -291,13 +289,13 @@ def _fit_with(
     """Fit on `train`, choose on `valid`, predict the tests that `valid` serves; score baselines on `valid` too."""
     if not tests:
         return []
-    data, config = tests[0].data, tests[0].config
+    task = tests[0].task
     found: dict[tuple[str, ArmKind, str], NDArray] = {}
     known: dict[tuple[str, ArmKind, str], NDArray[np.bool_]] = {}
-    for index, recording in enumerate(data.recordings):
+    for index, recording in enumerate(task.recordings):
         units = columns[recording.recording_id]
         own_train, own_valid = (Part.of(recording, units, table, index) for table in (train, valid.table))
-        for baseline in make_baselines(data, config, own_train, which, seed=seed):
+        for baseline in make_baselines(task, own_train, which, seed=seed):
             wanted = [test for test in (*tests, valid) if _serves(baseline, test.name)]
             if not wanted:
                 continue
@@ -331,22 +329,21 @@ def _fit_with(
 
 
 def _serves(baseline: SplitBaseline, part: str) -> bool:
-    return not getattr(baseline, "only_unseen_frames", False) or part.endswith(UNSEEN_TESTS)
+    return not getattr(baseline, "only_unseen_frames", False) or PartName(part).is_unseen
 
 
-def make_baselines(
-    data: TaskData, config: FinetuneConfig, train: Part, which: BaselineSet, *, seed: int = 0
-) -> list[SplitBaseline]:
+def make_baselines(task: Task, train: Part, which: BaselineSet, *, seed: int = 0) -> list[SplitBaseline]:
     """Return fresh baselines, controls and ceilings of a task for one recording."""
     tolerance = 0
-    if config.task != "gratings":
-        tolerance = round(1.0 / frame_duration_s(train.recording.stimulus(config.movies[0])))
+    if task.movie_frame_s:
+        assert isinstance(task.config, FinetuneConfig)
+        tolerance = round(1.0 / frame_duration_s(train.recording.stimulus(task.config.movies[0])))
     return split_baselines(
-        config.task,
+        task.name,
         train,
         which=which,
-        num_classes=0 if data.class_values is None else len(data.class_values),
-        frames=data.frame_bank,
+        num_classes=0 if task.class_values is None else len(task.class_values),
+        frames=task.frame_bank,
         tolerance=tolerance,
         seed=seed,
     )

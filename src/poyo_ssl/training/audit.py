@@ -20,9 +20,9 @@ from poyo_ssl.data import leaks
 from poyo_ssl.data.intervals import Intervals
 from poyo_ssl.data.leaks import Leak
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.splits import Split, comparison_frames, draw_test_subjects
+from poyo_ssl.data.splits import PartName, Split, comparison_frames, draw_test_subjects
 from poyo_ssl.data.stimuli import movie_path
-from poyo_ssl.data.task import TaskData, prepare_task, pretraining_data, pretraining_windows, task_windows
+from poyo_ssl.data.task import Task
 from poyo_ssl.data.units import fit_normalisation
 from poyo_ssl.errors import CheckpointError, ConfigError, SplitError
 from poyo_ssl.selection.moments import measure_units
@@ -62,7 +62,7 @@ class _Evidence:
     folder: Path
     arguments: Mapping[str, Any]
     everything: list[Recording]
-    data: TaskData
+    data: Task
     stored: Mapping[str, Split]
 
     @property
@@ -121,19 +121,15 @@ def _open(folder: Path, data: Any) -> _Evidence:
     if len(recordings) < len(stored):
         missing = sorted(set(stored) - {r.recording_id for r in recordings})
         raise CheckpointError(f"recording {missing[0]} of {folder} is not in the data given", fix="give all its data")
-    if isinstance(config, PretrainConfig):
-        task = pretraining_data(recordings, config)
-    else:
-        task = prepare_task(recordings, config, new_animals=facts.get("new_animals", False))
+    task = Task.of(recordings, config, new_animals=facts.get("new_animals", False))
     return _Evidence(folder, arguments, everything, task, stored)
 
 
 def _tables(evidence: _Evidence, names: tuple[str, ...]) -> dict[str, Any]:
     """Windows by part, cut by the stored splits."""
-    config, stored = evidence.config, replace(evidence.data, splits=evidence.stored)
-    if isinstance(config, PretrainConfig):
-        return {name: pretraining_windows(stored, config, name) for name in names if not name.startswith("test_")}
-    return {name: task_windows(stored, config, name) for name in names}
+    stored = replace(evidence.data, splits=evidence.stored)
+    pretraining = isinstance(evidence.config, PretrainConfig)
+    return {name: stored.windows(name) for name in names if not pretraining or PartName(name).role != "test"}
 
 
 def _check_parts(evidence: _Evidence) -> list[Leak]:
@@ -173,7 +169,7 @@ def _check_frames(evidence: _Evidence) -> list[Leak]:
         if known:
             pixels[movie] = comparison_frames(known[0], movie)
     trained = _shown(evidence, pixels, ("train",))
-    unseen = {name for split in evidence.stored.values() for name in split.parts if name.endswith(("clip", "movie"))}
+    unseen = {name for split in evidence.stored.values() for name in split.parts if PartName(name).is_unseen}
     # A run may be stricter than the protocol, not laxer.
     limit = min(config.split.near_duplicate_correlation, protocol.NEAR_DUPLICATE_CORRELATION)
     found = leaks.check_unseen_frames(trained, _shown(evidence, pixels, unseen), pixels, max_correlation=limit)
@@ -276,7 +272,7 @@ def _check_runs_before(evidence: _Evidence) -> list[Leak]:
         for index, recording in enumerate(earlier.recordings):
             if recording.recording_id not in evidence.stored:
                 continue
-            tests = {n: v for n, v in evidence.parts(recording).items() if n.startswith("test_")}
+            tests = {n: v for n, v in evidence.parts(recording).items() if PartName(n).role == "test"}
             for part, table in inputs.items():
                 rows = table.recording_index == index
                 first, last = table.first_low[rows], table.first_high[rows] + table.num_frames - 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +16,12 @@ from torch.utils.data import DataLoader
 
 from poyo_ssl.config import FinetuneConfig
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.task import TaskData, frame_duration_s, prepare_task, task_windows
+from poyo_ssl.data.task import Task
 from poyo_ssl.data.windows import Batch, BatchSampler, UnitSet, WindowDataset, WindowTable, require_windows
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.evaluation.predictions import Predictions
-from poyo_ssl.training.run_folder import TrainedRun, decide, read_arguments, read_json
-from poyo_ssl.training.train import make_trainer, open_data, quiet_lightning
+from poyo_ssl.training.run_folder import TrainedRun, decide, read_arguments, read_inputs, read_json
+from poyo_ssl.training.train import Data, make_trainer, open_data, quiet_lightning
 
 PREDICT_BATCH_SIZE = 64
 
@@ -123,32 +122,22 @@ def predict_windows(
 
 @dataclass(frozen=True)
 class TestPart:
-    """One test part of a run's recordings: the windows that every model and baseline is scored on."""
+    """One part of a task: the windows that every model and baseline is scored on."""
 
     __test__ = False  # not a test class for pytest
 
-    data: TaskData
-    config: FinetuneConfig
+    task: Task
     name: str
-    table: WindowTable
+
+    @property
+    def table(self) -> WindowTable:
+        """The part's windows."""
+        return self.task.windows(self.name)
 
     @property
     def split(self) -> str:
         """Name of the split that this part tests."""
         return self.name.removeprefix("test_")
-
-    def movie_rate_hz(self) -> float:
-        """Return the movies' nominal frames per second; 30 where no movie is shown.
-
-        Whole frames, as the baselines' tolerance is: at a measured 29.98 an error of 30 frames would exceed one second.
-        """
-        if self.config.task == "gratings":
-            return 30.0
-        return float(max(1, round(1 / frame_duration_s(self.data.recordings[0].stimulus(self.config.movies[0])))))
-
-    def checksum(self) -> str:
-        """Return one checksum for all recordings."""
-        return hashlib.sha256("".join(r.checksum() for r in self.data.recordings).encode()).hexdigest()
 
     def to_predictions(
         self,
@@ -160,20 +149,20 @@ class TestPart:
         **facts: Any,
     ) -> Predictions:
         """Put predictions beside targets, times and identities; `facts` are further attributes of `Predictions`."""
-        table, recordings = self.table, self.data.recordings
-        frames = np.zeros((0, 0, 0), np.uint8) if self.data.frame_bank is None else self.data.frame_bank
-        values = self.data.class_values if class_values is None else class_values
-        parts = {"train": "train", "valid": self.data.validation_of(self.name), "test": self.name}
+        table, task = self.table, self.task
+        frames = np.zeros((0, 0, 0), np.uint8) if task.frame_bank is None else task.frame_bank
+        values = task.class_values if class_values is None else class_values
+        parts = {"train": "train", "valid": task.validation_of(self.name), "test": self.name}
         return Predictions(
-            task=self.config.task,
+            task=task.name,
             split=self.split,
             arm=arm,
-            data_checksum=self.checksum(),
+            data_checksum=task.checksum,
             prediction=prediction,
             target=table.target,
             time=table.target_time,
-            recording_id=np.array([r.recording_id for r in recordings])[table.recording_index],
-            subject_id=np.array([r.metadata.subject_id for r in recordings])[table.recording_index],
+            recording_id=np.array([r.recording_id for r in task.recordings])[table.recording_index],
+            subject_id=np.array([r.metadata.subject_id for r in task.recordings])[table.recording_index],
             stimulus=table.stimulus,
             frame_number=table.frame_number,
             repeat=table.repeat,
@@ -182,44 +171,33 @@ class TestPart:
             target_frames=frames,
             split_intervals={
                 r: {kind: s.parts[part] for kind, part in parts.items() if part in s.parts}
-                for r, s in self.data.splits.items()
+                for r, s in task.splits.items()
             },
-            movie_rate_hz=self.movie_rate_hz(),
+            movie_rate_hz=task.movie_rate_hz,
             **facts,
         )
 
 
-def open_task(run_folder: Path | str, data: Any = None) -> tuple[TaskData, FinetuneConfig, dict[str, NDArray]]:
-    """Open the recordings of a fine-tuning run again, with the same splits and units.
+def open_task(run: Path | str, data: Data | None = None) -> Task:
+    """Open the task of a fine-tuning run again, on its recordings wherever they are now.
 
-    Parameters
-    ----------
-    run_folder : path
-        Folder of a run of `finetune`.
-    data : path or sequence of Recording, optional
-        Where the recordings are now; by default where the run found them.
-
-    Raises
-    ------
-    ConfigError
-        If the run is no fine-tuning, or was trained on recordings in memory and `data` is not given.
+    Without `data` they are where the run found them; the splits follow from settings and recordings as they did then.
     """
-    arguments = read_arguments(run_folder)
+    arguments, facts = read_arguments(run), read_json(Path(run), "run.json")
     config = arguments["config"]
     if not isinstance(config, FinetuneConfig):
-        raise ConfigError(f"{run_folder} is a pretraining", allowed="runs of 'finetune'", fix="fine-tune it first")
+        raise ConfigError(f"{run} is a pretraining", allowed="runs of 'finetune'", fix="fine-tune it first")
     data = data if data is not None else arguments["data"]
     if data is None:
-        raise ConfigError(f"{run_folder} was trained on recordings in memory", fix="give the recordings as data")
-    run = TrainedRun.open(run_folder)
-    recordings = [r for r in open_data(data) if r.recording_id in run.columns]
+        raise ConfigError(f"{run} was trained on recordings in memory", fix="give the recordings as data")
+    _, class_values, _, columns = read_inputs(Path(run))
+    recordings = [r for r in open_data(data) if r.recording_id in columns]
     if not recordings:
-        raise RecordingError(f"no recording of {run_folder} in the data given", fix="give the data it was trained on")
-    facts = read_json(Path(run_folder), "run.json")
-    task = prepare_task(recordings, config, new_animals=facts.get("new_animals", False))
+        raise RecordingError(f"no recording of {run} in the data given", fix="give the data it was trained on")
+    task = Task.of(recordings, config, new_animals=facts.get("new_animals", False))
     if config.adapt == "embeddings":
-        task = replace(task, class_values=run.class_values, num_frames=run.num_frames)
-    return task, config, run.columns
+        task = replace(task, class_values=class_values, num_frames=facts["num_imaging_frames"])
+    return task
 
 
 def predict_test(
@@ -250,7 +228,7 @@ def predict_test(
         Processes per node, and nodes.
     """
     table = part.table if inputs is None else inputs
-    output = predict_windows(run, part.data.recordings, table, units=units, devices=devices, nodes=nodes)
+    output = predict_windows(run, part.task.recordings, table, units=units, devices=devices, nodes=nodes)
     kind = "control" if run.has_random_encoder else "model"
     facts: dict[str, Any] = {"arm": arm, "kind": kind, "model_id": run.model_id(), "seed": run.config.seed}
     if run.task == "frames":
@@ -259,14 +237,6 @@ def predict_test(
     if output.ndim == 1:
         return part.to_predictions(np.round(output * (len(run.class_values) - 1)).astype(int), **facts)
     return part.to_predictions(decide(run, output), **facts, probabilities=output, class_values=run.class_values)
-
-
-def test_part(data: TaskData, config: FinetuneConfig, name: str) -> TestPart:
-    """Return one test part with its windows."""
-    return TestPart(data, config, name, task_windows(data, config, name))
-
-
-test_part.__test__ = False  # type: ignore[attr-defined]
 
 
 def predict(

@@ -339,12 +339,11 @@ def _make_model(
     *,
     generator: torch.Generator | None = None,
 ) -> PoyoSSL:
-    finetuning = config if isinstance(config, FinetuneConfig) else FinetuneConfig()
     return PoyoSSL(
         config.model,
         num_units=vocabulary.num_units,
         num_sessions=vocabulary.num_sessions,
-        readouts={task: make_readout(finetuning, class_values)},
+        readouts={task: make_readout(config, class_values)},
         generator=generator,
     )
 

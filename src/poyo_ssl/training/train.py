@@ -27,15 +27,7 @@ from poyo_ssl import files
 from poyo_ssl.config import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, WindowConfig
 from poyo_ssl.data.recording import Recording, open_recordings
 from poyo_ssl.data.splits import training_recordings
-from poyo_ssl.data.task import (
-    TaskData,
-    frame_duration_s,
-    make_readout,
-    prepare_task,
-    pretraining_data,
-    pretraining_windows,
-    task_windows,
-)
+from poyo_ssl.data.task import Task, make_readout
 from poyo_ssl.data.units import Vocabulary, fit_normalisation, make_unit_set
 from poyo_ssl.data.windows import BatchSampler, Normalisation, UnitSet, WindowDataset, WindowTable
 from poyo_ssl.errors import CheckpointError, ConfigError, ResourceError, SelectionError
@@ -118,7 +110,7 @@ def choose_units(
 
 
 def _prepare_units(
-    data: TaskData, columns: dict[str, NDArray[np.int64]], window: WindowConfig, vocabulary: Vocabulary
+    data: Task, columns: dict[str, NDArray[np.int64]], window: WindowConfig, vocabulary: Vocabulary
 ) -> tuple[Vocabulary, dict[str, Normalisation], list[Any]]:
     ids = {r.recording_id: [str(u) for u in r.unit_ids[columns[r.recording_id]]] for r in data.recordings}
     vocabulary = vocabulary.grow(ids)
@@ -132,7 +124,7 @@ def _prepare_units(
     return vocabulary, normalisation, units
 
 
-def _describe(folder: Path, command: str, arguments: dict[str, Any], data: TaskData, **facts: Any) -> None:
+def _describe(folder: Path, command: str, arguments: dict[str, Any], data: Task, **facts: Any) -> None:
     if run_folder.process_rank() or (folder / "run.json").exists():
         return
     stored = dict(arguments)
@@ -151,10 +143,10 @@ def pretraining_job(folder: Path, arguments: dict[str, Any], *, progress: bool) 
     config: PretrainConfig = arguments["config"]
     recordings = training_recordings(open_data(arguments["data"]), config.split)
     recordings, columns = choose_units(recordings, arguments["selection"], config.window.units)
-    data = pretraining_data(recordings, config)
-    tables = {part: pretraining_windows(data, config, part) for part in ("train", "valid")}
+    data = Task.of(recordings, config)
+    tables = {part: data.windows(part) for part in ("train", "valid")}
     vocabulary, normalisation, units = _prepare_units(data, columns, config.window, Vocabulary())
-    readouts = {"gratings": make_readout(FinetuneConfig(), data.class_values)}
+    readouts = {"gratings": make_readout(config, data.class_values)}
     model = PoyoSSL(
         config.model,
         num_units=vocabulary.num_units,
@@ -182,8 +174,8 @@ def finetuning_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -
     pretrained = Path(arguments["pretrained"]) if arguments.get("pretrained") else None
     recordings = training_recordings(open_data(arguments["data"]), config.split)
     recordings, columns = choose_units(recordings, arguments["selection"], config.window.units)
-    data = prepare_task(recordings, config)
-    tables = {part: task_windows(data, config, part) for part in ("train", *data.validations)}
+    data = Task.of(recordings, config)
+    tables = {part: data.windows(part) for part in ("train", *data.validations)}
     if pretrained is not None:
         config = replace(config, model=load_model_config(pretrained))
         arguments = arguments | {"config": config}
@@ -208,7 +200,7 @@ def finetuning_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -
 class Inputs:
     """What a fine-tuning reads: windows of its parts, and rows and normalisation of the units."""
 
-    data: TaskData
+    data: Task
     tables: dict[str, WindowTable]
     vocabulary: Vocabulary
     normalisation: dict[str, Normalisation]
@@ -239,7 +231,7 @@ def adaptation_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -
     recordings = [r for r in open_data(arguments["data"]) if r.recording_id not in source.vocabulary.sessions]
     new_animals = _are_new_animals(recordings, source)
     recordings, columns = choose_units(recordings, arguments["selection"], config.window.units)
-    data = prepare_task(recordings, config, new_animals=new_animals)
+    data = Task.of(recordings, config, new_animals=new_animals)
     if data.num_frames != source.num_frames:
         raise ConfigError(
             f"windows of {data.num_frames} imaging frames at the rate of the new recordings",
@@ -247,7 +239,7 @@ def adaptation_job(folder: Path, arguments: dict[str, Any], *, progress: bool) -
             fix="adapt to recordings of the same imaging rate",
         )
     data = replace(data, class_values=source.class_values)
-    tables = {part: task_windows(data, config, part) for part in ("train", *data.validations)}
+    tables = {part: data.windows(part) for part in ("train", *data.validations)}
     vocabulary, normalisation, units = _prepare_units(data, columns, config.window, Vocabulary())
     model = PoyoSSL(
         config.model,
@@ -315,8 +307,8 @@ def _finetuning_job(
         "excluded": {part: dict(table.excluded) for part, table in tables.items()},
         "weights": _weights(tables, config.keep),
     }
-    if config.task != "gratings":
-        facts["movie_frame_s"] = frame_duration_s(data.recordings[0].stimulus(config.movies[0]))
+    if data.movie_frame_s:
+        facts["movie_frame_s"] = data.movie_frame_s
 
     def write_start() -> None:
         _describe(folder, "finetune", arguments, data, **facts, parameters=model.num_parameters())
@@ -331,7 +323,7 @@ def _finetuning_job(
 
 
 def _datasets(
-    data: TaskData, units: list[UnitSet], tables: dict[str, WindowTable], window: WindowConfig
+    data: Task, units: list[UnitSet], tables: dict[str, WindowTable], window: WindowConfig
 ) -> dict[str, WindowDataset]:
     return {
         part: WindowDataset(
@@ -382,7 +374,7 @@ def _weights(parts: Iterable[str], keep: str) -> dict[str, str]:
 
 def _write_inputs(
     folder: Path,
-    data: TaskData,
+    data: Task,
     vocabulary: Vocabulary,
     normalisation: dict[str, Normalisation],
     columns: dict[str, NDArray],
