@@ -13,6 +13,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
+from poyo_ssl.data.responses import Responses, Whitening, to_unit_length
 from poyo_ssl.errors import ConfigError, SplitError
 from poyo_ssl.evaluation.baselines import frame_baselines, frame_number_baselines, gratings_baselines
 from poyo_ssl.evaluation.features import FeatureScaler, bin_features
@@ -30,10 +31,8 @@ from poyo_ssl.evaluation.frame_number import (
     CosineLDAFrameNumber,
     KNNFrameNumber,
     NaiveBayesFrameNumber,
-    Responses,
     ShrunkLDAFrameNumber,
     WhitenedKNNFrameNumber,
-    Whitening,
     candidate_transforms,
     decide,
     within_tolerance,
@@ -156,11 +155,13 @@ def test_discriminants_equal_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> No
 def test_whitened_residuals_have_unit_covariance() -> None:
     rng = np.random.default_rng(0)
     residual = rng.normal(size=(4000, 5)) @ rng.normal(size=(5, 5))
-    whitening = Whitening.fit(residual, centre=np.ones(5), shrinkage=0.0, variance_floor=0.0)
+    covariance = residual.T @ residual / len(residual)
+    whitening = Whitening.from_covariance(covariance, centre=np.ones(5), shrinkage=0.0, variance_floor=0.0)
     white = whitening(residual + 1)
     np.testing.assert_allclose(white.T @ white / len(white), np.eye(5), atol=1e-6)
-    diagonal = Whitening.fit(residual, centre=np.ones(5), shrinkage=1.0, variance_floor=0.0)(residual + 1)
-    np.testing.assert_allclose(diagonal, residual / np.sqrt((residual**2).mean(axis=0)), rtol=1e-6)
+    diagonal = Whitening.from_covariance(covariance, centre=np.ones(5), shrinkage=1.0, variance_floor=0.0)
+    np.testing.assert_allclose(diagonal(residual + 1), residual / np.sqrt((residual**2).mean(axis=0)), rtol=1e-6)
+    np.testing.assert_array_equal(to_unit_length(np.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]])
 
 
 def test_cosines_equal_a_metric_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +221,8 @@ def test_smooth_means_equals_direct_sum() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(50, 3)), rng.integers(0, 20, 50)
     weight = np.exp(-0.5 * ((np.arange(20)[:, None] - y) / 1.5) ** 2) * (np.abs(np.arange(20)[:, None] - y) <= 6)
+    plain = Responses.of(np.array([[1.0], [3.0], [8.0]]), np.array([0, 0, 2]), 3).means(0.0)
+    np.testing.assert_array_equal(plain.ravel(), [2, 4, 8])  # frame 1 is not shown: the overall mean
     np.testing.assert_allclose(Responses.of(x, y, 20).means(1.5), weight @ x / weight.sum(axis=1, keepdims=True))
 
 

@@ -13,6 +13,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import softmax
 from test_baselines import make_parts
 
+from poyo_ssl.data.responses import Responses
 from poyo_ssl.evaluation import features, frame_number
 from poyo_ssl.evaluation.features import in_blocks
 from poyo_ssl.evaluation.frame_number import (
@@ -20,7 +21,6 @@ from poyo_ssl.evaluation.frame_number import (
     FrameNumberBaseline,
     KNNFrameNumber,
     NaiveBayesFrameNumber,
-    Responses,
     ShrunkLDAFrameNumber,
     WhitenedKNNFrameNumber,
     candidate_transforms,

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
-from scipy.ndimage import gaussian_filter1d
-from scipy.sparse import csr_array
+from scipy.linalg import cho_factor, cho_solve
 
+from poyo_ssl.data.responses import Responses, Whitening, to_unit_length
 from poyo_ssl.evaluation.features import Array, FeatureScaler, FloatArray, IntArray, check_parts, in_blocks
 
 
@@ -202,79 +199,6 @@ def rank_votes(numbers: IntArray, num_frames: int) -> FloatArray:
     place = np.arange(num_rows)[:, None] * num_frames + numbers
     mass = np.bincount(place.ravel(), votes.ravel(), minlength=num_rows * num_frames)
     return np.asarray(mass, np.float64).reshape(num_rows, num_frames)
-
-
-@dataclass(frozen=True)
-class Responses:
-    """Windows summed per movie frame.
-
-    Attributes
-    ----------
-    x : ndarray
-        ``(N, F)`` features.
-    counts : ndarray
-        ``(L,)`` windows of every frame.
-    sums : ndarray
-        ``(L, F)`` sum of their features.
-
-    Examples
-    --------
-    >>> responses = Responses.of(np.array([[1.0], [3.0], [8.0]]), np.array([0, 0, 2]), 3)
-    >>> responses.means(0.0).ravel(), responses.residual_variance(responses.means(0.0)).round(3)
-    (array([2., 4., 8.]), array([0.667]))
-    """
-
-    x: FloatArray
-    counts: FloatArray
-    sums: FloatArray
-
-    @classmethod
-    def of(cls, x: FloatArray, y: IntArray, num_frames: int) -> Responses:
-        """Sum features ``(N, F)`` with frame numbers ``(N,)``."""
-        counts = np.bincount(y, minlength=num_frames).astype(np.float64)
-        of_frame = csr_array((np.ones(len(y)), (y, np.arange(len(y)))), shape=(num_frames, len(y)))
-        return cls(x, counts, of_frame @ x)
-
-    def means(self, smoothing_frames: float) -> FloatArray:
-        """Mean response per frame, averaged over neighbouring frames with a Gaussian.
-
-        Parameters
-        ----------
-        smoothing_frames : float
-            Standard deviation of the Gaussian in frames; 0 leaves the plain means.
-
-        Returns
-        -------
-        ndarray
-            ``(L, F)``; the overall mean where no window is within reach.
-        """
-        counts, sums = self.counts, self.sums
-        if smoothing_frames > 0:
-            sums = gaussian_filter1d(sums, smoothing_frames, axis=0, mode="constant")
-            counts = gaussian_filter1d(counts, smoothing_frames, mode="constant")
-        reached = counts > 1e-9
-        means = sums / np.where(reached, counts, 1.0)[:, None]
-        means[~reached] = self.x.mean(axis=0)
-        return np.asarray(means)
-
-    @cached_property
-    def _squares(self) -> FloatArray:
-        return np.asarray((self.x**2).sum(axis=0))
-
-    @cached_property
-    def _products(self) -> FloatArray:
-        return np.asarray(self.x.T @ self.x)
-
-    def residual_variance(self, means: FloatArray) -> FloatArray:
-        """``(F,)`` mean squared difference of the windows from the means ``(L, F)`` of their frames."""
-        explained = ((2 * self.sums - self.counts[:, None] * means) * means).sum(axis=0)
-        # Rounding could leave a constant feature a hair below 0.
-        return np.maximum(self._squares - explained, 0.0) / len(self.x)
-
-    def residual_covariance(self, means: FloatArray) -> FloatArray:
-        """``(F, F)`` mean product of the windows' differences from the means ``(L, F)`` of their frames."""
-        cross = (self.sums - 0.5 * self.counts[:, None] * means).T @ means
-        return np.asarray((self._products - cross - cross.T) / len(self.x))
 
 
 SEARCH_WINDOWS = 1000
@@ -569,81 +493,6 @@ class ShrunkLDAFrameNumber(LinearFrameNumber):
 NOISE_SMOOTHING_FRAMES = 8.0
 """Smoothing of the mean responses whose residuals are taken for noise."""
 SHRINKAGES = (0.2, 0.4, 0.6)
-
-
-@dataclass(frozen=True)
-class Whitening:
-    """A linear map after which noise has unit covariance.
-
-    Attributes
-    ----------
-    centre : ndarray
-        ``(F,)`` subtracted first: the mean of the training features.
-    factor : ndarray
-        ``(F, F)`` lower Cholesky factor of the shrunk noise covariance.
-
-    Examples
-    --------
-    >>> residual = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    >>> whitening = Whitening.fit(residual, centre=np.zeros(2), shrinkage=0.0, variance_floor=0.0)
-    >>> whitening(residual).round(3)[[0, 2]]
-    array([[1.414, 0.   ],
-           [0.   , 1.414]])
-    """
-
-    centre: FloatArray
-    factor: FloatArray
-
-    @classmethod
-    def fit(
-        cls, residual: FloatArray, *, centre: FloatArray, shrinkage: float, variance_floor: float = 0.05
-    ) -> Whitening:
-        """Take the covariance of residuals, shrunk towards its diagonal.
-
-        Parameters
-        ----------
-        residual : ndarray
-            ``(N, F)`` noise: features less the mean response.
-        centre : ndarray
-            ``(F,)`` what to subtract from features.
-        shrinkage : float
-            Share of the diagonal, 0 to 1.
-        variance_floor : float
-            Share of the average variance added to every variance, so that nearly silent neurons do not decide alone.
-        """
-        covariance = residual.T @ residual / len(residual)
-        return cls.from_covariance(covariance, centre=centre, shrinkage=shrinkage, variance_floor=variance_floor)
-
-    @classmethod
-    def from_covariance(
-        cls, covariance: FloatArray, *, centre: FloatArray, shrinkage: float, variance_floor: float = 0.05
-    ) -> Whitening:
-        """Shrink a noise covariance ``(F, F)``, which is left as it is; otherwise as `fit`."""
-        variance = np.diag(covariance)
-        shrunk = (1 - shrinkage) * covariance
-        np.fill_diagonal(shrunk, variance + variance_floor * variance.mean() + 1e-9)
-        return cls(centre, cholesky(shrunk, lower=True))
-
-    def __call__(self, x: FloatArray) -> FloatArray:
-        """Return ``(N, F)`` whitened features."""
-        return np.asarray(solve_triangular(self.factor, (x - self.centre).T, lower=True).T)
-
-    def directions(self, x: FloatArray) -> FloatArray:
-        """Return ``(N, F)`` whitened features of length 1; the centre itself stays 0."""
-        return to_unit_length(self(x))
-
-
-def to_unit_length(x: FloatArray) -> FloatArray:
-    """Divide rows by their length; zeros stay.
-
-    Examples
-    --------
-    >>> to_unit_length(np.array([[3.0, 4.0], [0.0, 0.0]]))
-    array([[0.6, 0.8],
-           [0. , 0. ]])
-    """
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.asarray(x / np.where(length > 0, length, 1.0))
 
 
 def _whitenings(x_train: Array, y_train: IntArray, num_frames: int) -> Iterator[tuple[dict[str, Any], Any, Whitening]]:

@@ -19,9 +19,9 @@ from scipy.linalg import eigh, solve_triangular
 
 from poyo_ssl.data.intervals import Intervals, as_intervals, merge, subtract
 from poyo_ssl.data.recording import Recording
+from poyo_ssl.data.responses import Responses, Whitening
 from poyo_ssl.data.windows import BatchRequest, UnitSet, WindowDataset, WindowTable
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation.frame_number import Responses, Whitening
 from poyo_ssl.models.poyo_ssl import ValueSkip, bin_values
 
 SHRINKAGE = 0.4
