@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from population_samples import make_population
+from spectra import amplitude_slope
 
 from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.observatory import CellClass
 from poyo_ssl.observatory.cells import draw_population
 from poyo_ssl.observatory.drives import control_gain, movie_drive, picture_responses, undo_gain_control
 from poyo_ssl.observatory.inversion import KnownNeurons, PictureInversion, draw_footage, has_known_neurons
-from poyo_ssl.observatory.movies import amplitude_slope
 
 MOVIE = "natural_movie_one"
 

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from spectra import amplitude_slope
 
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.observatory import SIZES, MovieSpec, movie_cuts
@@ -9,7 +10,6 @@ from poyo_ssl.observatory.movies import (
     MOVIE_PHOTOGRAPHS,
     SCENE_PHOTOGRAPHS,
     SHOT_SECONDS,
-    amplitude_slope,
     draw_dead_leaves,
     draw_noise,
     load_picture,

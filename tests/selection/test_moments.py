@@ -167,3 +167,21 @@ def test_memory_map_is_streamed(tmp_path):
 def test_no_frame_left_is_an_error():
     with pytest.raises(SelectionError, match="0 imaging frames"):
         measure_units(make_recording(draw("normal", (100, 2))), np.array([[500.0, 600.0]]))
+
+
+def test_two_values_by_hand():
+    moments = CentralMoments(1)
+    moments.update(np.array([[0.0], [0.0]]))
+    moments.update(np.array([[0.0], [4.0]]))
+    np.testing.assert_allclose(moments.skewness(), 6 / 3**1.5)
+    np.testing.assert_allclose(moments.kurtosis(), 21 / 9 - 3)
+
+
+def test_spans_inside_intervals_and_outside_masked_ones():
+    spans = frame_spans(np.arange(10.0), np.array([[1.0, 4.0], [3.0, 9.0]]), np.array([[5.0, 6.0]]))
+    assert spans.tolist() == [[1, 5], [6, 9]]
+
+
+def test_skewness_of_a_gamma():
+    dff = np.random.default_rng(0).gamma(4.0, size=(20_000, 1)).astype(np.float32)
+    assert measure_units(make_recording(dff)).skewness.round(1).tolist() == [1.0]  # 2 / sqrt(4)

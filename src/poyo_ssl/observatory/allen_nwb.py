@@ -55,43 +55,6 @@ def write_allen_nwb(
     the neuropil-corrected trace is exactly ``500 (1 + dF/F)``: neuropil is the mean of all units with a ratio of 0.7,
     and the raw trace equals the demixed one. Without `recording.motion` the plane did not move; without `running` or
     `pupil` their groups are left out, as in the real files.
-
-    Parameters
-    ----------
-    recording : Recording
-        With metadata, ROI masks, and running on the imaging clock if there is any.
-    path : path
-        ``ophys_experiment_data/<recording id>.nwb`` by the Allen's convention.
-    templates : mapping, optional
-        ``(L, height, width)`` pixels of each movie, of ``natural_scenes`` and of the sparse noises by name. By default
-        they are taken from the recording's data folder.
-    overwrite : bool
-        Replace a file that is there.
-
-    Returns
-    -------
-    Path
-        The file written.
-
-    Raises
-    ------
-    RecordingError
-        If the file is there (without `overwrite`), metadata or masks are missing, running starts off the
-        imaging clock, or the pixels of a stimulus cannot be found.
-
-    Examples
-    --------
-    >>> import tempfile, numpy as np
-    >>> from poyo_ssl.observatory.cells import draw_roi_masks
-    >>> metadata = RecordingMetadata(
-    ...     "308148", container_id="591392164", cre_line="Vip-IRES-Cre", age_days=114.0, depth_um=175,
-    ...     session_type="three_session_A", targeted_structure="VISp", recording_date="2017-05-31 10:29:38")
-    >>> made = Recording("592494159", np.zeros((60, 3), np.float32), 26.7 + np.arange(60) / 30, metadata,
-    ...                  roi_masks=draw_roi_masks(3, np.random.default_rng(0)))
-    >>> path = write_allen_nwb(made, tempfile.mkdtemp() + "/592494159.nwb")
-    >>> with h5py.File(path) as file:
-    ...     print(file["session_start_time"][()], file[PIPELINE + "/DfOverF/imaging_plane_1/data"].shape)
-    b'Wed May 31 10:29:38 2017' (3, 60)
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -334,13 +297,7 @@ NWB_FOLDER = "ophys_experiment_data"
 
 
 def experiment_id(seed: int, index: int) -> str:
-    """Return the number of a recording: 9, the seed (four digits at least), its position (three digits).
-
-    Examples
-    --------
-    >>> experiment_id(0, 12), experiment_id(12345, 432)
-    ('90000012', '912345432')
-    """
+    """Return the number of a recording: 9, the seed (four digits at least), its position (three digits)."""
     return f"9{seed:04d}{index:03d}"
 
 

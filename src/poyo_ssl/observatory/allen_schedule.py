@@ -51,22 +51,12 @@ NUM_LOST_GRATINGS = 2
 
 @dataclass(frozen=True)
 class Block:
-    """One stimulus on the screen without a break.
+    """One stimulus on the screen without a break."""
 
-    Attributes
-    ----------
-    stimulus : str
-        Allen name.
-    start_frame, end_frame : int
-        Imaging frames, half-open.
-    num_presentations : int
-        Sweeps, images or movie frames; 0 for ``spontaneous``.
-    """
-
-    stimulus: str
-    start_frame: int
-    end_frame: int
-    num_presentations: int = 0
+    stimulus: str  # Allen name
+    start_frame: int  # Imaging frames, half-open
+    end_frame: int  # Imaging frames, half-open
+    num_presentations: int = 0  # Sweeps, images or movie frames; 0 for ``spontaneous``
 
     @property
     def duration_s(self) -> float:
@@ -149,27 +139,8 @@ ALLEN_SESSIONS: Mapping[str, AllenSession] = MappingProxyType(
 """Real blocks by session type."""
 
 
-def movies_of(session_type: str) -> tuple[str, ...]:
-    """Return the movies of a session type, in order.
-
-    Examples
-    --------
-    >>> movies_of("three_session_A")
-    ('natural_movie_three', 'natural_movie_one')
-    """
-    names = (block.stimulus for block in ALLEN_SESSIONS[session_type].blocks)
-    return tuple(dict.fromkeys(name for name in names if name in MOVIE_FRAMES))
-
-
 def block_shares(block: Block) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return when presentations begin and end, as shares of the block's length, ``(K,)`` each.
-
-    Examples
-    --------
-    >>> start, end = block_shares(Block("drifting_gratings", 0, 150, 2))
-    >>> start.tolist(), end.tolist()
-    ([0.0, 0.6], [0.4, 1.0])
-    """
+    """Return when presentations begin and end, as shares of the block's length, ``(K,)`` each."""
     number = np.arange(block.num_presentations)
     if block.stimulus == "drifting_gratings":
         onset, length = GRATING_PERIOD_S * number.astype(float), float(GRATING_S)
@@ -180,14 +151,7 @@ def block_shares(block: Block) -> tuple[NDArray[np.float64], NDArray[np.float64]
 
 
 def draw_conditions(stimulus: str, rng: np.random.Generator) -> dict[str, NDArray]:
-    """Draw what is shown in each presentation of a stimulus over a whole session: the columns of its table.
-
-    Examples
-    --------
-    >>> columns = draw_conditions("natural_scenes", np.random.default_rng(0))
-    >>> len(columns["frame"]), int((columns["frame"] == -1).sum())
-    (5950, 50)
-    """
+    """Draw what is shown in each presentation of a stimulus over a whole session: the columns of its table."""
     if stimulus == "drifting_gratings":
         frequencies = protocol.GRATING_TEMPORAL_FREQUENCIES_HZ
         return draw_drifting_gratings(frequencies, GRATING_REPEATS, NUM_GRATING_BLANKS, rng, num_lost=NUM_LOST_GRATINGS)
@@ -233,21 +197,7 @@ def draw_drifting_gratings(
     *,
     num_lost: int = 0,
 ) -> dict[str, NDArray]:
-    """Draw a session's sweeps in random order, blank sweeps among them.
-
-    Parameters
-    ----------
-    temporal_frequencies_hz : tuple of float
-        Out of the Allen's five.
-    repeats : int
-        Sweeps of each direction and temporal frequency.
-    num_blanks : int
-        Blank sweeps.
-    rng : numpy.random.Generator
-        Source of the order.
-    num_lost : int
-        Conditions that fall one sweep short.
-    """
+    """Draw a session's sweeps in random order, blank sweeps among them."""
     frequencies = np.asarray(temporal_frequencies_hz)
     directions = np.asarray(protocol.GRATING_DIRECTIONS_DEG)
     num_conditions = len(directions) * len(frequencies)

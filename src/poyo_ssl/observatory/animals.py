@@ -16,41 +16,22 @@ from numpy.typing import NDArray
 _VISUAL_AREAS = ("VISp", "VISl", "VISal", "VISpm", "VISam", "VISrl")
 _AI93, _AI94 = "Ai93(TITL-GCaMP6f)", "Ai94(TITL-GCaMP6s)"
 _AI148, _AI162 = "Ai148(TIT2L-GC6f-ICL-tTA2)", "Ai162(TIT2L-GC6s-ICL-tTA2)"
-TWO_PART_REPORTERS = (_AI93, f"{_AI93}-hyg", _AI94)
-"""Reporters whose mice carry Camk2a-tTA as well."""
 
 
 @dataclass(frozen=True)
 class LineFacts:
-    """What is known of one Cre line in the Allen Brain Observatory.
+    """What is known of one Cre line in the Allen Brain Observatory."""
 
-    Attributes
-    ----------
-    cell_class : str
-        ``excitatory`` or ``inhibitory``.
-    layers : str
-        Cortical layers.
-    containers, mice : int
-        Published numbers of experiment containers (three sessions each) and of mice.
-    reporters : mapping
-        Number of containers by reporter line; the first is the usual one.
-    depths_um : tuple of int
-        Imaging planes.
-    num_units : tuple of int
-        Fewest and most cells of a session. Our choice: of the order of the published total (63,251 cells in 456
-        containers), few in inhibitory lines.
-    areas : tuple of str
-        Visual areas.
-    """
-
-    cell_class: str
-    layers: str
-    containers: int
-    mice: int
-    reporters: Mapping[str, int]
-    depths_um: tuple[int, ...]
+    cell_class: str  # ``excitatory`` or ``inhibitory``
+    layers: str  # Cortical layers
+    containers: int  # Published numbers of experiment containers (three sessions each) and of mice
+    mice: int  # Published numbers of experiment containers (three sessions each) and of mice
+    reporters: Mapping[str, int]  # Number of containers by reporter line; the first is the usual one
+    depths_um: tuple[int, ...]  # Imaging planes
+    # Fewest and most cells of a session. Our choice: of the order of the published total (63,251 cells in 456
+    # containers), few in inhibitory lines
     num_units: tuple[int, int]
-    areas: tuple[str, ...] = _VISUAL_AREAS
+    areas: tuple[str, ...] = _VISUAL_AREAS  # Visual areas
 
     @property
     def reporter(self) -> str:
@@ -86,54 +67,20 @@ LINE_FACTS: Mapping[str, LineFacts] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Container:
-    """One field of view of one mouse, imaged in one or several sessions.
+    """One field of view of one mouse, imaged in one or several sessions."""
 
-    Attributes
-    ----------
-    container_id, subject_id : str
-        Identity of the field of view and of the mouse.
-    cre_line, reporter_line : str
-        Allen names.
-    area : str
-        Visual area.
-    depth_um : int
-        Imaging depth.
-    sex : str
-        Of the mouse.
-    age_days : int
-        Age of the mouse on the day of the container's first session.
-    """
-
-    container_id: str
-    subject_id: str
-    cre_line: str
-    reporter_line: str
-    area: str
-    depth_um: int
-    sex: str
-    age_days: int
+    container_id: str  # Identity of the field of view and of the mouse
+    subject_id: str  # Identity of the field of view and of the mouse
+    cre_line: str  # Allen names
+    reporter_line: str  # Allen names
+    area: str  # Visual area
+    depth_um: int  # Imaging depth
+    sex: str  # Of the mouse
+    age_days: int  # Age of the mouse on the day of the container's first session
 
 
 def draw_container(seed: int, number: int, line: str, place: int, of: int) -> Container:
-    """Draw a container; the mice of a line have as many containers each as the Allen's.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the data folder.
-    number : int
-        Position of the container in the data folder.
-    line : str
-        Cre line.
-    place, of : int
-        Which of the folder's containers of this line it is, and how many there are.
-
-    Examples
-    --------
-    >>> one, two = (draw_container(0, place, "Cux2-CreERT2", place, 76) for place in (0, 1))
-    >>> one.subject_id == two.subject_id, one.container_id == two.container_id
-    (True, False)
-    """
+    """Draw a container; the mice of a line have as many containers each as the Allen's."""
     facts = LINE_FACTS[line]
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, number)))
     mouse = place * facts.mice // facts.containers
@@ -167,38 +114,17 @@ BLINK_INTERVAL_S, BLINK_S = 20.0, 0.4
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Behaviour on the imaging clock.
+    """Behaviour on the imaging clock."""
 
-    Attributes
-    ----------
-    running : ndarray
-        ``(T,)`` float32 cm/s.
-    arousal : ndarray
-        ``(T,)`` mean 0, variance 1; slow, partly running, drives pupil and neurons.
-    pupil_size : ndarray
-        ``(T,)`` float32 area in pixels of the eye camera.
-    gaze_cm : ndarray
-        ``(T, 2)`` float32 on the monitor, right and up from its middle.
-    eye_open : ndarray
-        ``(T,)`` bool; False during blinks, when there is no pupil to see.
-    """
-
-    running: NDArray[np.float32]
-    arousal: NDArray[np.float64]
-    pupil_size: NDArray[np.float32]
-    gaze_cm: NDArray[np.float32]
-    eye_open: NDArray[np.bool_]
+    running: NDArray[np.float32]  # ``(T,)`` float32 cm/s
+    arousal: NDArray[np.float64]  # ``(T,)`` mean 0, variance 1; slow, partly running, drives pupil and neurons
+    pupil_size: NDArray[np.float32]  # ``(T,)`` float32 area in pixels of the eye camera
+    gaze_cm: NDArray[np.float32]  # ``(T, 2)`` float32 on the monitor, right and up from its middle
+    eye_open: NDArray[np.bool_]  # ``(T,)`` bool; False during blinks, when there is no pupil to see
 
 
 def simulate_behaviour(num_frames: int, rate_hz: float, rng: np.random.Generator) -> Behaviour:
-    """Simulate running, arousal, pupil and gaze of one session.
-
-    Examples
-    --------
-    >>> behaviour = simulate_behaviour(9000, 30.0, np.random.default_rng(0))
-    >>> bool(np.corrcoef(behaviour.arousal, behaviour.pupil_size)[0, 1] > 0.9)
-    True
-    """
+    """Simulate running, arousal, pupil and gaze of one session."""
     from scipy import ndimage
 
     running = simulate_running(num_frames, rate_hz, rng)
@@ -217,14 +143,7 @@ def simulate_behaviour(num_frames: int, rate_hz: float, rng: np.random.Generator
 
 
 def simulate_running(num_frames: int, rate_hz: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Simulate running speed in cm/s: bouts of some seconds between rests, smooth, never far below 0.
-
-    Examples
-    --------
-    >>> speed = simulate_running(3000, 30.0, np.random.default_rng(0))
-    >>> speed.shape, speed.dtype
-    ((3000,), dtype('float32'))
-    """
+    """Simulate running speed in cm/s: bouts of some seconds between rests, smooth, never far below 0."""
     from scipy import ndimage
 
     target = np.zeros(num_frames)
@@ -239,14 +158,7 @@ def simulate_running(num_frames: int, rate_hz: float, rng: np.random.Generator) 
 
 
 def slow_noise(shape: tuple[int, int], time_constant_frames: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw Ornstein-Uhlenbeck noise of unit variance along the first axis.
-
-    Examples
-    --------
-    >>> noise = slow_noise((20_000, 1), 10.0, np.random.default_rng(0))[:, 0]
-    >>> bool(abs(np.corrcoef(noise[10:], noise[:-10])[0, 1] - np.exp(-1)) < 0.05)
-    True
-    """
+    """Draw Ornstein-Uhlenbeck noise of unit variance along the first axis."""
     from scipy import signal
 
     decay = np.exp(-1 / time_constant_frames)

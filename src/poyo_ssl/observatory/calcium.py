@@ -40,24 +40,7 @@ SHOT_SHARE = 1 / (1 + NEUROPIL_RATIO[0] * NEUROPIL_RESTING)
 
 
 def kernel_shape(indicator: Indicator, rate_hz: float, duration_s: float | None = None) -> NDArray[np.float64]:
-    """Return the kernel exp(-t / decay) - exp(-t / rise), scaled to a peak of 1, sampled at the imaging rate.
-
-    Parameters
-    ----------
-    indicator : Indicator
-        Time constants.
-    rate_hz : float
-        Imaging rate.
-    duration_s : float, optional
-        Length; ten decay times by default.
-
-    Examples
-    --------
-    >>> from poyo_ssl.observatory.worlds import GCAMP6F
-    >>> kernel = kernel_shape(GCAMP6F, 30.0)
-    >>> float(kernel[0]), float(kernel.max().round(2))
-    (0.0, 1.0)
-    """
+    """Return the kernel exp(-t / decay) - exp(-t / rise), scaled to a peak of 1, sampled at the imaging rate."""
     time = np.arange(int((duration_s or 10 * indicator.decay_s) * rate_hz)) / rate_hz
     shape = np.exp(-time / indicator.decay_s) - np.exp(-time / indicator.rise_s)
     return shape / _kernel_peak(indicator)
@@ -72,25 +55,7 @@ def _kernel_peak(indicator: Indicator) -> float:
 def draw_counts(
     rate_hz: NDArray[np.floating], frame_s: float, burstiness: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Draw event counts per imaging frame: negative binomial with the given mean and Fano factor.
-
-    Parameters
-    ----------
-    rate_hz : ndarray
-        ``(T, N)`` events per second.
-    frame_s : float
-        Length of a frame in seconds.
-    burstiness : float
-        Fano factor of the count, 1 or more; 1 is Poisson.
-    rng : numpy.random.Generator
-        Source of the draws.
-
-    Examples
-    --------
-    >>> counts = draw_counts(np.full((90_000, 1), 3.0), 1 / 30, 3.0, np.random.default_rng(0))
-    >>> bool(abs(counts.mean() - 0.1) < 0.01), bool(abs(counts.var() / counts.mean() - 3) < 0.2)
-    (True, True)
-    """
+    """Draw event counts per imaging frame: negative binomial with the given mean and Fano factor."""
     mean = np.asarray(rate_hz, np.float64) * frame_s
     if burstiness == 1:
         return rng.poisson(mean)
@@ -110,28 +75,14 @@ def convolve_kernel(events: NDArray[np.floating], indicator: Indicator, rate_hz:
 
 @dataclass(frozen=True)
 class Fluorescence:
-    """Fluorescence and dF/F of a session and what is true of it.
+    """Fluorescence and dF/F of a session and what is true of it."""
 
-    Attributes
-    ----------
-    dff : ndarray
-        ``(T, N)`` float32.
-    events : SparseEvents
-        Event counts.
-    noise_level : ndarray
-        ``(N,)`` standard deviation of the noise in one frame at rest, in dF/F.
-    signal_share : ndarray
-        ``(N,)`` variance of the noiseless calcium over that plus the noise's at rest.
-    neuropil_ratio, neuropil_ratio_found : ndarray
-        ``(N,)`` true r and the one that the correction used.
-    """
-
-    dff: NDArray[np.float32]
-    events: SparseEvents
-    noise_level: NDArray[np.float64]
-    signal_share: NDArray[np.float64]
-    neuropil_ratio: NDArray[np.float64]
-    neuropil_ratio_found: NDArray[np.float64]
+    dff: NDArray[np.float32]  # ``(T, N)`` float32
+    events: SparseEvents  # Event counts
+    noise_level: NDArray[np.float64]  # ``(N,)`` standard deviation of the noise in one frame at rest, in dF/F
+    signal_share: NDArray[np.float64]  # ``(N,)`` variance of the noiseless calcium over that plus the noise's at rest
+    neuropil_ratio: NDArray[np.float64]  # ``(N,)`` true r and the one that the correction used
+    neuropil_ratio_found: NDArray[np.float64]  # ``(N,)`` true r and the one that the correction used
 
 
 def simulate_calcium(
@@ -185,23 +136,7 @@ def simulate_fluorescence(
     columns_px: NDArray[np.float64] | None = None,
     procedure: str | None = "allen_median",
 ) -> Fluorescence:
-    """Draw events from rates and image them.
-
-    Parameters
-    ----------
-    cell : CellClass
-        Burstiness, indicator, noise, saturation, neuropil.
-    rates : ndarray
-        ``(T, N)`` events per second.
-    rate_hz : float
-        Imaging rate.
-    rng : numpy.random.Generator
-        Source of everything random.
-    rows_px, columns_px : ndarray, optional
-        ``(N,)`` places of the cells in the imaging plane; without them all lie at one place.
-    procedure : str, optional
-        How dF/F is computed (`poyo_ssl.data.dff`); None takes the true resting fluorescence, without drift.
-    """
+    """Draw events from rates and image them."""
     num_frames, num_units = rates.shape
     calcium, events = simulate_calcium(cell, rates, rate_hz, rng)
     level = cell.noise_level * np.exp(cell.noise_spread * rng.standard_normal(num_units))
@@ -261,30 +196,6 @@ def expected_moments(
     kernel's n-th power. A negative binomial count of mean m and Fano factor F has the cumulants m, m F, m F (2 F - 1)
     and m F (6 F^2 - 6 F + 1). Noise of variance v (1 + s x) on a signal x with cumulants k adds v (1 + s k_1) to the
     second cumulant, 3 v s k_2 to the third, and 6 v s k_3 + 3 v^2 s^2 k_2 to the fourth.
-
-    Parameters
-    ----------
-    mean_rate_hz, burstiness, indicator, noise_level
-        As in `CellClass`.
-    rate_hz : float
-        Imaging rate.
-    shot_share : float
-        Growth of the noise variance per unit of signal, s; 0 for noise that does not depend on it.
-
-    Returns
-    -------
-    tuple of float
-        Skewness, excess (Fisher) kurtosis.
-
-    Examples
-    --------
-    For Poisson events and a kernel without rise this is 0.943 / sqrt(r tau) and 1 / (r tau):
-
-    >>> quick = Indicator("quick", rise_s=1e-6, decay_s=0.4, amplitude=1.0)
-    >>> skewness, kurtosis = expected_moments(
-    ...     mean_rate_hz=0.5, burstiness=1.0, indicator=quick, noise_level=0.0, rate_hz=1000.0)
-    >>> round(skewness / (0.943 / 0.2**0.5), 2), round(kurtosis / (1 / 0.2), 2)
-    (1.0, 1.0)
     """
     mean, fano = mean_rate_hz / rate_hz, burstiness
     counts = {1: mean, 2: mean * fano, 3: mean * fano * (2 * fano - 1), 4: mean * fano * (6 * fano**2 - 6 * fano + 1)}

@@ -24,26 +24,7 @@ BORDER_PX = 10
 
 
 def draw_roi_masks(num_units: int, rng: np.random.Generator) -> RoiMasks:
-    """Draw a disc for every unit, in a random cell of a grid and off its middle, so that none overlap.
-
-    Parameters
-    ----------
-    num_units : int
-        Number of units, at most 729.
-    rng : numpy.random.Generator
-        Source of places and radii.
-
-    Raises
-    ------
-    ConfigError
-        If so many cells do not fit into the plane.
-
-    Examples
-    --------
-    >>> masks = draw_roi_masks(20, np.random.default_rng(0))
-    >>> sorted(set(masks.unit.tolist())) == list(range(20)), bool((masks.dense(0) & masks.dense(1)).any())
-    (True, False)
-    """
+    """Draw a disc for every unit, in a random cell of a grid and off its middle, so that none overlap."""
     return paint_discs(*draw_places(num_units, rng))
 
 
@@ -92,59 +73,30 @@ STIMULUS_KINDS = ("drifting_gratings", "static_gratings", "natural_scenes", MOVI
 
 @dataclass(frozen=True)
 class Population:
-    """Tuning of N neurons, one value each.
+    """Tuning of N neurons, one value each."""
 
-    Attributes
-    ----------
-    rf_x_deg, rf_y_deg : ndarray
-        Receptive-field centre, from the middle of the screen; right and up are positive.
-    rf_sigma_deg : ndarray
-        Standard deviation of the receptive field's envelope.
-    direction_deg : ndarray
-        Preferred direction of drift; the preferred orientation lies across it.
-    direction_selectivity : ndarray
-        1: the opposite direction drives through nothing but the filters' overlap; 0: both alike.
-    spatial_frequency_cpd, temporal_frequency_hz : ndarray
-        Preferred frequencies.
-    phase_rad : ndarray
-        Phase of the Gabor, which matters for simple cells.
-    time_constant_s : ndarray
-        Of the temporal kernel, whose peak lies at twice that.
-    simple, tuned, suppressed : ndarray
-        Booleans: a simple cell; driven by stimuli at all; silenced by what would drive others.
-    exponent : ndarray
-        Power to which the filters' energy is raised; above 1 the cell answers to fewer pictures and the more to them.
-    affinity : ndarray
-        ``(N, 5)`` how much each of `STIMULUS_KINDS` drives the cell, about 1.
-    relative_rate : ndarray
-        Mean rate over the median of the class.
-    roi_row_px, roi_column_px, roi_radius_px : ndarray
-        Place and size in the imaging plane of 512 x 512 pixels.
-
-    Raises
-    ------
-    ConfigError
-        If a receptive field lies off the screen.
-    """
-
-    rf_x_deg: NDArray[np.float64]
-    rf_y_deg: NDArray[np.float64]
-    rf_sigma_deg: NDArray[np.float64]
-    direction_deg: NDArray[np.float64]
+    rf_x_deg: NDArray[np.float64]  # Receptive-field centre, from the middle of the screen; right and up are positive
+    rf_y_deg: NDArray[np.float64]  # Receptive-field centre, from the middle of the screen; right and up are positive
+    rf_sigma_deg: NDArray[np.float64]  # Standard deviation of the receptive field's envelope
+    direction_deg: NDArray[np.float64]  # Preferred direction of drift; the preferred orientation lies across it
+    # 1: the opposite direction drives through nothing but the filters' overlap; 0: both alike
     direction_selectivity: NDArray[np.float64]
-    spatial_frequency_cpd: NDArray[np.float64]
-    temporal_frequency_hz: NDArray[np.float64]
-    phase_rad: NDArray[np.float64]
-    time_constant_s: NDArray[np.float64]
-    simple: NDArray[np.bool_]
-    tuned: NDArray[np.bool_]
+    spatial_frequency_cpd: NDArray[np.float64]  # Preferred frequencies
+    temporal_frequency_hz: NDArray[np.float64]  # Preferred frequencies
+    phase_rad: NDArray[np.float64]  # Phase of the Gabor, which matters for simple cells
+    time_constant_s: NDArray[np.float64]  # Of the temporal kernel, whose peak lies at twice that
+    simple: NDArray[np.bool_]  # Booleans: a simple cell; driven by stimuli at all; silenced by what would drive others
+    tuned: NDArray[np.bool_]  # Booleans: a simple cell; driven by stimuli at all; silenced by what would drive others
+    # Booleans: a simple cell; driven by stimuli at all; silenced by what would drive others
     suppressed: NDArray[np.bool_]
+    # Power to which the filters' energy is raised; above 1 the cell answers to fewer pictures and the more to
+    # them
     exponent: NDArray[np.float64]
-    affinity: NDArray[np.float64]
-    relative_rate: NDArray[np.float64]
-    roi_row_px: NDArray[np.float64]
-    roi_column_px: NDArray[np.float64]
-    roi_radius_px: NDArray[np.float64]
+    affinity: NDArray[np.float64]  # ``(N, 5)`` how much each of `STIMULUS_KINDS` drives the cell, about 1
+    relative_rate: NDArray[np.float64]  # Mean rate over the median of the class
+    roi_row_px: NDArray[np.float64]  # Place and size in the imaging plane of 512 x 512 pixels
+    roi_column_px: NDArray[np.float64]  # Place and size in the imaging plane of 512 x 512 pixels
+    roi_radius_px: NDArray[np.float64]  # Place and size in the imaging plane of 512 x 512 pixels
 
     def __post_init__(self) -> None:
         for axis, half in (("y", SCREEN_DEG[0] / 2), ("x", SCREEN_DEG[1] / 2)):
@@ -167,25 +119,7 @@ class Population:
 
 
 def draw_population(cell: CellClass, num_units: int, rng: np.random.Generator, *, area: str = "VISp") -> Population:
-    """Draw the tuning of `num_units` neurons of one field of view.
-
-    Parameters
-    ----------
-    cell : CellClass
-        Dials of the class.
-    num_units : int
-        N.
-    rng : numpy.random.Generator
-        Source of everything. What does not depend on the class is the same for every class.
-    area : str
-        Visual area, which sets how much of the screen the field of view covers.
-
-    Examples
-    --------
-    >>> population = draw_population(CellClass(), 5, np.random.default_rng(0))
-    >>> len(population), bool((abs(population.rf_x_deg) < 60).all())
-    (5, True)
-    """
+    """Draw the tuning of `num_units` neurons of one field of view."""
     half_height, half_width = SCREEN_DEG[0] / 2, SCREEN_DEG[1] / 2
     centre = rng.uniform(-0.55, 0.55) * half_width, rng.uniform(-0.4, 0.4) * half_height
     row, column, radius = draw_places(num_units, rng)
@@ -223,14 +157,6 @@ def drift_population(population: Population, cell: CellClass, days: float, rng: 
 
     All grow with the square root of time, as random walks do; after one day their standard deviations are `drift`
     times 45 degrees, 5 degrees of visual angle and 1 in the logarithm of the rate.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> before = draw_population(CellClass(), 500, rng)
-    >>> after = drift_population(before, CellClass(drift=0.1), 4.0, rng)
-    >>> int(np.round((after.direction_deg - before.direction_deg).std()))
-    9
     """
     scale = cell.drift * np.sqrt(days)
     step = rng.standard_normal((4, len(population)))

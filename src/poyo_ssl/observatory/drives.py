@@ -96,19 +96,7 @@ def control_gain(population: Population, response: Floats, mean: NDArray[np.floa
 
 
 def undo_gain_control(population: Population, drive: Floats, mean: NDArray[np.floating], kind: str) -> Floats:
-    """Return the responses ``(T, N)`` from which the gain control made a drive; NaN for untuned neurons.
-
-    Parameters
-    ----------
-    population : Population
-        N neurons.
-    drive : ndarray
-        ``(T, N)``.
-    mean : ndarray
-        ``(N,)`` mean response to the stimulus, which the gain control divided by.
-    kind : str
-        One of `STIMULUS_KINDS`.
-    """
+    """Return the responses ``(T, N)`` from which the gain control made a drive; NaN for untuned neurons."""
     affinity = population.affinity[:, STIMULUS_KINDS.index(kind)]
     scaled = np.where(population.suppressed, (1 / np.maximum(drive, 1e-12) - 1) / SUPPRESSION, drive)
     response = scaled * (np.maximum(mean, 1e-12) / affinity)
@@ -182,21 +170,7 @@ def project_gratings(
 
 
 def movie_drive(population: Population, pixels: NDArray[np.uint8]) -> Floats:
-    """Compute the drive of every neuron by a movie that is shown back to back: its end comes before its beginning.
-
-    Parameters
-    ----------
-    population : Population
-        N neurons.
-    pixels : ndarray
-        ``(L, H, W)`` uint8 at 30 Hz.
-
-    Returns
-    -------
-    ndarray
-        ``(2 L, N)`` at the monitor's 60 Hz, mean 1 for each neuron (gain control) times its affinity, 1 for untuned
-        neurons.
-    """
+    """Compute the drive of every neuron by a movie that is shown back to back: its end comes before its beginning."""
     projected = project_pictures(population, pixels)
     kernel = build_temporal_filters(population)
     response = np.empty((len(pixels), TICKS_PER_MOVIE_FRAME, len(population)), np.float32)
@@ -214,14 +188,7 @@ def movie_drive(population: Population, pixels: NDArray[np.uint8]) -> Floats:
 def grating_drive(
     population: Population, directions_deg: Sequence[float], temporal_frequencies_hz: Sequence[float]
 ) -> Floats:
-    """Compute the drive of every neuron by full-screen drifting gratings of 0.04 cycles per degree and 80 % contrast.
-
-    Returns
-    -------
-    ndarray
-        ``(directions, temporal frequencies, time, N)`` at 60 Hz for 2 s of grating and `RESPONSE_TAIL_S` after it;
-        mean 1 over all gratings while on, times affinity.
-    """
+    """Compute the drive of every neuron by full-screen gratings of 0.04 cycles per degree and 80 % contrast."""
     kernel = build_temporal_filters(population)
     on = round(GRATING_S * MONITOR_RATE_HZ)
     total = on + round(RESPONSE_TAIL_S * MONITOR_RATE_HZ)
@@ -262,29 +229,7 @@ def held_drive(
     times: NDArray[np.float64],
     kind: str,
 ) -> Piece:
-    """Compute the drive by images that follow one another every 15 ticks, at imaging frames.
-
-    Parameters
-    ----------
-    population : Population
-        N neurons.
-    projected : ndarray
-        ``(F, N)`` responses of the filters to each image.
-    table : Presentations
-        K presentations in order of time.
-    shown : ndarray
-        ``(K,)`` image of each, -1 for gray.
-    times : ndarray
-        ``(T,)`` seconds of the imaging frames.
-    kind : str
-        One of `STIMULUS_KINDS`.
-
-    Returns
-    -------
-    frames, drive, on : ndarray
-        ``(M,)`` imaging frames during the stimulus and `RESPONSE_TAIL_S` after it, ``(M, N)`` their drive (mean 1
-        while on, times affinity), and ``(M,)`` whether the stimulus is still on.
-    """
+    """Compute the drive by images that follow one another every 15 ticks, at imaging frames."""
     hold = TICKS_PER_IMAGE
     row = np.searchsorted(table.start, times, side="right") - 1
     tick = np.floor((times - table.start[np.maximum(row, 0)]) * MONITOR_RATE_HZ + 1e-6).astype(np.int64)
@@ -337,26 +282,7 @@ def drive_at_frames(
     templates: Mapping[str, NDArray[np.uint8]],
     times: NDArray[np.float64],
 ) -> tuple[Floats, dict[str, Floats]]:
-    """Compute the drive of N neurons at the imaging frames of a session.
-
-    Parameters
-    ----------
-    population : Population
-        N neurons.
-    stimuli : mapping
-        Stimulus tables by name.
-    templates : mapping
-        Pixels of movies, scenes and the noises that this session shows, by name.
-    times : ndarray
-        ``(T,)`` seconds of the imaging frames.
-
-    Returns
-    -------
-    drive : ndarray
-        ``(T, N)`` float32.
-    tables : dict
-        Mean drive by what is shown: movies ``(frames, N)``, drifting gratings ``(directions, frequencies, N)``.
-    """
+    """Compute the drive of N neurons at the imaging frames of a session."""
     drive = np.repeat(gray_drive(population)[None], len(times), axis=0)
     means: dict[str, Floats] = {}
     pieces: list[Piece] = []
@@ -422,30 +348,17 @@ UNITS_PER_BLOCK = 32
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates of N neurons over a session and what is true of them.
+    """Rates of N neurons over a session and what is true of them."""
 
-    Attributes
-    ----------
-    rate_hz : ndarray
-        ``(T, N)`` float32 events per second at the imaging frames.
-    mean_rate_hz : ndarray
-        ``(N,)`` mean over the session.
-    stimulus_information : ndarray
-        ``(N,)`` share of the rate's variance that the stimulus explains.
-    stimulus_depth : ndarray
-        ``(N,)`` m in rate = mean x (1 + m (drive - 1)) / c x gain, c the mean of 1 + m (drive - 1).
-    stimulus_mean : ndarray
-        ``(N,)`` the constant c.
-    running_gain, arousal_gain : ndarray
-        ``(N,)`` change of the log rate per standard deviation of running speed and of arousal.
-    """
-
-    rate_hz: NDArray[np.float32]
-    mean_rate_hz: NDArray[np.float64]
-    stimulus_information: NDArray[np.float64]
+    rate_hz: NDArray[np.float32]  # ``(T, N)`` float32 events per second at the imaging frames
+    mean_rate_hz: NDArray[np.float64]  # ``(N,)`` mean over the session
+    stimulus_information: NDArray[np.float64]  # ``(N,)`` share of the rate's variance that the stimulus explains
+    # ``(N,)`` m in rate = mean x (1 + m (drive - 1)) / c x gain, c the mean of 1 + m (drive - 1)
     stimulus_depth: NDArray[np.float64]
-    stimulus_mean: NDArray[np.float64]
+    stimulus_mean: NDArray[np.float64]  # ``(N,)`` the constant c
+    # ``(N,)`` change of the log rate per standard deviation of running speed and of arousal
     running_gain: NDArray[np.float64]
+    # ``(N,)`` change of the log rate per standard deviation of running speed and of arousal
     arousal_gain: NDArray[np.float64]
 
     def expected_hz(self, drive: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -483,21 +396,6 @@ def simulate_rates(
     With S the driven part (mean about 1, variance V) and G an independent gain of mean 1 and variance g, the
     stimulus explains Var S / Var(S G) = V / (V (1 + g) + g) of the rate's variance; g is solved from the wanted
     share q: g = V (1 - q) / (q (1 + V)).
-
-    Parameters
-    ----------
-    cell : CellClass
-        The dials.
-    drive : ndarray
-        ``(T, N)``, about 1 on average during stimuli, constant for untuned neurons.
-    behaviour : Behaviour
-        Running and arousal, ``(T,)``.
-    rate_hz : float
-        Imaging rate.
-    rng : numpy.random.Generator
-        Source of everything random.
-    relative_rate : ndarray, optional
-        ``(N,)`` mean rate over the class's median; all 1 by default.
     """
     num_frames, num_units = drive.shape
     speed = behaviour.running.astype(np.float64)

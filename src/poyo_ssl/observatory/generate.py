@@ -252,13 +252,7 @@ def _remove_generation(output: Path, size: ObservatorySize, seed: int) -> None:
 
 
 def foreseen_bytes(size: ObservatorySize, indices: Iterable[int] | None = None, *, as_nwb: bool = False) -> int:
-    """Return an upper estimate of the disk space of recordings of a size (all by default) and of its stimuli.
-
-    Examples
-    --------
-    >>> foreseen_bytes(get_size("small")) // 2**20 < 150, foreseen_bytes(get_size("paper")) // 2**30
-    (True, 51)
-    """
+    """Return an upper estimate of the disk space of recordings of a size (all by default) and of its stimuli."""
     chosen = range(size.num_recordings) if indices is None else indices
     return _recording_bytes(size, chosen, as_nwb) + _template_bytes(size, _template_names(size))
 

@@ -46,43 +46,18 @@ Features = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Footage:
-    """Views of new dead-leaves pictures, with their principal components.
+    """Views of new dead-leaves pictures, with their principal components."""
 
-    Attributes
-    ----------
-    pixels : ndarray
-        ``(K, H, W)`` uint8.
-    components : ndarray
-        ``(P, H * W)`` principal axes about uniform grey, the last of them approximately.
-    scores : ndarray
-        ``(K, P)`` projections on them.
-    """
-
-    pixels: Frames
-    components: NDArray[np.float64]
-    scores: NDArray[np.float64]
+    pixels: Frames  # ``(K, H, W)`` uint8
+    components: NDArray[np.float64]  # ``(P, H * W)`` principal axes about uniform grey, the last of them approximately
+    scores: NDArray[np.float64]  # ``(K, P)`` projections on them
 
 
 @functools.lru_cache(maxsize=2)
 def draw_footage(
     height: int, width: int, seed: int, *, num_pictures: int = NUM_PICTURES, views: int = VIEWS_PER_PICTURE
 ) -> Footage:
-    """Draw pictures and look at each of them from several places, near and far.
-
-    Parameters
-    ----------
-    height, width : int
-        Pixels of a view.
-    seed : int
-        Source of pictures and views; those of movies come from other streams whatever the seed.
-    num_pictures, views : int
-        Pictures, and views of each.
-
-    Examples
-    --------
-    >>> draw_footage(16, 32, 0, num_pictures=2, views=3).pixels.shape
-    (6, 16, 32)
-    """
+    """Draw pictures and look at each of them from several places, near and far."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(6,)))
     rows, columns = (
         max(least, round(PICTURE_OVER_FRAME * size))
@@ -117,23 +92,7 @@ def _look_around(picture: NDArray[np.float64], height: int, width: int, views: i
 
 
 class PictureInversion:
-    """Kernel ridge regression from features of footage to its pictures.
-
-    Parameters
-    ----------
-    footage : Footage
-        What was shown.
-    features : ndarray
-        ``(K, F)`` what the neurons made of each view.
-    penalty : float
-        Ridge penalty; the kernel is 1 on its diagonal.
-
-    Examples
-    --------
-    >>> footage = draw_footage(8, 16, 0, num_pictures=4, views=2)
-    >>> PictureInversion(footage, footage.scores, penalty=0.01).predict(footage.scores[:3]).shape
-    (3, 8, 16)
-    """
+    """Kernel ridge regression from features of footage to its pictures."""
 
     def __init__(self, footage: Footage, features: Features, *, penalty: float) -> None:
         self._footage = footage
@@ -163,15 +122,7 @@ def has_known_neurons(recording: Recording) -> bool:
 
 
 class KnownNeurons:
-    """Neurons of a simulated recording, with all that is true of them.
-
-    Parameters
-    ----------
-    recording : Recording
-        For which `has_known_neurons`.
-    columns : ndarray
-        ``(C,)`` units; those that no stimulus drives are left out.
-    """
+    """Neurons of a simulated recording, with all that is true of them."""
 
     def __init__(self, recording: Recording, columns: NDArray[np.int64]) -> None:
         truth = recording.truth

@@ -47,22 +47,7 @@ LEAF_COVERAGE = 3.5
 
 
 def load_picture(name: str, rng: np.random.Generator, *, height: int = 256, width: int = 448) -> NDArray[np.float64]:
-    """Return a picture in 0-1: a photograph in grey by its name, or a new dead-leaves picture.
-
-    Parameters
-    ----------
-    name : str
-        ``<package>/<file>``, or a name that begins with ``dead_leaves``.
-    rng : numpy.random.Generator
-        Source of a dead-leaves picture.
-    height, width : int
-        Pixels of a dead-leaves picture; photographs have their own.
-
-    Raises
-    ------
-    RecordingError
-        If the photograph is not inside the installed package.
-    """
+    """Return a picture in 0-1: a photograph in grey by its name, or a new dead-leaves picture."""
     if name.startswith(DEAD_LEAVES):
         return draw_dead_leaves(rng, height=height, width=width)
     from skimage import color, io  # slow to import
@@ -84,23 +69,6 @@ def draw_dead_leaves(rng: np.random.Generator, *, height: int = 256, width: int 
 
     Radii follow the density r^-3, which gives the 1/f amplitude spectrum of natural images (Lee, Mumford and
     Huang 2001, "Occlusion models for natural images").
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-        Source of radii, places and grey levels.
-    height, width : int
-        Pixels.
-
-    Returns
-    -------
-    ndarray
-        ``(height, width)`` in 0-1.
-
-    Examples
-    --------
-    >>> draw_dead_leaves(np.random.default_rng(0), height=20, width=40).shape
-    (20, 40)
     """
     smallest, largest = SMALLEST_LEAF_PX, max(height / 2, 2 * SMALLEST_LEAF_PX)
     in_square = smallest**-2 - largest**-2
@@ -122,13 +90,7 @@ def draw_dead_leaves(rng: np.random.Generator, *, height: int = 256, width: int 
 def sample_view(
     picture: NDArray[np.float64], rows: NDArray[np.float64], columns: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Interpolate a picture bilinearly at rows ``(H,)`` and columns ``(W,)`` inside it; return ``(H, W)``.
-
-    Examples
-    --------
-    >>> sample_view(np.array([[0.0, 1.0], [2.0, 3.0]]), np.array([0.5]), np.array([0.0, 0.5])).tolist()
-    [[1.0, 1.5]]
-    """
+    """Interpolate a picture bilinearly at rows ``(H,)`` and columns ``(W,)`` inside it; return ``(H, W)``."""
     above = np.minimum(rows.astype(np.int64), picture.shape[0] - 2)
     down = (rows - above)[:, None]
     down = down.astype(picture.dtype)
@@ -139,44 +101,10 @@ def sample_view(
 
 
 def to_grey(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Scale a view or a shot to a mean of 127 and the contrast of natural footage, as uint8.
-
-    Examples
-    --------
-    >>> to_grey(np.array([[0.0, 1.0]])).tolist()
-    [[75, 179]]
-    """
+    """Scale a view or a shot to a mean of 127 and the contrast of natural footage, as uint8."""
     gain = GREY_SPREAD / max(float(values.std()), 1e-9)
     grey = np.round(values * gain + (MEAN_GREY - gain * float(values.mean())))
     return np.clip(grey, 0, 255, out=grey).astype(np.uint8)
-
-
-def amplitude_slope(pictures: NDArray[np.number]) -> float:
-    """Return the slope of the logarithm of the amplitude spectrum on that of the frequency; natural images: about -1.
-
-    Over 1/16 to 1/4 cycles per pixel, under a Hann window.
-
-    Parameters
-    ----------
-    pictures : ndarray
-        ``(K, H, W)`` grey.
-
-    Examples
-    --------
-    >>> white = np.random.default_rng(0).standard_normal((8, 64, 64))
-    >>> abs(amplitude_slope(white)) < 0.1
-    True
-    """
-    _, height, width = pictures.shape
-    window = np.hanning(height)[:, None] * np.hanning(width)
-    centred = pictures - pictures.mean((1, 2), keepdims=True)
-    amplitude = np.sqrt((np.abs(np.fft.fft2(centred * window)) ** 2).mean(0))
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
-    edges = np.geomspace(1 / 16, 1 / 4, 9)
-    band = np.digitize(frequency, edges)
-    centres = np.sqrt(edges[1:] * edges[:-1])
-    radial = [np.sqrt((amplitude[band == number] ** 2).mean()) for number in range(1, len(edges))]
-    return float(np.polyfit(np.log(centres), np.log(radial), 1)[0])
 
 
 MOVIE_RATE_HZ = 30.0
@@ -188,25 +116,13 @@ PICTURE_OVER_FRAME = 1.8
 
 @dataclass(frozen=True)
 class MovieSpec:
-    """One movie of a data folder.
+    """One movie of a data folder."""
 
-    Attributes
-    ----------
-    name : str
-        Allen name, for example ``natural_movie_one``.
-    num_frames : int
-        Frames at 30 Hz.
-    height, width : int
-        Pixels.
-    repeats : int
-        Times that it is shown in a session.
-    """
-
-    name: str
-    num_frames: int
-    height: int = 32
-    width: int = 64
-    repeats: int = 10
+    name: str  # Allen name, for example ``natural_movie_one``
+    num_frames: int  # Frames at 30 Hz
+    height: int = 32  # Pixels
+    width: int = 64  # Pixels
+    repeats: int = 10  # Times that it is shown in a session
 
     def __post_init__(self) -> None:
         for field in ("num_frames", "height", "width", "repeats"):
@@ -216,43 +132,15 @@ class MovieSpec:
 
 @dataclass(frozen=True)
 class Shot:
-    """What is between two cuts: frames ``[start, stop)`` over one picture.
+    """What is between two cuts: frames ``[start, stop)`` over one picture."""
 
-    Attributes
-    ----------
-    start, stop : int
-        Movie frames, half-open.
-    picture : str
-        File of the photograph, or ``dead_leaves_<number>``.
-    """
-
-    start: int
-    stop: int
-    picture: str
+    start: int  # Movie frames, half-open
+    stop: int  # Movie frames, half-open
+    picture: str  # File of the photograph, or ``dead_leaves_<number>``
 
 
 def plan_shots(movies: Sequence[MovieSpec], seed: int) -> dict[str, list[Shot]]:
-    """Divide movies into shots and give every shot a picture of its own.
-
-    Parameters
-    ----------
-    movies : sequence of MovieSpec
-        All movies of a data folder, in order.
-    seed : int
-        Seed of the data folder.
-
-    Returns
-    -------
-    dict
-        Scenes by movie; together they cover the movie.
-
-    Examples
-    --------
-    >>> plan = plan_shots([MovieSpec("natural_movie_one", 300), MovieSpec("natural_movie_two", 300)], seed=0)
-    >>> pictures = [shot.picture for shots in plan.values() for shot in shots]
-    >>> len(pictures) == len(set(pictures)), plan["natural_movie_two"][-1].stop
-    (True, 300)
-    """
+    """Divide movies into shots and give every shot a picture of its own."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, 0)))
     photographs = rng.permutation(MOVIE_PHOTOGRAPHS).tolist()
     edges = [_shot_edges(movie.num_frames, rng) for movie in movies]
@@ -280,42 +168,13 @@ def _shot_edges(num_frames: int, rng: np.random.Generator) -> list[int]:
 
 
 def movie_cuts(movies: Sequence[MovieSpec], seed: int) -> dict[str, NDArray[np.int64]]:
-    """Return, for each movie, the frames at which a new shot begins (frame 0 is not a cut).
-
-    Examples
-    --------
-    >>> cuts = movie_cuts([MovieSpec("natural_movie_one", 300)], seed=0)["natural_movie_one"]
-    >>> 3 <= len(cuts) + 1 <= 5
-    True
-    """
+    """Return, for each movie, the frames at which a new shot begins (frame 0 is not a cut)."""
     plan = plan_shots(movies, seed)
     return {name: np.array([shot.start for shot in shots[1:]], np.int64) for name, shots in plan.items()}
 
 
 def render_movie(movie: MovieSpec, movies: Sequence[MovieSpec], seed: int) -> NDArray[np.uint8]:
-    """Render one movie of a data folder.
-
-    Parameters
-    ----------
-    movie : MovieSpec
-        The movie to render, one of `movies`.
-    movies : sequence of MovieSpec
-        All movies of the folder: which pictures one shows depends on the others.
-    seed : int
-        Seed of the data folder.
-
-    Returns
-    -------
-    ndarray
-        ``(num_frames, height, width)`` uint8 grey, every shot with mean 127.
-
-    Examples
-    --------
-    >>> specs = [MovieSpec("natural_movie_one", 60, 16, 32)]
-    >>> pixels = render_movie(specs[0], specs, seed=0)
-    >>> pixels.shape, pixels.dtype
-    ((60, 16, 32), dtype('uint8'))
-    """
+    """Render one movie of a data folder."""
     shots = plan_shots(movies, seed)[movie.name]
     order = [spec.name for spec in movies].index(movie.name)
     height, width = (
@@ -377,25 +236,6 @@ def render_scenes(seed: int, *, count: int = NUM_SCENES, shape: tuple[int, int] 
     """Render the natural scenes of a data folder: every fourth a view of a photograph, the others dead leaves.
 
     The photographs are not those of the movies.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the data folder.
-    count : int
-        Number of scenes.
-    shape : tuple of int
-        Height and width in pixels.
-
-    Returns
-    -------
-    ndarray
-        ``(count, height, width)`` uint8, each with mean 127.
-
-    Examples
-    --------
-    >>> render_scenes(0, count=2, shape=(20, 26)).shape
-    (2, 20, 26)
     """
     scenes = np.empty((count, *shape), np.uint8)
     for number in range(count):
@@ -413,26 +253,7 @@ def render_scenes(seed: int, *, count: int = NUM_SCENES, shape: tuple[int, int] 
 
 
 def draw_noise(name: str, seed: int) -> NDArray[np.uint8]:
-    """Draw a locally sparse noise: black and white pixels on gray, as many as fit at a distance from one another.
-
-    Parameters
-    ----------
-    name : str
-        ``locally_sparse_noise``, ``locally_sparse_noise_4deg`` or ``locally_sparse_noise_8deg``.
-    seed : int
-        Seed of the data folder.
-
-    Returns
-    -------
-    ndarray
-        ``(frames, rows, columns)`` uint8: 0, 127 or 255.
-
-    Examples
-    --------
-    >>> noise = draw_noise("locally_sparse_noise_8deg", seed=0)
-    >>> noise.shape, np.unique(noise).tolist()
-    ((5584, 8, 14), [0, 127, 255])
-    """
+    """Draw a locally sparse noise: black and white pixels on gray, as many as fit at a distance from one another."""
     num_frames, height, width, pixel_deg = NOISE_TEMPLATES[name]
     place = list(NOISE_TEMPLATES).index(name)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, 3, place)))

@@ -40,70 +40,29 @@ CLOCK_RESOLUTION_S = 1e-5
 
 @dataclass(frozen=True)
 class Schedule:
-    """One session's clock and stimulus tables.
+    """One session's clock and stimulus tables."""
 
-    Attributes
-    ----------
-    timestamps : ndarray
-        ``(T,)`` seconds of the imaging frames.
-    stimuli : dict
-        Stimulus tables by name.
-    epochs : dict
-        ``(K, 2)`` seconds of each stimulus's blocks, ``spontaneous`` included.
-    """
-
-    timestamps: NDArray[np.float64]
-    stimuli: dict[str, Presentations]
-    epochs: dict[str, NDArray[np.float64]]
+    timestamps: NDArray[np.float64]  # ``(T,)`` seconds of the imaging frames
+    stimuli: dict[str, Presentations]  # Stimulus tables by name
+    epochs: dict[str, NDArray[np.float64]]  # ``(K, 2)`` seconds of each stimulus's blocks, ``spontaneous`` included
 
 
 def draw_clock(num_frames: int, rate_hz: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw imaging timestamps from about 26.7 s on: slight jitter, multiples of 1e-5 s.
-
-    Examples
-    --------
-    >>> times = draw_clock(300, 30.1, np.random.default_rng(0))
-    >>> bool((np.diff(times) > 0.03).all()), round(float(1 / np.diff(times).mean()), 1)
-    (True, 30.1)
-    """
+    """Draw imaging timestamps from about 26.7 s on: slight jitter, multiples of 1e-5 s."""
     start = CLOCK_START_S + rng.uniform(0, 0.05)
     jitter = np.clip(rng.normal(0, CLOCK_JITTER_S, num_frames), -10 * CLOCK_JITTER_S, 10 * CLOCK_JITTER_S)
     return np.round((start + np.arange(num_frames) / rate_hz + jitter) / CLOCK_RESOLUTION_S) * CLOCK_RESOLUTION_S
 
 
 def build_schedule(size: ObservatorySize, session: SessionPlan, rng: np.random.Generator) -> Schedule:
-    """Lay out one session, gratings and images in random order.
-
-    Examples
-    --------
-    >>> from poyo_ssl.observatory.sizes import get_size
-    >>> size = get_size("medium")
-    >>> schedule = build_schedule(size, size.sessions[0], np.random.default_rng(0))
-    >>> table = schedule.stimuli["drifting_gratings"]
-    >>> len(table), int(table.start_frame[0]), int(table.end_frame[-1])
-    (628, 743, 115226)
-    """
+    """Lay out one session, gratings and images in random order."""
     if size.short is None:
         return build_allen_schedule(session.session_type, rng)
     return _build_short_schedule(size, size.short, size.duration_s(session), rng)
 
 
 def build_allen_schedule(session_type: str, rng: np.random.Generator) -> Schedule:
-    """Lay out a session as the Allen's of that type, exact to the frame.
-
-    Parameters
-    ----------
-    session_type : str
-        ``three_session_A``, ``_B``, ``_C`` or ``_C2``.
-    rng : numpy.random.Generator
-        Source of clock and orders.
-
-    Examples
-    --------
-    >>> schedule = build_allen_schedule("three_session_C2", np.random.default_rng(0))
-    >>> {name: len(table) for name, table in sorted(schedule.stimuli.items())}
-    {'locally_sparse_noise': 11396, 'natural_movie_one': 9000, 'natural_movie_two': 9000}
-    """
+    """Lay out a session as the Allen's of that type, exact to the frame."""
     plan = ALLEN_SESSIONS[session_type]
     rate = plan.rate_hz * (1 + rng.uniform(-CLOCK_RATE_SPREAD, CLOCK_RATE_SPREAD))
     timestamps = draw_clock(plan.num_frames, rate, rng)

@@ -28,27 +28,12 @@ RATE_BIN_FRAMES = 3
 
 
 def recording_ids(size: ObservatorySize) -> list[str]:
-    """Return the ids of a folder's recordings, in order.
-
-    Examples
-    --------
-    >>> from poyo_ssl.observatory.sizes import get_size
-    >>> recording_ids(get_size("tiny"))[0]
-    'obs_000_Cux2-CreERT2'
-    """
+    """Return the ids of a folder's recordings, in order."""
     return [session.recording_id for session in size.sessions]
 
 
 def shown_templates(size: ObservatorySize, session: SessionPlan) -> tuple[str, ...]:
-    """Return the names of the movies, scenes and noises whose pixels a session shows.
-
-    Examples
-    --------
-    >>> from poyo_ssl.observatory.sizes import get_size
-    >>> size = get_size("medium")
-    >>> shown_templates(size, size.sessions[1])
-    ('natural_movie_one', 'natural_scenes')
-    """
+    """Return the names of the movies, scenes and noises whose pixels a session shows."""
     if size.short:
         return tuple(sorted(set(size.short.blocks) & {movie.name for movie in size.movies}))
     blocks = {block.stimulus for block in ALLEN_SESSIONS[session.session_type].blocks}
@@ -69,21 +54,6 @@ def simulate_recording(
     Everything random is drawn from generators keyed on `seed` and the container or recording, so that a recording
     does not depend on the others. Clock, schedule, animal, behaviour and receptive-field places are the same in every
     world.
-
-    Parameters
-    ----------
-    world : World
-        Dials by line.
-    size : ObservatorySize
-        Sessions, schedule and number of neurons.
-    seed : int
-        Seed of the data folder.
-    index : int
-        Position in ``size.sessions``.
-    templates : mapping
-        Pixels of movies, scenes and noises, by name; those of `shown_templates` at least.
-    dff_procedure : str
-        How dF/F is computed, see `poyo_ssl.data.dff`.
     """
     session = size.sessions[index]
     streams = np.random.SeedSequence(seed, spawn_key=(3, index)).spawn(5)

@@ -26,28 +26,14 @@ FULL_HEIGHT, FULL_WIDTH = 304, 608
 
 @dataclass(frozen=True)
 class ShortSchedule:
-    """A session of some minutes, for tests and demonstrations.
+    """A session of some minutes, for tests and demonstrations."""
 
-    Attributes
-    ----------
-    temporal_frequencies_hz : tuple of float
-        Of the gratings, out of the Allen's five.
-    grating_repeats, num_blanks : int
-        Sweeps of each direction and temporal frequency; blank sweeps.
-    blocks : tuple of str
-        Stimuli in order. A stimulus named several times is divided evenly between its blocks.
-    spontaneous_s : float
-        Length of each spontaneous block.
-    gap_s : float
-        Gray before the first block, between blocks and after the last.
-    """
-
-    temporal_frequencies_hz: tuple[float, ...]
-    grating_repeats: int
-    num_blanks: int
-    blocks: tuple[str, ...]
-    spontaneous_s: float
-    gap_s: float
+    temporal_frequencies_hz: tuple[float, ...]  # Of the gratings, out of the Allen's five
+    grating_repeats: int  # Sweeps of each direction and temporal frequency; blank sweeps
+    num_blanks: int  # Sweeps of each direction and temporal frequency; blank sweeps
+    blocks: tuple[str, ...]  # Stimuli in order. A stimulus named several times is divided evenly between its blocks
+    spontaneous_s: float  # Length of each spontaneous block
+    gap_s: float  # Gray before the first block, between blocks and after the last
 
     def __post_init__(self) -> None:
         check(self.gap_s >= 1, f"gap_s of {self.gap_s}", "1 s or more", "raise it")
@@ -55,55 +41,26 @@ class ShortSchedule:
 
 @dataclass(frozen=True)
 class SessionPlan:
-    """One recording of a data folder.
+    """One recording of a data folder."""
 
-    Attributes
-    ----------
-    recording_id : str
-        Identity of the recording; its file's stem.
-    cre_line : str
-        Cre line.
-    container : int
-        Position of its container in the folder; sessions of one container share cells.
-    place, of : int
-        Which of the folder's containers of this line it is, and how many there are.
-    order : int
-        Which of the container's sessions it is in time, from 0.
-    session_type : str
-        ``three_session_A`` to ``three_session_C2``, or `SHORT_SESSION`.
-    """
-
-    recording_id: str
-    cre_line: str
-    container: int
-    place: int
-    of: int
-    order: int
-    session_type: str
+    recording_id: str  # Identity of the recording; its file's stem
+    cre_line: str  # Cre line
+    container: int  # Position of its container in the folder; sessions of one container share cells
+    place: int  # Which of the folder's containers of this line it is, and how many there are
+    of: int  # Which of the folder's containers of this line it is, and how many there are
+    order: int  # Which of the container's sessions it is in time, from 0
+    session_type: str  # ``three_session_A`` to ``three_session_C2``, or `SHORT_SESSION`
 
 
 @dataclass(frozen=True)
 class ObservatorySize:
-    """How much a data folder holds.
+    """How much a data folder holds."""
 
-    Attributes
-    ----------
-    name : str
-        As given to ``--size``.
-    sessions : tuple of SessionPlan
-        One per recording.
-    movies : tuple of MovieSpec
-        Movies of the folder.
-    short : ShortSchedule, optional
-        Schedule of every recording; None for the Allen's own.
-    num_units : tuple of int, optional
-        Fewest and most neurons of a recording, both included; by default as many as is usual in its line.
-    """
-
-    name: str
-    sessions: tuple[SessionPlan, ...]
-    movies: tuple[MovieSpec, ...]
-    short: ShortSchedule | None = None
+    name: str  # As given to ``--size``
+    sessions: tuple[SessionPlan, ...]  # One per recording
+    movies: tuple[MovieSpec, ...]  # Movies of the folder
+    short: ShortSchedule | None = None  # Schedule of every recording; None for the Allen's own
+    # Fewest and most neurons of a recording, both included; by default as many as is usual in its line
     num_units: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -130,11 +87,6 @@ class ObservatorySize:
         """Locally sparse noises that its sessions show."""
         shown = {block.stimulus for kind in self._kinds for block in ALLEN_SESSIONS[kind].blocks}
         return tuple(name for name in NOISE_TEMPLATES if name in shown)
-
-    @property
-    def has_scenes(self) -> bool:
-        """Whether a session shows natural scenes."""
-        return "three_session_B" in self._kinds
 
     @property
     def _kinds(self) -> set[str]:
@@ -250,18 +202,7 @@ SIZES: Mapping[str, ObservatorySize] = MappingProxyType({size.name: size for siz
 
 
 def get_size(name: str) -> ObservatorySize:
-    """Return a size by name.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such size.
-
-    Examples
-    --------
-    >>> get_size("small").num_recordings, get_size("medium").num_recordings, get_size("paper").num_recordings
-    (13, 40, 433)
-    """
+    """Return a size by name."""
     if name not in SIZES:
         raise ConfigError(
             f"no size '{name}'{suggest(name, SIZES)}", allowed=", ".join(SIZES), fix="choose one of these"

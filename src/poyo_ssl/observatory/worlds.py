@@ -28,22 +28,12 @@ def _check_finite(dials: Indicator | CellClass, who: str = "") -> None:
 
 @dataclass(frozen=True)
 class Indicator:
-    """A calcium indicator: kernel ``exp(-t / decay) - exp(-t / rise)`` scaled to a peak of 1.
+    """A calcium indicator: kernel ``exp(-t / decay) - exp(-t / rise)`` scaled to a peak of 1."""
 
-    Attributes
-    ----------
-    name : str
-        For example ``GCaMP6f``.
-    rise_s, decay_s : float
-        Time constants in seconds.
-    amplitude : float
-        Peak dF/F of one event.
-    """
-
-    name: str
-    rise_s: float
-    decay_s: float
-    amplitude: float
+    name: str  # For example ``GCaMP6f``
+    rise_s: float  # Time constants in seconds
+    decay_s: float  # Time constants in seconds
+    amplitude: float  # Peak dF/F of one event
 
     def __post_init__(self) -> None:
         _check_finite(self, f"indicator {self.name}: ")
@@ -64,78 +54,34 @@ GCAMP6S = Indicator("GCaMP6s", rise_s=0.15, decay_s=1.0, amplitude=0.2)
 
 @dataclass(frozen=True)
 class CellClass:
-    """The dials of one class of neurons; each can be set without the others.
+    """The dials of one class of neurons; each can be set without the others."""
 
-    Attributes
-    ----------
-    mean_rate_hz : float
-        Median over neurons of the mean event rate.
-    burstiness : float
-        Fano factor of the event count in one imaging frame (negative binomial; 1 is Poisson).
-    stimulus_information : float
-        Share of the variance of the rate that the stimulus explains, median over driven neurons.
-    rate_variance : float
-        Variance of the rate over its squared mean, as far as a depth of 0.95 and a gain variance of 4 allow.
-    noise_level : float
-        Median over neurons of the standard deviation of dF/F noise in one imaging frame.
-    indicator : Indicator
-        Kernel and amplitude.
-    rate_spread, noise_spread : float
-        Standard deviation over neurons of the logarithm of rate and noise level.
-    untuned_fraction, simple_fraction : float
-        Share of neurons that no stimulus drives; share of simple (linear, rectified) cells among the rest.
-    drive_exponent : float
-        Power to which the energy of the filters is raised: above 1 responses are rarer and stronger.
-    rf_cycles : float
-        Receptive-field sigma in cycles of the preferred grating; small means broad tuning.
-    running_share, shared_share : float
-        Shares of the stimulus-independent modulation that follow running and the population.
-    running_sign : float
-        Mean sign of the running gain: 1 all faster, -1 all slower, 0 both.
-    suppressed_fraction : float
-        Share of neurons that stimuli silence.
-    affinity_spread : float
-        Standard deviation over neurons of the logarithm of how much a kind of stimulus drives them.
-    drift : float
-        How far tuning and rate wander in a day; see `poyo_ssl.observatory.cells.drift_population`.
-    neuropil_error : float
-        Standard deviation over neurons of the error of the neuropil correction.
-    saturation : float, optional
-        Largest dF/F; None is a linear indicator.
-
-    Raises
-    ------
-    ConfigError
-        If a dial is outside its range.
-
-    Examples
-    --------
-    >>> CellClass(mean_rate_hz=-1.0)
-    Traceback (most recent call last):
-    ...
-    poyo_ssl.errors.ConfigError: mean_rate_hz of -1.0 (allowed: above 0); raise it
-    """
-
-    mean_rate_hz: float = 0.16
-    burstiness: float = 2.0
+    mean_rate_hz: float = 0.16  # Median over neurons of the mean event rate
+    burstiness: float = 2.0  # Fano factor of the event count in one imaging frame (negative binomial; 1 is Poisson)
+    # Share of the variance of the rate that the stimulus explains, median over driven neurons
     stimulus_information: float = 0.48
+    # Variance of the rate over its squared mean, as far as a depth of 0.95 and a gain variance of 4 allow
     rate_variance: float = 20.0
-    noise_level: float = 0.033
-    indicator: Indicator = GCAMP6F
-    rate_spread: float = 0.55
-    noise_spread: float = 0.25
+    noise_level: float = 0.033  # Median over neurons of the standard deviation of dF/F noise in one imaging frame
+    indicator: Indicator = GCAMP6F  # Kernel and amplitude
+    rate_spread: float = 0.55  # Standard deviation over neurons of the logarithm of rate and noise level
+    noise_spread: float = 0.25  # Standard deviation over neurons of the logarithm of rate and noise level
+    # Share of neurons that no stimulus drives; share of simple (linear, rectified) cells among the rest
     untuned_fraction: float = 0.15
+    # Share of neurons that no stimulus drives; share of simple (linear, rectified) cells among the rest
     simple_fraction: float = 0.3
+    # Power to which the energy of the filters is raised: above 1 responses are rarer and stronger
     drive_exponent: float = 2.0
-    rf_cycles: float = 0.4
-    running_share: float = 0.3
-    shared_share: float = 0.55
-    running_sign: float = 0.5
-    suppressed_fraction: float = 0.05
+    rf_cycles: float = 0.4  # Receptive-field sigma in cycles of the preferred grating; small means broad tuning
+    running_share: float = 0.3  # Shares of the stimulus-independent modulation that follow running and the population
+    shared_share: float = 0.55  # Shares of the stimulus-independent modulation that follow running and the population
+    running_sign: float = 0.5  # Mean sign of the running gain: 1 all faster, -1 all slower, 0 both
+    suppressed_fraction: float = 0.05  # Share of neurons that stimuli silence
+    # Standard deviation over neurons of the logarithm of how much a kind of stimulus drives them
     affinity_spread: float = 0.4
-    drift: float = 0.1
-    neuropil_error: float = 0.04
-    saturation: float | None = 4.0
+    drift: float = 0.1  # How far tuning and rate wander in a day; see `poyo_ssl.observatory.cells.drift_population`
+    neuropil_error: float = 0.04  # Standard deviation over neurons of the error of the neuropil correction
+    saturation: float | None = 4.0  # Largest dF/F; None is a linear indicator
 
     def __post_init__(self) -> None:
         _check_finite(self)
@@ -160,33 +106,16 @@ class CellClass:
 
 @dataclass(frozen=True)
 class World:
-    """A named setting of the dials for all 13 lines.
+    """A named setting of the dials for all 13 lines."""
 
-    Attributes
-    ----------
-    name : str
-        As given to ``--world``.
-    description : str
-        What is true in it, in one sentence.
-    classes : mapping
-        `CellClass` by Cre line.
-    reporters_differ : bool
-        Whether mice whose reporter carries GCaMP6s have that indicator whatever their line's class says.
-    """
-
-    name: str
-    description: str
-    classes: Mapping[str, CellClass]
+    name: str  # As given to ``--world``
+    description: str  # What is true in it, in one sentence
+    classes: Mapping[str, CellClass]  # `CellClass` by Cre line
+    # Whether mice whose reporter carries GCaMP6s have that indicator whatever their line's class says
     reporters_differ: bool = False
 
     def cell_class(self, line: str, reporter: str) -> CellClass:
-        """Return the dials of a line in mice with a reporter.
-
-        Examples
-        --------
-        >>> WORLDS["allen_like"].cell_class("Slc17a7-IRES2-Cre", "Ai94(TITL-GCaMP6s)").indicator.name
-        'GCaMP6s'
-        """
+        """Return the dials of a line in mice with a reporter."""
         slow = self.reporters_differ and ("GCaMP6s" in reporter or "GC6s" in reporter)
         return replace(self.classes[line], indicator=GCAMP6S) if slow else self.classes[line]
 
@@ -315,22 +244,7 @@ WORLDS = _worlds()
 
 
 def get_world(name: str) -> World:
-    """Return a world by name.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such world.
-
-    Examples
-    --------
-    >>> get_world("allen_like").classes["Pvalb-IRES-Cre"].indicator.name
-    'GCaMP6s'
-    >>> get_world("nul")
-    Traceback (most recent call last):
-    ...
-    poyo_ssl.errors.ConfigError: no world 'nul', did you mean 'null'? (allowed: allen_like, ...); choose one of these
-    """
+    """Return a world by name."""
     if name not in WORLDS:
         raise ConfigError(
             f"no world '{name}'{suggest(name, WORLDS)}", allowed=", ".join(WORLDS), fix="choose one of these"

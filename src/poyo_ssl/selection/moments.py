@@ -34,26 +34,7 @@ NORMAL_MAD = 0.6744897501960817
 
 
 class CentralMoments:
-    """Mean and sums of central powers 2 to 4 of every column, updated piece by piece.
-
-    Parameters
-    ----------
-    num_units : int
-        Number of columns, N.
-
-    Attributes
-    ----------
-    varies : ndarray
-        ``(N,)`` bool, True once two values of a column differ.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> moments = CentralMoments(1)
-    >>> moments.update(np.array([[0.0], [0.0]])); moments.update(np.array([[0.0], [4.0]]))
-    >>> moments.skewness().round(4).tolist(), moments.kurtosis().round(4).tolist()  # 6 / 3^1.5, 21 / 9 - 3
-    ([1.1547], [-0.6667])
-    """
+    """Mean and sums of central powers 2 to 4 of every column, updated piece by piece."""
 
     def __init__(self, num_units: int) -> None:
         self.varies = np.zeros(num_units, bool)
@@ -152,30 +133,18 @@ class CentralMoments:
 
 @dataclass(frozen=True)
 class UnitStatistics:
-    """What `measure_units` found, one entry per unit.
+    """What `measure_units` found, one entry per unit."""
 
-    Attributes
-    ----------
-    skewness, kurtosis : ndarray
-        ``(N,)`` population skewness and excess kurtosis; NaN unless `status` is 'ok'.
-    snr : ndarray
-        ``(N,)`` (99th percentile - median) / noise. The noise is the median absolute difference of neighbouring
-        frames / (0.6745 sqrt 2), the standard deviation of white noise under a slow signal. NaN where it is 0.
-    event_rate_hz : ndarray
-        ``(N,)`` upward crossings of median + 3 x noise per second: a proxy, in which noise alone counts about
-        0.04 Hz at 30 Hz and a burst counts once.
-    num_samples : int
-        Imaging frames used.
-    status : ndarray
-        ``(N,)`` 'ok'; 'nan' if any value is not finite; 'constant'.
-    """
-
-    skewness: NDArray[np.float64]
-    kurtosis: NDArray[np.float64]
+    skewness: NDArray[np.float64]  # ``(N,)`` population skewness and excess kurtosis; NaN unless `status` is 'ok'
+    kurtosis: NDArray[np.float64]  # ``(N,)`` population skewness and excess kurtosis; NaN unless `status` is 'ok'
+    # ``(N,)`` (99th percentile - median) / noise. The noise is the median absolute difference of neighbouring
+    # frames / (0.6745 sqrt 2), the standard deviation of white noise under a slow signal. NaN where it is 0
     snr: NDArray[np.float64]
+    # ``(N,)`` upward crossings of median + 3 x noise per second: a proxy, in which noise alone counts about
+    # 0.04 Hz at 30 Hz and a burst counts once
     event_rate_hz: NDArray[np.float64]
-    num_samples: int
-    status: NDArray[np.str_]
+    num_samples: int  # Imaging frames used
+    status: NDArray[np.str_]  # ``(N,)`` 'ok'; 'nan' if any value is not finite; 'constant'
 
 
 def frame_spans(
@@ -183,28 +152,7 @@ def frame_spans(
     intervals: NDArray[np.float64] | None,
     masked_domain: NDArray[np.float64],
 ) -> NDArray[np.int64]:
-    """Return the runs of imaging frames inside `intervals` and outside `masked_domain`.
-
-    Parameters
-    ----------
-    timestamps : ndarray
-        ``(T,)`` seconds, increasing.
-    intervals : ndarray, optional
-        ``(K, 2)`` seconds, half-open; they may overlap, and a frame counts once. None is the whole recording.
-    masked_domain : ndarray
-        ``(M, 2)`` seconds, half-open.
-
-    Returns
-    -------
-    ndarray
-        ``(R, 2)`` frames, half-open, in order.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> frame_spans(np.arange(10.0), np.array([[1.0, 4.0], [3.0, 9.0]]), np.array([[5.0, 6.0]])).tolist()
-    [[1, 5], [6, 9]]
-    """
+    """Return the runs of imaging frames inside `intervals` and outside `masked_domain`."""
     inside = np.ones(len(timestamps), bool) if intervals is None else contains(timestamps, as_intervals(intervals))
     inside &= ~contains(timestamps, as_intervals(masked_domain))
     edges = np.diff(inside.astype(np.int8), prepend=0, append=0)
@@ -214,31 +162,7 @@ def frame_spans(
 def measure_units(
     recording: Recording, intervals: NDArray[np.float64] | None = None, *, chunk_frames: int | None = None
 ) -> UnitStatistics:
-    """Measure every unit of a recording in two passes over its dF/F, a piece at a time.
-
-    Parameters
-    ----------
-    recording : Recording
-        Its `masked_domain` is always left out.
-    intervals : ndarray, optional
-        ``(K, 2)`` seconds, half-open, for example those of the training split; None is the whole recording.
-    chunk_frames : int, optional
-        Frames read at a time; by default about 512 KiB in float64. The result does not depend on it beyond rounding.
-
-    Raises
-    ------
-    SelectionError
-        If fewer than two imaging frames are left.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from poyo_ssl.data.recording import RecordingMetadata
-    >>> dff = np.random.default_rng(0).gamma(4.0, size=(20_000, 1)).astype(np.float32)
-    >>> found = measure_units(Recording("r", dff, np.arange(20_000) / 30, RecordingMetadata("mouse")))
-    >>> found.status.tolist(), found.skewness.round(1).tolist(), found.num_samples  # a gamma's skewness is 2 / sqrt(4)
-    (['ok'], [1.0], 20000)
-    """
+    """Measure every unit of a recording in two passes over its dF/F, a piece at a time."""
     spans = frame_spans(recording.timestamps, intervals, recording.masked_domain)
     num_samples = int((spans[:, 1] - spans[:, 0]).sum())
     if num_samples < 2:

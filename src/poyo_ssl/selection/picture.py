@@ -23,16 +23,6 @@ def figure_selection(selection: Selection) -> Figure:
     """Draw the selection; neurons without usable traces are counted in the title.
 
     Both axes are linear from -1 to 1 and logarithmic beyond (moments can be negative).
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from poyo_ssl.selection.table import SelectionConfig
-    >>> table = pd.DataFrame({"cre_line": ["a", "b"], "skewness": [1.0, 6.0], "kurtosis": [2.0, 60.0],
-    ...                       "status": "ok", "selected": [True, False]})
-    >>> figure = figure_selection(Selection(table, {"skewness": 3.51, "kurtosis": 22.62}, SelectionConfig()))
-    >>> figure.axes[0].get_xlabel()
-    'skewness of dF/F'
     """
     figure = Figure(figsize=(8.0, 5.2), layout="constrained", dpi=130)
     axes = figure.subplots()

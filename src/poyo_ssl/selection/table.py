@@ -34,30 +34,6 @@ def knee_threshold(line_means: Sequence[float] | NDArray[np.float64], *, name: s
     The means are sorted ascending and set against their rank; Kneedle runs with sensitivity 1 on an increasing
     curve (the paper gives only the resulting thresholds; this is ours). Lines strictly below the value at the knee
     are predictable.
-
-    Parameters
-    ----------
-    line_means : sequence of float
-        One mean per Cre line, in any order, finite.
-    name : str
-        What the means are of, for the error.
-    curve : {'concave', 'convex'}
-        Which bend is wanted: where a steep rise levels off (a few low lines below a plateau), or where a flat curve
-        begins to rise (a plateau with a few high lines above it).
-
-    Raises
-    ------
-    SelectionError
-        If there are fewer than 8 lines, or the curve has no knee.
-
-    Examples
-    --------
-    Four regular lines below nine others, and ten lines on a gentle slope with three far above:
-
-    >>> knee_threshold([1.1, 1.8, 2.3, 2.7, 4.6, 4.7, 4.8, 4.8, 4.8, 4.9, 4.9, 5.0, 5.1], name="skewness")
-    4.6
-    >>> knee_threshold([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 40, 80, 120], name="kurtosis", curve="convex")
-    10.0
     """
     values = np.sort(np.asarray(line_means, float))
     fix = (
