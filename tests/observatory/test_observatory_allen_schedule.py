@@ -169,7 +169,7 @@ def test_noise_frames_index_their_own_template():
 
 def test_paper_has_the_studys_recordings():
     size = SIZES["paper"]
-    predictable = [line for line in size.lines if line in protocol.PUBLISHED_PREDICTABLE_LINES]
+    predictable = [session for session in size.sessions if session.cre_line in protocol.PUBLISHED_PREDICTABLE_LINES]
     assert (len(predictable), size.num_recordings) == (134, 433)
     assert {session.session_type for session in size.sessions} == {"three_session_A"}
     for line, facts in LINE_FACTS.items():

@@ -24,19 +24,14 @@ class LineFacts:
 
     cell_class: str  # ``excitatory`` or ``inhibitory``
     layers: str  # Cortical layers
-    containers: int  # Published numbers of experiment containers (three sessions each) and of mice
-    mice: int  # Published numbers of experiment containers (three sessions each) and of mice
+    containers: int  # Published number of experiment containers (three sessions each)
+    mice: int  # Published number of mice
     reporters: Mapping[str, int]  # Number of containers by reporter line; the first is the usual one
     depths_um: tuple[int, ...]  # Imaging planes
     # Fewest and most cells of a session. Our choice: of the order of the published total (63,251 cells in 456
     # containers), few in inhibitory lines
     num_units: tuple[int, int]
     areas: tuple[str, ...] = _VISUAL_AREAS  # Visual areas
-
-    @property
-    def reporter(self) -> str:
-        """The usual reporter line."""
-        return next(iter(self.reporters))
 
 
 LINE_FACTS: Mapping[str, LineFacts] = MappingProxyType(
@@ -69,13 +64,13 @@ LINE_FACTS: Mapping[str, LineFacts] = MappingProxyType(
 class Container:
     """One field of view of one mouse, imaged in one or several sessions."""
 
-    container_id: str  # Identity of the field of view and of the mouse
-    subject_id: str  # Identity of the field of view and of the mouse
-    cre_line: str  # Allen names
-    reporter_line: str  # Allen names
-    area: str  # Visual area
-    depth_um: int  # Imaging depth
-    sex: str  # Of the mouse
+    container_id: str
+    subject_id: str
+    cre_line: str
+    reporter_line: str
+    area: str
+    depth_um: int
+    sex: str
     age_days: int  # Age of the mouse on the day of the container's first session
 
 

@@ -81,8 +81,8 @@ class Fluorescence:
     events: SparseEvents  # Event counts
     noise_level: NDArray[np.float64]  # ``(N,)`` standard deviation of the noise in one frame at rest, in dF/F
     signal_share: NDArray[np.float64]  # ``(N,)`` variance of the noiseless calcium over that plus the noise's at rest
-    neuropil_ratio: NDArray[np.float64]  # ``(N,)`` true r and the one that the correction used
-    neuropil_ratio_found: NDArray[np.float64]  # ``(N,)`` true r and the one that the correction used
+    neuropil_ratio: NDArray[np.float64]  # ``(N,)`` true r
+    neuropil_ratio_found: NDArray[np.float64]  # ``(N,)`` the r that the correction used
 
 
 def simulate_calcium(

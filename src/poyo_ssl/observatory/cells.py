@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from poyo_ssl.config import check
 from poyo_ssl.data.series import RoiMasks
 from poyo_ssl.data.stimuli import MOVIE_PREFIX
+from poyo_ssl.errors import ConfigError
 from poyo_ssl.observatory.worlds import CellClass
 
 PLANE_SHAPE = (512, 512)
@@ -73,42 +74,33 @@ STIMULUS_KINDS = ("drifting_gratings", "static_gratings", "natural_scenes", MOVI
 
 @dataclass(frozen=True)
 class Population:
-    """Tuning of N neurons, one value each."""
+    """Tuning of N neurons, ``(N,)`` each."""
 
     rf_x_deg: NDArray[np.float64]  # Receptive-field centre, from the middle of the screen; right and up are positive
-    rf_y_deg: NDArray[np.float64]  # Receptive-field centre, from the middle of the screen; right and up are positive
+    rf_y_deg: NDArray[np.float64]
     rf_sigma_deg: NDArray[np.float64]  # Standard deviation of the receptive field's envelope
     direction_deg: NDArray[np.float64]  # Preferred direction of drift; the preferred orientation lies across it
-    # 1: the opposite direction drives through nothing but the filters' overlap; 0: both alike
-    direction_selectivity: NDArray[np.float64]
-    spatial_frequency_cpd: NDArray[np.float64]  # Preferred frequencies
-    temporal_frequency_hz: NDArray[np.float64]  # Preferred frequencies
+    direction_selectivity: NDArray[np.float64]  # 1: the opposite direction drives only by overlap; 0: both alike
+    spatial_frequency_cpd: NDArray[np.float64]
+    temporal_frequency_hz: NDArray[np.float64]
     phase_rad: NDArray[np.float64]  # Phase of the Gabor, which matters for simple cells
     time_constant_s: NDArray[np.float64]  # Of the temporal kernel, whose peak lies at twice that
-    simple: NDArray[np.bool_]  # Booleans: a simple cell; driven by stimuli at all; silenced by what would drive others
-    tuned: NDArray[np.bool_]  # Booleans: a simple cell; driven by stimuli at all; silenced by what would drive others
-    # Booleans: a simple cell; driven by stimuli at all; silenced by what would drive others
-    suppressed: NDArray[np.bool_]
-    # Power to which the filters' energy is raised; above 1 the cell answers to fewer pictures and the more to
-    # them
-    exponent: NDArray[np.float64]
+    simple: NDArray[np.bool_]
+    tuned: NDArray[np.bool_]  # Driven by stimuli at all
+    suppressed: NDArray[np.bool_]  # Silenced by what would drive others
+    exponent: NDArray[np.float64]  # Power of the filters' energy: above 1 the cell answers to fewer pictures
     affinity: NDArray[np.float64]  # ``(N, 5)`` how much each of `STIMULUS_KINDS` drives the cell, about 1
     relative_rate: NDArray[np.float64]  # Mean rate over the median of the class
-    roi_row_px: NDArray[np.float64]  # Place and size in the imaging plane of 512 x 512 pixels
-    roi_column_px: NDArray[np.float64]  # Place and size in the imaging plane of 512 x 512 pixels
-    roi_radius_px: NDArray[np.float64]  # Place and size in the imaging plane of 512 x 512 pixels
+    roi_row_px: NDArray[np.float64]  # Place and radius in the imaging plane of 512 x 512 pixels
+    roi_column_px: NDArray[np.float64]
+    roi_radius_px: NDArray[np.float64]
 
     def __post_init__(self) -> None:
         for axis, half in (("y", SCREEN_DEG[0] / 2), ("x", SCREEN_DEG[1] / 2)):
             away = getattr(self, f"rf_{axis}_deg")
-            off = np.flatnonzero(~(np.abs(away) <= half))
-            at = float(away[off[0]]) if len(off) else 0.0
-            check(
-                not len(off),
-                f"neuron {off[0] if len(off) else 0}: receptive field at rf_{axis}_deg {at:.1f}, off the screen",
-                f"-{half} to {half}",
-                "move it onto the screen",
-            )
+            for unit in np.flatnonzero(~(np.abs(away) <= half)):
+                where = f"neuron {unit}: receptive field at rf_{axis}_deg {away[unit]:.1f}, off the screen"
+                raise ConfigError(where, allowed=f"-{half} to {half}", fix="move it onto the screen")
 
     def __len__(self) -> int:
         return len(self.rf_x_deg)

@@ -356,10 +356,8 @@ class Rates:
     # ``(N,)`` m in rate = mean x (1 + m (drive - 1)) / c x gain, c the mean of 1 + m (drive - 1)
     stimulus_depth: NDArray[np.float64]
     stimulus_mean: NDArray[np.float64]  # ``(N,)`` the constant c
-    # ``(N,)`` change of the log rate per standard deviation of running speed and of arousal
-    running_gain: NDArray[np.float64]
-    # ``(N,)`` change of the log rate per standard deviation of running speed and of arousal
-    arousal_gain: NDArray[np.float64]
+    running_gain: NDArray[np.float64]  # ``(N,)`` change of the log rate per standard deviation of running speed
+    arousal_gain: NDArray[np.float64]  # ``(N,)`` the same of arousal
 
     def expected_hz(self, drive: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return the rate at a drive ``(..., N)`` while everything else has its mean effect."""

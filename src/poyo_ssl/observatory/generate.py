@@ -18,6 +18,7 @@ from poyo_ssl.data.dff import PROCEDURES
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.stimuli import load_movie, movie_path, save_movie
 from poyo_ssl.errors import RecordingError, ResourceError
+from poyo_ssl.files import write_beside
 from poyo_ssl.observatory.allen_nwb import nwb_path, write_nwb_copy
 from poyo_ssl.observatory.allen_schedule import NOISE_TEMPLATES, NUM_SCENES
 from poyo_ssl.observatory.movies import SCENE_SHAPE, draw_noise, render_movie, render_scenes
@@ -107,12 +108,7 @@ def generate_observatory(
     spec = get_size(size)
     check(0 <= seed <= LARGEST_SEED, f"seed of {seed}", f"0 to {LARGEST_SEED}", "change it")
     check(workers >= 1, f"{workers} workers", "1 or more", "raise it")
-    check(
-        dff_procedure in PROCEDURES,
-        f"no dF/F procedure '{dff_procedure}'",
-        ", ".join(PROCEDURES),
-        "choose one of these",
-    )
+    check(dff_procedure in PROCEDURES, f"no dF/F procedure '{dff_procedure}'", ", ".join(PROCEDURES), "choose one")
     output = Path(output)
     wanted: dict[str, str | int] = {"world": world, "size": size, "seed": seed, "dff_procedure": dff_procedure}
     earlier = _find_earlier(output, wanted, overwrite)
@@ -235,10 +231,7 @@ def _claim_folder(output: Path, wanted: dict[str, str | int], replaced: tuple[Ob
     if replaced is not None:
         _remove_generation(output, *replaced)
     output.mkdir(parents=True, exist_ok=True)
-    manifest = output / MANIFEST
-    beside = manifest.with_suffix(".partial")
-    beside.write_text(json.dumps(wanted, indent=2) + "\n")
-    beside.replace(manifest)
+    write_beside(output / MANIFEST, json.dumps(wanted, indent=2) + "\n")
 
 
 def _remove_generation(output: Path, size: ObservatorySize, seed: int) -> None:

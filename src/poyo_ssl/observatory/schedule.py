@@ -77,7 +77,7 @@ def build_allen_schedule(session_type: str, rng: np.random.Generator) -> Schedul
     stimuli = {}
     for name, pieces in times.items():
         start, end = np.concatenate(pieces, axis=1)
-        stimuli[name] = _make_table(name, timestamps, start, end, draw_conditions(name, rng))
+        stimuli[name] = Presentations.from_times(name, timestamps, start, end, draw_conditions(name, rng))
     noises = [stimuli.pop(name) for name in NOISE_TEMPLATES if name in stimuli]
     if noises:
         stimuli[NOISE] = _merge_tables(NOISE, noises)
@@ -93,19 +93,6 @@ def _merge_tables(name: str, tables: list[Presentations]) -> Presentations:
     }
     columns = {key: np.concatenate([table.columns[key] for table in tables])[order] for key in tables[0].columns}
     return Presentations(name, **parts, columns=columns)
-
-
-def _make_table(
-    name: str,
-    timestamps: NDArray[np.float64],
-    start: NDArray[np.float64],
-    end: NDArray[np.float64],
-    columns: dict[str, NDArray],
-) -> Presentations:
-    """Return a table with the imaging frames nearest to its times."""
-    half = 0.5 * float(np.median(np.diff(timestamps)))
-    frames = np.minimum(np.searchsorted(timestamps, np.stack([start, end]) - half), len(timestamps))
-    return Presentations(name, start, end, frames[0].astype(np.int64), frames[1].astype(np.int64), columns)
 
 
 def _build_short_schedule(
@@ -148,5 +135,5 @@ def _build_short_schedule(
             repeat, frame = np.divmod(np.arange(len(ticks)), movies[name].num_frames)
             columns, duration = {"frame": frame, "repeat": repeat}, TICKS_PER_MOVIE_FRAME
         start, end = (timestamps[0] + moment / MONITOR_RATE_HZ for moment in (ticks, ticks + duration))
-        stimuli[name] = _make_table(name, timestamps, start, end, columns)
+        stimuli[name] = Presentations.from_times(name, timestamps, start, end, columns)
     return Schedule(timestamps, stimuli, {name: np.array(spans) for name, spans in epochs.items()})

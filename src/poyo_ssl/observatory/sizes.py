@@ -15,7 +15,6 @@ from poyo_ssl.observatory.allen_schedule import (
     GRATING_PERIOD_S,
     GRATINGS_SESSION,
     MOVIE_FRAMES,
-    NOISE_TEMPLATES,
 )
 from poyo_ssl.observatory.animals import LINE_FACTS
 from poyo_ssl.observatory.movies import MovieSpec
@@ -29,8 +28,8 @@ class ShortSchedule:
     """A session of some minutes, for tests and demonstrations."""
 
     temporal_frequencies_hz: tuple[float, ...]  # Of the gratings, out of the Allen's five
-    grating_repeats: int  # Sweeps of each direction and temporal frequency; blank sweeps
-    num_blanks: int  # Sweeps of each direction and temporal frequency; blank sweeps
+    grating_repeats: int  # Sweeps of each direction and temporal frequency
+    num_blanks: int  # Blank sweeps
     blocks: tuple[str, ...]  # Stimuli in order. A stimulus named several times is divided evenly between its blocks
     spontaneous_s: float  # Length of each spontaneous block
     gap_s: float  # Gray before the first block, between blocks and after the last
@@ -46,8 +45,8 @@ class SessionPlan:
     recording_id: str  # Identity of the recording; its file's stem
     cre_line: str  # Cre line
     container: int  # Position of its container in the folder; sessions of one container share cells
-    place: int  # Which of the folder's containers of this line it is, and how many there are
-    of: int  # Which of the folder's containers of this line it is, and how many there are
+    place: int  # Which of the folder's containers of this line it is
+    of: int  # How many containers of this line the folder has
     order: int  # Which of the container's sessions it is in time, from 0
     session_type: str  # ``three_session_A`` to ``three_session_C2``, or `SHORT_SESSION`
 
@@ -73,24 +72,9 @@ class ObservatorySize:
             check(not unknown, f"size {self.name}: blocks {sorted(unknown)}", ", ".join(sorted(known)), "correct them")
 
     @property
-    def lines(self) -> tuple[str, ...]:
-        """Cre line of each recording."""
-        return tuple(session.cre_line for session in self.sessions)
-
-    @property
     def num_recordings(self) -> int:
         """Number of recordings."""
         return len(self.sessions)
-
-    @property
-    def noises(self) -> tuple[str, ...]:
-        """Locally sparse noises that its sessions show."""
-        shown = {block.stimulus for kind in self._kinds for block in ALLEN_SESSIONS[kind].blocks}
-        return tuple(name for name in NOISE_TEMPLATES if name in shown)
-
-    @property
-    def _kinds(self) -> set[str]:
-        return set() if self.short else {session.session_type for session in self.sessions}
 
     def duration_s(self, session: SessionPlan) -> float:
         """Return the length of a session in seconds."""
@@ -204,7 +188,5 @@ SIZES: Mapping[str, ObservatorySize] = MappingProxyType({size.name: size for siz
 def get_size(name: str) -> ObservatorySize:
     """Return a size by name."""
     if name not in SIZES:
-        raise ConfigError(
-            f"no size '{name}'{suggest(name, SIZES)}", allowed=", ".join(SIZES), fix="choose one of these"
-        )
+        raise ConfigError(f"no size '{name}'{suggest(name, SIZES)}", allowed=", ".join(SIZES), fix="choose one")
     return SIZES[name]

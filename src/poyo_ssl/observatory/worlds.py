@@ -31,8 +31,8 @@ class Indicator:
     """A calcium indicator: kernel ``exp(-t / decay) - exp(-t / rise)`` scaled to a peak of 1."""
 
     name: str  # For example ``GCaMP6f``
-    rise_s: float  # Time constants in seconds
-    decay_s: float  # Time constants in seconds
+    rise_s: float
+    decay_s: float
     amplitude: float  # Peak dF/F of one event
 
     def __post_init__(self) -> None:
@@ -54,31 +54,25 @@ GCAMP6S = Indicator("GCaMP6s", rise_s=0.15, decay_s=1.0, amplitude=0.2)
 
 @dataclass(frozen=True)
 class CellClass:
-    """The dials of one class of neurons; each can be set without the others."""
+    """The dials of one class of neurons; each can be set without the others. Spreads are SDs of logarithms."""
 
     mean_rate_hz: float = 0.16  # Median over neurons of the mean event rate
     burstiness: float = 2.0  # Fano factor of the event count in one imaging frame (negative binomial; 1 is Poisson)
-    # Share of the variance of the rate that the stimulus explains, median over driven neurons
-    stimulus_information: float = 0.48
-    # Variance of the rate over its squared mean, as far as a depth of 0.95 and a gain variance of 4 allow
-    rate_variance: float = 20.0
+    stimulus_information: float = 0.48  # Share of the rate's variance that the stimulus explains, median of driven ones
+    rate_variance: float = 20.0  # Variance of the rate over its squared mean (limits: depth 0.95, gain variance 4)
     noise_level: float = 0.033  # Median over neurons of the standard deviation of dF/F noise in one imaging frame
-    indicator: Indicator = GCAMP6F  # Kernel and amplitude
-    rate_spread: float = 0.55  # Standard deviation over neurons of the logarithm of rate and noise level
-    noise_spread: float = 0.25  # Standard deviation over neurons of the logarithm of rate and noise level
-    # Share of neurons that no stimulus drives; share of simple (linear, rectified) cells among the rest
-    untuned_fraction: float = 0.15
-    # Share of neurons that no stimulus drives; share of simple (linear, rectified) cells among the rest
-    simple_fraction: float = 0.3
-    # Power to which the energy of the filters is raised: above 1 responses are rarer and stronger
-    drive_exponent: float = 2.0
+    indicator: Indicator = GCAMP6F
+    rate_spread: float = 0.55
+    noise_spread: float = 0.25
+    untuned_fraction: float = 0.15  # Share of neurons that no stimulus drives
+    simple_fraction: float = 0.3  # Share of simple (linear, rectified) cells among the rest
+    drive_exponent: float = 2.0  # Power of the filters' energy: above 1 responses are rarer and stronger
     rf_cycles: float = 0.4  # Receptive-field sigma in cycles of the preferred grating; small means broad tuning
-    running_share: float = 0.3  # Shares of the stimulus-independent modulation that follow running and the population
-    shared_share: float = 0.55  # Shares of the stimulus-independent modulation that follow running and the population
+    running_share: float = 0.3  # Share of the stimulus-independent modulation that follows running
+    shared_share: float = 0.55  # Share of the stimulus-independent modulation that follows the population
     running_sign: float = 0.5  # Mean sign of the running gain: 1 all faster, -1 all slower, 0 both
     suppressed_fraction: float = 0.05  # Share of neurons that stimuli silence
-    # Standard deviation over neurons of the logarithm of how much a kind of stimulus drives them
-    affinity_spread: float = 0.4
+    affinity_spread: float = 0.4  # Of how much a kind of stimulus drives a neuron
     drift: float = 0.1  # How far tuning and rate wander in a day; see `poyo_ssl.observatory.cells.drift_population`
     neuropil_error: float = 0.04  # Standard deviation over neurons of the error of the neuropil correction
     saturation: float | None = 4.0  # Largest dF/F; None is a linear indicator
@@ -246,7 +240,5 @@ WORLDS = _worlds()
 def get_world(name: str) -> World:
     """Return a world by name."""
     if name not in WORLDS:
-        raise ConfigError(
-            f"no world '{name}'{suggest(name, WORLDS)}", allowed=", ".join(WORLDS), fix="choose one of these"
-        )
+        raise ConfigError(f"no world '{name}'{suggest(name, WORLDS)}", allowed=", ".join(WORLDS), fix="choose one")
     return WORLDS[name]

@@ -22,6 +22,7 @@ from poyo_ssl.config import SelectionConfig
 from poyo_ssl.data.intervals import as_intervals
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.errors import SelectionError, suggest
+from poyo_ssl.files import write_beside
 from poyo_ssl.selection.moments import measure_units
 
 SENSITIVITY = 1.0
@@ -138,14 +139,8 @@ class Selection:
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"config": asdict(self.config), "thresholds": dict(self.thresholds)}
         settings["intervals"] = {name: np.asarray(spans).tolist() for name, spans in self.intervals.items()}
-        contents = {
-            TABLE_FILE: self.table.to_csv(index=False),
-            SETTINGS_FILE: json.dumps(settings, indent=2) + "\n",
-        }
-        for name, text in contents.items():
-            beside = folder / f"{name}.partial"
-            beside.write_text(text)
-            beside.replace(folder / name)
+        write_beside(folder / TABLE_FILE, self.table.to_csv(index=False))
+        write_beside(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
         return folder
 
     @classmethod
