@@ -105,7 +105,8 @@ SLOW = {"drifting_gratings": (90, 60), "natural_movie_one": (1, 1), "natural_mov
 
 @pytest.mark.parametrize("session_type", REAL_BLOCKS)
 def test_blocks_of_real_schedules(session_type):
-    from poyo_ssl.sources.allen import find_blocks
+    from poyo_ssl.sources.base import Notes
+    from poyo_ssl.sources.coding import find_blocks
 
     for name, blocks in REAL_BLOCKS[session_type].items():
         step, length = SLOW.get(name, (1, 1) if name == "natural_movie_three" else (7, 7))
@@ -116,8 +117,8 @@ def test_blocks_of_real_schedules(session_type):
             piece[-1, 1] = last
             pieces.append(piece)
         spans = np.concatenate(pieces)
-        assert find_blocks(name, spans, session_type, warnings := []).tolist() == blocks
-        assert warnings == []
+        assert find_blocks(name, spans, session_type, notes := Notes()).tolist() == blocks
+        assert list(notes) == []
 
 
 def test_dropped_frames_do_not_cut_a_block(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl import protocol
+from poyo_ssl.sources.coding import count_occurrences
 
 GRATINGS_SESSION = "three_session_A"
 MONITOR_RATE_HZ = 60
@@ -180,15 +181,6 @@ def _noise_columns(stimulus: str) -> dict[str, NDArray]:
     return {"frame": frame, "pixel_size": np.full(len(frame), pixel_size)}
 
 
-def _count_occurrences(condition: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many times each row's condition came before it."""
-    order = np.argsort(condition, kind="stable")
-    sizes = np.unique(condition, return_counts=True)[1]
-    counted = np.empty(len(condition), np.int64)
-    counted[order] = np.concatenate([np.arange(size) for size in sizes])
-    return counted
-
-
 def draw_drifting_gratings(
     temporal_frequencies_hz: tuple[float, ...],
     repeats: int,
@@ -213,7 +205,7 @@ def draw_drifting_gratings(
         "temporal_frequency": np.where(blank, np.nan, frequencies[frequency]),
         "orientation_id": np.where(blank, -1, direction),
         "temporal_frequency_id": np.where(blank, -1, np.searchsorted(known, frequencies[frequency])),
-        "repeat": np.where(blank, -1, _count_occurrences(condition)),
+        "repeat": np.where(blank, -1, count_occurrences(condition)),
         "blank_sweep": blank,
     }
 
@@ -236,6 +228,6 @@ def _draw_static_gratings(rng: np.random.Generator) -> dict[str, NDArray]:
     for (name, levels), place in zip(values.items(), places, strict=True):
         columns[name] = np.where(blank, np.nan, np.asarray(levels)[place])
         columns[f"{name}_id"] = np.where(blank, -1, place)
-    columns["repeat"] = np.where(blank, -1, _count_occurrences(condition))
+    columns["repeat"] = np.where(blank, -1, count_occurrences(condition))
     columns["blank_sweep"] = blank
     return columns

@@ -18,7 +18,7 @@ from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.series import PupilTrace, RoiMasks, TimeSeries
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.base import Source, name_rows
+from poyo_ssl.sources.base import Notes, Source, name_rows
 from poyo_ssl.sources.hdf5 import (
     get,
     get_dataset,
@@ -958,7 +958,7 @@ class AllenSource(Source):
             return self._read(file, path)
 
     def _read(self, file: h5py.File, path: Path) -> Recording:
-        warnings: list[str] = []
+        warnings = Notes()
         times = read_clock(file)
         ids = _read_identities(file)
         dataset = find_traces(file, DFF, len(times), ids.count, self.max_trim_frames)

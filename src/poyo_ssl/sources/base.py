@@ -40,6 +40,14 @@ RESERVED_NAMES = (
 """Groups of the recording's file, which a stimulus cannot be called after."""
 
 
+class Notes(list[str]):
+    """What a conversion repaired, left out, guessed or finds wrong, one line each; ends in ``Recording.warnings``."""
+
+    def add(self, *lines: str) -> None:
+        """Keep lines."""
+        self.extend(lines)
+
+
 class Source(ABC):
     """One kind of input. Subclasses are frozen dataclasses, so that they can be sent to other processes.
 

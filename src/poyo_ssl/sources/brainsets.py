@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.recording_file import BLANKS_SUFFIX, BRAINSET_ID
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.base import FilledTraces, Source
+from poyo_ssl.sources.base import FilledTraces, Notes, Source
 from poyo_ssl.sources.companions import Companions, check_line
 from poyo_ssl.sources.hdf5 import (
     get,
@@ -116,7 +116,7 @@ class BrainsetsSource(Source):
         RecordingError
             If the file is damaged or of another layout, or its groups do not fit together.
         """
-        warnings: list[str] = []
+        warnings = Notes()
         with open_hdf5(path) as file:
             refuse_links_outside(file)
             _check_objects(file)

@@ -34,7 +34,7 @@ from poyo_ssl.sources.allen import (
     parse_donor,
 )
 from poyo_ssl.sources.arrays import check_dff_settings, dff_of_fluorescence
-from poyo_ssl.sources.base import Source, clean_name, trim_to_clock
+from poyo_ssl.sources.base import Notes, Source, clean_name, trim_to_clock
 from poyo_ssl.sources.companions import TABLE, Companions
 from poyo_ssl.sources.hdf5 import is_hdf5, open_hdf5, read_numbers, require_inside
 from poyo_ssl.sources.nwb_objects import (
@@ -426,7 +426,7 @@ class NwbSource(Source):
         return recording
 
     def _read(self, nwbfile: Any, path: Path) -> Recording:
-        warnings: list[str] = []
+        warnings = Notes()
         session_type = session_type_of(nwbfile)
         found = list_series(nwbfile)
         chosen = self._choose(nwbfile, found, session_type, path, warnings)

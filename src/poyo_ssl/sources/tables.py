@@ -14,10 +14,9 @@ from poyo_ssl.data.intervals import merge
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations
 from poyo_ssl.errors import RecordingError, suggest
 from poyo_ssl.sources.base import clean_name, name_rows
+from poyo_ssl.sources.coding import count_occurrences
 
 SPONTANEOUS = "spontaneous"
-EPOCH_GAP_S = 10.0
-"""A longer pause between two presentations of a stimulus divides its epochs (300 frames of the Allen's sessions)."""
 
 ALIASES = {
     "start": ("start_time", "onset"),
@@ -123,7 +122,7 @@ class StimulusTable:
             if name in epochs:
                 raise RecordingError(f"{self.what}: two stimuli would be called '{name}'", fix="rename one of them")
             start, stop = self.start[rows], self.stop[rows]
-            epochs[name] = merge(np.stack([start, stop], axis=1), gap_s=EPOCH_GAP_S)
+            epochs[name] = merge(np.stack([start, stop], axis=1), gap_s=protocol.BLOCK_PAUSE_S)
             if name == SPONTANEOUS:
                 continue
             overlap = np.flatnonzero(start[1:] < stop[:-1] - step)
@@ -306,19 +305,3 @@ def _identify(
     ids = np.full(len(values), -1, np.int64)
     ids[shown] = np.searchsorted(choices, values[shown])
     return {key: values, f"{key}_id": ids}
-
-
-def count_occurrences(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how often each value has occurred before.
-
-    Examples
-    --------
-    >>> count_occurrences(np.array([5, 7, 5, 5, 7])).tolist()
-    [0, 0, 1, 2, 1]
-    """
-    order = np.argsort(values, kind="stable")
-    first = np.r_[True, values[order][1:] != values[order][:-1]] if len(values) else np.zeros(0, bool)
-    position = np.arange(len(values))
-    count = np.empty(len(values), np.int64)
-    count[order] = position - np.maximum.accumulate(np.where(first, position, 0))
-    return count
