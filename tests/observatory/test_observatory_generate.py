@@ -187,7 +187,8 @@ def test_foreseen_space_is_enough_and_not_far_too_much(tiny_folder):
 def test_recordings_say_where_they_come_from(tiny_recordings):
     animals = {recording.metadata.subject_id for recording in tiny_recordings}
     assert len(animals) == 4
-    for recording, line in zip(tiny_recordings, SIZES["tiny"].lines, strict=True):
+    lines = [session.cre_line for session in SIZES["tiny"].sessions]
+    for recording, line in zip(tiny_recordings, lines, strict=True):
         metadata = recording.metadata
         assert metadata.cre_line == line
         assert recording.recording_id.isascii()
