@@ -1,5 +1,6 @@
 """The online decoder against the offline prediction, and against plain attention over explicit tokens."""
 
+import itertools
 import math
 import tracemalloc
 from dataclasses import replace
@@ -7,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+import torch.nn.functional as F
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from untrained import make_recording, make_run
+from untrained import NUM_UNITS, RATE_HZ, make_recording, make_run
 
 from poyo_ssl.data.windows import Batch
 from poyo_ssl.errors import CheckpointError, ConfigError, RecordingError, StreamError
@@ -126,6 +128,7 @@ def test_missing_values_add_nothing_to_a_value_skip(recording, monkeypatch):
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bin_frames", [1, 2, 3])
 @pytest.mark.parametrize(
     ("output", "normalise", "lag_s"),
     [
@@ -137,8 +140,9 @@ def test_missing_values_add_nothing_to_a_value_skip(recording, monkeypatch):
         ("frames", True, 0.2),
     ],
 )
-def test_equals_predict_for_every_task(recording, output, normalise, lag_s):
-    run = make_run(output, normalise=normalise, dtype=torch.float32, window={"lag_s": lag_s})
+def test_equals_predict_for_every_task(recording, output, normalise, lag_s, bin_frames):
+    window = {"lag_s": lag_s, "bin_frames": bin_frames}
+    run = make_run(output, normalise=normalise, dtype=torch.float32, window=window)
     decoder = Decoder(run, recording)
     known = predict(run, recording)
     answers = [decoder.step(frame, time) for frame, time in zip(recording.dff, recording.timestamps, strict=True)]
@@ -168,90 +172,169 @@ def test_without_times_the_clock_is_regular(recording, monkeypatch):
         np.testing.assert_allclose(output, offline(run, regular, stop), rtol=1e-9, atol=1e-10)
 
 
-def plain_attention(run, values, present, times, duration_s):
-    """Attention of the latents to explicit tokens of ``(T, C)`` values, each token present or not."""
+def turn(x, time, config):
+    """Rotate the pairs of ``(..., E)`` by times that broadcast to ``(...)``, with sines and cosines written out."""
+    pairs = config.dim_head // 4
+    shares = torch.arange(pairs, dtype=torch.float64) / pairs
+    period = config.rotary_t_min_s * (config.rotary_t_max_s / config.rotary_t_min_s) ** shares
+    angle = 2 * math.pi * time.unsqueeze(-1) / period
+    out = x.clone()
+    a, b = x[..., 0 : 2 * pairs : 2], x[..., 1 : 2 * pairs : 2]
+    out[..., 0 : 2 * pairs : 2] = a * angle.cos() - b * angle.sin()
+    out[..., 1 : 2 * pairs : 2] = a * angle.sin() + b * angle.cos()
+    return out
+
+
+def plain_attention(run, values, times, duration_s):
+    """Attend to explicit tokens of W windows, values ``(W, T, C)`` (NaN has no token) at times ``(W, T)``."""
     model, config = run.model, run.config.model
-    tokens, block = model.tokens, model.encoder.cross_attention
-    rows = torch.tensor([run.vocabulary.units[f"one/roi_{i:04d}"] for i in range(values.shape[1])])
+    tokens, block, num_windows = model.tokens, model.encoder.cross_attention, len(values)
+    rows = torch.tensor([run.vocabulary.units[f"one/roi_{i:04d}"] for i in range(values.shape[2])])
     units, w = tokens.units(rows), tokens.value
     if w is None:
         units, w = units.chunk(2, dim=-1)
-    kinds, when = [0] * len(times), list(times)
-    values, present = torch.from_numpy(np.nan_to_num(values)), torch.from_numpy(present)
-    anywhere = present.any(dim=0, keepdim=True)
+    kinds = [0] * values.shape[1]
+    present = ~values.isnan()  # (W, T, C)
+    values, anywhere = values.nan_to_num(), present.any(dim=1, keepdim=True)
     if config.start_end_tokens:
-        edges = [(1, 0.0)] if config.causal_cross_attention else [(1, 0.0), (2, duration_s)]
-        for kind, edge in edges:
-            kinds, when = [*kinds, kind], [*when, edge]
-            values, present = torch.cat((values, torch.zeros_like(values[:1]))), torch.cat((present, anywhere))
-    when = torch.tensor(when, dtype=torch.float64)
-    own = units + tokens.types[torch.tensor(kinds)].unsqueeze(1)
-    token = torch.cat((own, values.unsqueeze(-1) * w), dim=-1).double()  # (T, C, 2D)
-    k, v = block.to_kv(block.norm_context(token)).unflatten(-1, (2, block.heads, -1)).unbind(2)  # (T, C, H, E)
-    latent_time = torch.floor(torch.arange(len(model.latents) * 100) / len(model.latents)).double()
-    latent_time = (latent_time + 0.5) * config.latent_step_s
-    latent_time = latent_time[: len(model.latents) * max(1, int(duration_s / config.latent_step_s + 1e-6))]
-    learned = model.latents.repeat(len(latent_time) // len(model.latents), 1)
-    q = block.to_q(block.norm(learned)).unflatten(-1, (block.heads, -1))  # (L, H, E)
-
-    def turn(x, time):
-        """Rotate pairs of ``(N, ..., E)`` by their times, with sines and cosines written out."""
-        pairs = config.dim_head // 4
-        period = config.rotary_t_min_s * (config.rotary_t_max_s / config.rotary_t_min_s) ** (
-            torch.arange(pairs, dtype=torch.float64) / pairs
-        )
-        angle = (2 * math.pi * time.unsqueeze(-1) / period.double()).reshape(len(time), *[1] * (x.ndim - 2), pairs)
-        out = x.clone()
-        a, b = x[..., 0 : 2 * pairs : 2], x[..., 1 : 2 * pairs : 2]
-        out[..., 0 : 2 * pairs : 2] = a * angle.cos() - b * angle.sin()
-        out[..., 1 : 2 * pairs : 2] = a * angle.sin() + b * angle.cos()
-        return out
-
-    logits = torch.einsum("lhe,tche->lhtc", turn(q, latent_time), turn(k, when)) / math.sqrt(config.dim_head)
-    sees = present.expand(len(latent_time), 1, -1, -1)
+        for kind, edge in [(1, 0.0)] if config.causal_cross_attention else [(1, 0.0), (2, duration_s)]:
+            kinds, times = [*kinds, kind], torch.cat((times, times.new_full((num_windows, 1), edge)), dim=1)
+            values, present = F.pad(values, (0, 0, 0, 1)), torch.cat((present, anywhere), dim=1)
+    kinds = torch.tensor(kinds)
+    own = (units + tokens.types[kinds].unsqueeze(1)).expand(num_windows, -1, -1, -1)
+    token = torch.cat((own, values.unsqueeze(-1) * w), dim=-1)  # (W, T, C, 2D)
+    k, v = block.to_kv(block.norm_context(token)).unflatten(-1, (2, block.heads, -1)).unbind(3)  # (W, T, C, H, E)
+    num_steps = max(1, int((1.0 if config.latent_grid == "unit_second" else duration_s) / config.latent_step_s + 1e-6))
+    steps = (torch.arange(num_steps).double() + 0.5) * config.latent_step_s
+    latent_time = steps.repeat_interleave(len(model.latents))
+    q = block.to_q(block.norm(model.latents.repeat(num_steps, 1))).unflatten(-1, (block.heads, -1))  # (L, H, E)
+    q, at_tokens = turn(q, latent_time.unsqueeze(-1), config), times[:, :, None, None]
+    k, v = turn(k, at_tokens, config), turn(v, at_tokens, config)
+    logits = torch.einsum("lhe,wtche->wlhtc", q, k) / math.sqrt(config.dim_head)
+    sees = present[:, None, None]
     if config.causal_cross_attention:
-        in_time = (when <= latent_time.unsqueeze(-1)) | (torch.tensor(kinds) == 1)
-        sees = sees & in_time[:, None, :, None]
-    weights = torch.where(sees, logits, -math.inf).flatten(2).softmax(-1).nan_to_num(0.0)
-    out = torch.einsum("lhn,nhe->lhe", weights, turn(v, when).flatten(0, 1))
-    return block.to_out(turn(out, -latent_time).flatten(1))
+        in_time = (times.unsqueeze(1) <= latent_time.unsqueeze(-1)) | (kinds == 1)  # (W, L, T)
+        sees = sees & in_time[:, :, None, :, None]
+    weights = torch.where(sees, logits, -math.inf).flatten(3).softmax(-1).nan_to_num(0.0)
+    out = torch.einsum("wlhn,wnhe->wlhe", weights, v.flatten(1, 2))
+    return block.to_out(turn(out, -latent_time.unsqueeze(-1), config).flatten(2))  # (W, L, D)
 
 
-@pytest.mark.parametrize("switches", SWITCHES[:5])
-@given(seed=st.integers(0, 10**6), share=st.sampled_from([0.05, 0.5, 0.9]))
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_missing_takes_no_part(recording, switches, seed, share):
-    run, rng = make_run(**switches), np.random.default_rng(seed)
-    decoder = Decoder(run, recording, min_coverage=0.0)
-    dff = recording.dff[:18].copy()
-    dff[rng.random(dff.shape) < share] = np.nan
-    dff[:, 3] = np.nan  # a neuron that is never there
-    dff[:9, 4] = np.inf  # one that joins late
-    dff[7] = np.nan
-    branches, attend = [], decoder.attention.attend
-    decoder.attention.attend = lambda *window: branches.append(attend(*window)) or branches[-1]
-    answers = []
-    for i, (frame, time) in enumerate(zip(dff, recording.timestamps, strict=False)):
-        if i == 7:
-            decoder.skip()
-        else:
-            answers.append(decoder.step(frame, time))
-    # The dropped frame lies where the clock expects it.
-    stamps = recording.timestamps[:18].copy()
-    stamps[7] = stamps[6] + 1 / recording.rate_hz
-    x, finite = normalised(run, dff), np.isfinite(dff)
-    usable = [stop for stop in range(12, 19) if finite[stop - 12 : stop].any()]
-    assert [answer.status for answer in answers[10:]].count("ok") == len(usable) == len(branches)
-    for stop, branch in zip(usable, branches, strict=True):
-        window, times = slice(stop - 12, stop), stamps[stop - 12 : stop] - stamps[stop - 12] + 0.5 / recording.rate_hz
-        with torch.no_grad():
-            plain = plain_attention(run, x[window], finite[window], times, 12 / recording.rate_hz)
-        np.testing.assert_allclose(branch, plain, rtol=1e-9, atol=1e-10)
-        coverage = finite[window].mean()
-        assert answers[stop - 2].coverage == pytest.approx(coverage)
-    assert decoder.counts.frames == 17
-    assert decoder.counts.dropped == 1
-    assert decoder.counts.missing == (~finite[np.arange(18) != 7]).sum()
+def offline_with_holes(run, dff, stamps):
+    """Return the outputs of every window of a recording ``(F, C)`` in which NaN says that a value is not there."""
+    model, bins, num_frames = run.model, run.config.window.bin_frames, run.num_frames
+    windows = np.arange(len(dff) - num_frames + 1)[:, None] + np.arange(num_frames)  # (W, N)
+    duration_s, start = num_frames / RATE_HZ, stamps[windows[:, :1]]
+    values = torch.from_numpy(normalised(run, dff))[windows].unflatten(1, (-1, bins)).nanmean(dim=2).double()
+    times = stamps[windows].reshape(len(windows), -1, bins).mean(axis=2) - start + 0.5 / RATE_HZ
+    before = 0.5 * duration_s if run.task == "gratings" else run.config.window.lag_s
+    rows = torch.tensor([run.vocabulary.units[f"one/roi_{i:04d}"] for i in range(NUM_UNITS)])
+    batch = Batch(
+        dff=values.nan_to_num(),
+        unit_index=rows.expand(len(windows), -1),
+        unit_mask=torch.ones(len(windows), NUM_UNITS, dtype=torch.bool),
+        frame_times=torch.from_numpy(times),
+        session_index=torch.full((len(windows),), 2),
+        target_time=torch.from_numpy(stamps[windows[:, -1]] - before - start[:, 0]),
+        duration_s=duration_s,
+    )
+    with torch.no_grad():
+        latents = model.encode(batch)  # for their times
+        attended = plain_attention(run, values, batch.frame_times, duration_s)
+        learned = model.latents.repeat(attended.shape[1] // len(model.latents), 1)
+        latents = model.process(latents.with_values(model.encoder.with_residuals(learned, attended)))
+        places = {"session_index": batch.session_index, "target_time": batch.target_time}
+        return model.readout(run.task, latents, **places, batch=batch).numpy()
+
+
+def assert_stream_equals_offline(run, dff, stamps, dropped, monkeypatch):
+    """Decode a stream in which every other run of dropped frames is told by `skip`, the others by their times.
+
+    Frames are dropped where `dropped`; `dff` is NaN and `stamps` regular there.
+    """
+    decoder = Decoder(run, make_recording(), rate_hz=RATE_HZ, min_coverage=0.0)
+    seen, outputs = raw_outputs(decoder, monkeypatch), {}
+    for i, (frame, time) in enumerate(zip(dff, stamps, strict=True)):
+        if dropped[i]:
+            if dropped[:i].sum() % 2:
+                decoder.skip()
+            continue
+        answer = decoder.step(frame, time)
+        window = np.isfinite(dff[max(0, i + 1 - run.num_frames) : i + 1])
+        assert answer.coverage == pytest.approx(window.sum() / (run.num_frames * NUM_UNITS))
+        full = i + 1 >= run.num_frames
+        assert answer.status == ("filling" if not full else "ok" if window.any() else "sparse")
+        if answer.status == "ok":
+            outputs[i + 1 - run.num_frames] = seen[-1]
+    expected = offline_with_holes(run, dff, stamps)[list(outputs)]
+    np.testing.assert_allclose(np.stack(list(outputs.values())), expected, rtol=1e-6, atol=1e-7)
+    assert decoder.counts.frames == (~dropped).sum()
+    assert decoder.counts.missing == np.isnan(dff[~dropped]).sum()
+    return decoder
+
+
+def make_stream(rng, num_frames, *, num_complete, share, jitter_s):
+    """Return dF/F, times and dropped frames: complete at first, then with values missing, a late neuron and gaps."""
+    dff = rng.gamma(1.0, size=(num_frames, NUM_UNITS)).astype(np.float32)
+    stamps = 3.0 + np.arange(num_frames) / RATE_HZ + rng.uniform(-jitter_s, jitter_s, num_frames)
+    dropped = np.zeros(num_frames, bool)
+    dropped[num_complete:-1] = rng.random(num_frames - 1 - num_complete) < 0.1 * share
+    if num_frames - num_complete > 100:
+        dropped[num_complete + 60 : num_complete + 80] = True  # longer than a window
+    dff[num_complete:][rng.random((num_frames - num_complete, NUM_UNITS)) < share] = np.nan
+    dff[num_complete : (num_complete + num_frames) // 2, 4] = np.nan  # is lost, and joins again
+    dff[dropped] = np.nan
+    for i in np.flatnonzero(dropped):
+        stamps[i] = stamps[i - 1] + 1 / RATE_HZ
+    return dff, stamps, dropped
+
+
+OUTPUTS = ["gratings", "skip", "frame_number", "frames", "position"]
+COMBINATIONS = list(itertools.product([1, 2, 3], ["shared", "per_unit"], [False, True], [True, False]))
+
+
+@pytest.mark.parametrize(
+    ("bin_frames", "value_embedding", "causal", "edges", "output"),
+    [(*combination, OUTPUTS[i % len(OUTPUTS)]) for i, combination in enumerate(COMBINATIONS)],
+)
+def test_a_long_stream_equals_offline(monkeypatch, bin_frames, value_embedding, causal, edges, output):
+    """Forty windows, the first fifteen complete: what is kept from one turn of the ring to the next is right."""
+    window = {"bin_frames": bin_frames, "lag_s": 0.1}
+    model = {"value_embedding": value_embedding, "causal_cross_attention": causal, "start_end_tokens": edges}
+    run = make_run(output, window=window, depth=1, latent_step_s=0.1, num_latents_per_step=1, **model)
+    rng = np.random.default_rng(bin_frames)
+    stream = make_stream(rng, 500, num_complete=180, share=0.4, jitter_s=0.0 if edges else 2e-3)
+    assert_stream_equals_offline(run, *stream, monkeypatch)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    output=st.sampled_from(OUTPUTS),
+    bin_frames=st.sampled_from([1, 2, 3, 4]),
+    num_windows=st.integers(1, 5),
+    share=st.sampled_from([0.0, 0.05, 0.5, 0.9]),
+    jitter_s=st.sampled_from([0.0, 2e-3]),
+    normalise=st.booleans(),
+    model=st.fixed_dictionaries(
+        {
+            "value_embedding": st.sampled_from(["shared", "per_unit"]),
+            "causal_cross_attention": st.booleans(),
+            "start_end_tokens": st.booleans(),
+            "latent_grid": st.sampled_from(["window", "unit_second"]),
+            "latent_step_s": st.sampled_from([0.05, 0.125]),
+            "rotary_t_min_s": st.sampled_from([1e-4, 0.07]),
+            "cross_heads": st.sampled_from([1, 2, 3]),
+        }
+    ),
+)
+@settings(max_examples=15, deadline=None)
+def test_streams_equal_offline(seed, output, bin_frames, num_windows, share, jitter_s, normalise, model):
+    window = {"bin_frames": bin_frames, "lag_s": 0.1}
+    run = make_run(output, window=window, normalise=normalise, depth=1, num_latents_per_step=1, **model)
+    rng, num_complete = np.random.default_rng(seed), 12 * (seed % 3)
+    stream = make_stream(rng, 12 * num_windows + 25, num_complete=num_complete, share=share, jitter_s=jitter_s)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert_stream_equals_offline(run, *stream, monkeypatch)
 
 
 def test_a_neuron_that_is_never_there_is_one_the_model_does_not_see(recording):

@@ -29,13 +29,14 @@ from poyo_ssl.config import OptimConfig
 from poyo_ssl.errors import StreamError
 from poyo_ssl.online import Decoder, serve
 from poyo_ssl.online.serve import Server, answer, warm_up
+from poyo_ssl.training.predict import predict
 
 DOCS = Path(__file__).parents[2] / "docs" / "online.md"
 DFF = make_recording().dff
 
 
-def make_decoder(output="gratings"):
-    return Decoder(make_run(output, dtype=torch.float32), make_recording())
+def make_decoder(output="gratings", **window):
+    return Decoder(make_run(output, dtype=torch.float32, window=window), make_recording())
 
 
 def expected(decoder, frames):
@@ -220,6 +221,25 @@ def test_a_second_client_is_told_that_the_server_is_busy():
             assert other.read(1) == b""
         assert ask(stream, serve.encode_frame(DFF[0]))[0] == 1
     assert any("refused" in line for line in lines)
+
+
+@pytest.mark.parametrize("bin_frames", [1, 2, 3])
+def test_every_client_gets_the_offline_answers(bin_frames):
+    """A second client comes after more than four windows of the first, and then a reset."""
+    decoder, recording = make_decoder(bin_frames=bin_frames), make_recording()
+    offline = predict(decoder.run, recording)["probabilities"]
+    frames = list(zip(recording.dff, recording.timestamps, strict=True))
+    with serving(decoder) as (server, _):
+        for num_frames in (55, 60):
+            eventually(lambda: not server.busy.locked())
+            with connected(server) as (_, stream):
+                read(stream)
+                replies = [ask(stream, serve.encode_frame(*frame)) for frame in frames[:num_frames]]
+            got = [np.frombuffer(payload, "<f4") for status, *_, payload in replies if status == 0]
+            np.testing.assert_allclose(got, offline[: num_frames - 11], rtol=1e-4, atol=1e-6)
+    decoder.reset()
+    answers = [decoder.step(*frame) for frame in frames]
+    np.testing.assert_allclose([answer.output for answer in answers[11:]], offline, rtol=1e-4, atol=1e-6)
 
 
 def test_a_port_that_is_taken_is_named():

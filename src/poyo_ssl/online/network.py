@@ -41,7 +41,7 @@ NUM_SUMS = 4
 class _Group:
     """Token times of a window that are computed together: n times, and l latents that see them.
 
-    All tensors are views: `logits` of the scratch memory, the others of what is kept for slots and places.
+    `logits` is a view of the scratch memory, the others are of what is kept for slots and places.
     """
 
     is_edge: bool
@@ -64,7 +64,10 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How one list of places is computed: edges first, for they are kept as long as they are the same."""
+    """How one window is computed: edges first, for they are kept as long as they are the same.
+
+    Made anew for every window: of places with a stride, `_Group.rows` and `_Group.columns` are copies, not views.
+    """
 
     places: Tensor
     edges: list[_Group]
@@ -185,7 +188,6 @@ class SlidingCrossAttention:
         self.over_time, self.over_time_values = zeros(H, L, C, dtype=self.dtype), zeros(H, L, C, dtype=self.dtype)
         self.edge_over_time = zeros(H, L, C, dtype=self.dtype)
         self.edge_still = zeros(H, L, self.dim_head // 2, dtype=self.dtype)
-        self.plans: dict[tuple[int, ...], _Plan] = {}
 
     def forget(self) -> None:
         """Choose the origin of the logits anew, so that no rounding depends on windows of before."""
@@ -236,7 +238,6 @@ class SlidingCrossAttention:
             self.sums = torch.zeros(*shape, self.columns.shape[-1], dtype=self.dtype)
             self.complex_sums = torch.view_as_complex(self.sums.unflatten(-1, (-1, 2)))
             self.turned = torch.empty_like(self.complex_sums)
-            self.plans.clear()
         kinds = [0] * (len(times) - len(self.edge_kinds)) + self.edge_kinds
         distance = (self.times_of_latents - times.unsqueeze(-1)).unsqueeze(-1) * self.omega  # (T, L, E/4)
         turns = torch.polar(torch.ones_like(distance), distance).to(self.moving_queries.dtype)
@@ -261,7 +262,6 @@ class SlidingCrossAttention:
         starts = [0 if not self.causal or kind == 1 else row for row, kind in zip(first, kinds, strict=True)]
         if starts != getattr(self, "first_latent", None):
             self.sums.zero_()
-            self.plans.clear()
         self.first_latent, self.edges_are_summed = starts, False
 
     def _rows_of(self, parts: dict[str, Tensor], dim: int) -> list[Tensor]:
@@ -397,10 +397,7 @@ class SlidingCrossAttention:
         """
         if self.table_times.shape != times.shape or torch.dist(self.table_times, times, math.inf) > CLOCK_TOLERANCE_S:
             self._tabulate(times)
-        key = tuple(places)
-        plan = self.plans.get(key)
-        if plan is None:
-            plan = self.plans[key] = self._plan(places)
+        plan = self._plan(places)
         self._put_edges(self.present.index_select(0, plan.places).any(dim=0))
         if self.reference is None:
             self._set_reference(plan)
