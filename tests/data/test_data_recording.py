@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from poyo_ssl.data import recording_file
+from poyo_ssl.data.hdf5 import LazyDataset
 from poyo_ssl.data.recording import Recording, RecordingMetadata, open_recordings
 from poyo_ssl.data.series import PupilTrace, RoiMasks, SparseEvents, TimeSeries
 from poyo_ssl.data.stimuli import Presentations, load_movie, save_movie
@@ -136,9 +137,8 @@ def test_a_chunked_file_is_read_lazily_too(full, tmp_path):
         del file["calcium_traces/df_over_f"]
         file.create_dataset("calcium_traces/df_over_f", data=full.dff.astype(np.float64), chunks=True, compression=1)
     again = Recording.open(path)
-    assert isinstance(again.dff, h5py.Dataset)
+    assert isinstance(again.dff, LazyDataset)
     np.testing.assert_array_equal(again.read_dff(10, 20), full.dff[10:20])
-    again.dff.file.close()
 
 
 def _without(name):

@@ -7,7 +7,7 @@ from allen_samples import BLOCKS, draw_templates, make_session, write_session
 
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.stimuli import load_movie
-from poyo_ssl.sources.allen import AllenSource, RoiTraces, read_fluorescence
+from poyo_ssl.sources.allen import AllenSource, read_fluorescence
 from poyo_ssl.sources.run import convert
 
 MODULE = "processing/brain_observatory_pipeline"
@@ -244,48 +244,6 @@ def test_running_off_the_imaging_clock_keeps_its_own(tmp_path):
     )
 
 
-STORAGES = {
-    "contiguous": {},
-    "chunked": {"chunks": (4, 600)},
-    "one chunk": {"chunks": (7, 3001)},
-    "small chunks": {"chunks": (2, 500)},
-    "gzip": {"chunks": (1, 1000), "compression": "gzip"},
-    "checksums": {"chunks": (3, 400), "fletcher32": True},
-}
-
-
-@pytest.mark.parametrize("layout", STORAGES)
-@pytest.mark.parametrize("kind", [">f8", "f4"])
-def test_traces_in_any_storage(layout, kind, tmp_path):
-    values = np.random.default_rng(0).normal(size=(7, 3001)).astype(kind)
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        file.create_dataset("data", data=values, **STORAGES[layout])
-    with h5py.File(tmp_path / "x.h5") as file:
-        traces = RoiTraces(file["data"], 3000)
-        assert traces.shape == (3000, 7)
-        for span in (slice(0, 3000), slice(131, 1500), slice(2990, 9000), slice(5, 5)):
-            np.testing.assert_array_equal(traces[span], values[:, :3000].T[span].astype(np.float32))
-        extremes = traces.extremes()
-    mapped = layout in ("contiguous", "chunked", "one chunk")
-    assert (traces._turned is None) == mapped
-    assert (extremes is not None) == (kind == "f4" and mapped)
-    if extremes is not None:
-        np.testing.assert_array_equal(extremes, [values[:, :3000].min(axis=1), values[:, :3000].max(axis=1)])
-
-
-def test_chunks_that_cannot_be_mapped_are_read_all_the_same(tmp_path):
-    values = np.random.default_rng(0).normal(size=(7, 3000)).astype(np.float32)
-    expected = np.where(np.arange(3000) < 1000, values, np.float32(0.5))
-    for name, block in {"never written": 0, "behind a block of the user": 512}.items():
-        with h5py.File(tmp_path / f"{name}.h5", "w", userblock_size=block) as file:
-            dataset = file.create_dataset("data", (7, 3000), "f4", chunks=(4, 600), fillvalue=0.5)
-            dataset[:, : 3000 if block else 1000] = values if block else values[:, :1000]
-            # Chunks of an open file may not be on disk yet.
-            np.testing.assert_array_equal(RoiTraces(dataset, 3000)[0:3000].T, values if block else expected)
-        with h5py.File(tmp_path / f"{name}.h5") as file:
-            np.testing.assert_array_equal(RoiTraces(file["data"], 3000)[0:3000].T, values if block else expected)
-
-
 @pytest.mark.parametrize("layout", [{"chunks": (4, 600)}, {}])
 def test_traces_that_are_not_finite_are_found_in_any_storage(layout, tmp_path):
     made, path = write_session(tmp_path)
@@ -302,17 +260,6 @@ def test_traces_that_are_not_finite_are_found_in_any_storage(layout, tmp_path):
     ]
     found = Recording.open(tmp_path / "out" / "501574836.h5")
     np.testing.assert_array_equal(found.dff, dff[[0, 2, 3, 4]].T)
-
-
-def test_traces_too_large_to_keep_are_read_in_slabs(tmp_path, monkeypatch):
-    monkeypatch.setattr("poyo_ssl.sources.allen.CACHED_BYTES", 1000)
-    values = np.random.default_rng(0).normal(size=(7, 3000)).astype(np.float32)
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        traces = RoiTraces(file.create_dataset("data", data=values, chunks=(3, 250)), 3000)
-    np.testing.assert_array_equal(traces[200:900], values.T[200:900])
-    stored = traces._blocks[0][1][0][1]
-    assert isinstance(stored, h5py.Dataset)
-    stored.file.close()
 
 
 def test_fluorescence_of_rows_in_any_order(tmp_path):

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from poyo_ssl.data.hdf5 import map_dataset
 from poyo_ssl.data.series import PupilTrace, RoiMasks, SparseEvents, TimeSeries
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.errors import RecordingError
@@ -276,7 +277,7 @@ def read_recording(file: h5py.File, path: Path) -> dict[str, Any]:
     rate = float(file["calcium_traces"].attrs["sampling_rate"])
     contents: dict[str, Any] = {
         "recording_id": str(_text(session.attrs.get("id", path.stem))),
-        "dff": _map_dataset(dataset, path),
+        "dff": map_dataset(dataset),
         "timestamps": _read_timestamps(file, dataset.shape[0], rate),
         "unit_ids": roi_ids["id"].astype(np.str_),
         "cell_specimen_ids": roi_ids.get("cell_specimen_id", np.full(dataset.shape[1], -1, np.int64)),
@@ -302,14 +303,6 @@ def read_recording(file: h5py.File, path: Path) -> dict[str, Any]:
     if "truth" in file:
         contents["truth"] = FileTruth(path, list(file["truth"]))
     return contents
-
-
-def _map_dataset(dataset: h5py.Dataset, path: Path) -> Any:
-    """Map a contiguous dataset without going through HDF5 again; open others as an h5py dataset."""
-    offset = dataset.id.get_offset()
-    if dataset.chunks is None and offset is not None and dataset.size:
-        return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
-    return h5py.File(path, "r")[dataset.name]
 
 
 def _read_timestamps(file: h5py.File, num_frames: int, rate: float) -> NDArray[np.float64]:

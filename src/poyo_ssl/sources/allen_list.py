@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from poyo_ssl import protocol
+from poyo_ssl.data.hdf5 import open_hdf5
 from poyo_ssl.errors import ConfigError, RecordingError, suggest
 from poyo_ssl.sources.allen import DATA_FOLDER, SESSION_TYPES, UNKNOWN_LINE, parse_cre_line, parse_indicator
 from poyo_ssl.sources.download import check_address, download
-from poyo_ssl.sources.hdf5 import open_hdf5
 
 EXPERIMENTS_FILE, CONTAINERS_FILE = "ophys_experiments.json", "experiment_containers.json"
 MANIFEST_FILE, MANIFEST_VERSION = "manifest.json", "1.3"

@@ -14,9 +14,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from poyo_ssl.data.hdf5 import check_size, get_dataset, open_hdf5, read_numbers
 from poyo_ssl.errors import RecordingError, suggest
-from poyo_ssl.sources.base import check_size
-from poyo_ssl.sources.hdf5 import get_dataset, open_hdf5, read_numbers
 
 SUFFIXES = (".npy", ".npz", ".csv", ".mat")
 FIX_FILE = "the file is damaged; copy or write it again"

@@ -8,14 +8,14 @@ Rules for `read`, which is given files that nobody has checked:
 - Whatever is wrong with a file becomes a `RecordingError` that names the file, what was found and the fix.
 - Whatever was repaired, left out, guessed or looks wrong becomes a line in ``Recording.warnings``. Traces that are
   constant or not finite, and gaps of the clock, are found by the runner (`poyo_ssl.sources.base`), for all sources.
-- Nothing is unpickled, and nothing is allocated because a header says so before `check_size` was asked.
+- Nothing is unpickled, and nothing is allocated because a header says so before `data.hdf5.check_size` was asked.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,12 +26,6 @@ from numpy.typing import NDArray
 from poyo_ssl.data.intervals import as_intervals, merge
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.errors import RecordingError
-
-MAX_BYTES = 64 << 30
-"""Larger than any two-photon recording's traces; what claims more is damaged or hostile."""
-
-MAX_EXPANSION = 1100
-"""Deflate cannot make data smaller than by a factor of 1032: a header that claims more than this is wrong."""
 
 RESERVED_NAMES = (
     *("brainset", "calcium_traces", "device", "domain", "events", "imaging_clock", "motion", "notes", "pupil"),
@@ -114,46 +108,6 @@ class Source(ABC):
         """Write what `read` gave for `path` to `target`, whole or not at all."""
         del path
         recording.save(target, overwrite=True)
-
-
-def check_size(shape: Iterable[int], dtype: np.dtype, what: str, *, stored: int | None = None) -> None:
-    """Refuse what a header claims before anything of that size is allocated.
-
-    Parameters
-    ----------
-    shape : iterable of int
-        As the header says.
-    dtype : dtype
-        As the header says.
-    what : str
-        The file and, within it, the array; for the message.
-    stored : int, optional
-        Bytes that are really there, if compressed; uncompressed data are checked by whoever reads them.
-
-    Raises
-    ------
-    RecordingError
-        If the array would not fit into `MAX_BYTES`, or is over `MAX_EXPANSION` times what is stored.
-
-    Examples
-    --------
-    >>> check_size((1000, 100), np.dtype("f4"), "F.npy")
-    >>> check_size((10**9, 100), np.dtype("f4"), "F.npy")
-    Traceback (most recent call last):
-    poyo_ssl.errors.RecordingError: F.npy claims 1000000000 x 100 values of float32 (400.0 GB) ...
-    """
-    shape = tuple(int(size) for size in shape)
-    # Python's integers do not overflow, where numpy's product would.
-    size = dtype.itemsize
-    for length in shape:
-        size *= length
-    limit = MAX_BYTES if stored is None else min(MAX_BYTES, MAX_EXPANSION * max(stored, 64))
-    if size > limit:
-        raise RecordingError(
-            f"{what} claims {' x '.join(map(str, shape))} values of {dtype} ({size / 1e9:.1f} GB)",
-            allowed=f"{limit / 1e9:.1f} GB here",
-            fix="the file is damaged; copy it again",
-        )
 
 
 def clean_name(text: str) -> str:

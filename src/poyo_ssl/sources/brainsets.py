@@ -17,12 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.recording_file import BLANKS_SUFFIX, BRAINSET_ID
-from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.base import FilledTraces, Notes, Source
-from poyo_ssl.sources.companions import Companions, check_line
-from poyo_ssl.sources.hdf5 import (
+from poyo_ssl.data.hdf5 import (
     get,
     get_dataset,
     get_group,
@@ -34,6 +29,11 @@ from poyo_ssl.sources.hdf5 import (
     refuse_links_outside,
     require_numbers,
 )
+from poyo_ssl.data.recording import Recording
+from poyo_ssl.data.recording_file import BLANKS_SUFFIX, BRAINSET_ID
+from poyo_ssl.errors import RecordingError
+from poyo_ssl.sources.base import FilledTraces, Notes, Source
+from poyo_ssl.sources.companions import Companions, check_line
 
 KINDS = ("Data", "ArrayDict", "Interval", "RegularTimeSeries", "IrregularTimeSeries")
 NUMBERS = ("orientation", "temporal_frequency", "spatial_frequency", "phase", "frame", "repeat", "pixel_size")

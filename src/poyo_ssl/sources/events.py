@@ -38,13 +38,14 @@ from scipy.signal import lfilter
 
 from poyo_ssl import protocol
 from poyo_ssl.config import check
+from poyo_ssl.data.hdf5 import check_size
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.series import SparseEvents
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations
 from poyo_ssl.errors import RecordingError, suggest
 from poyo_ssl.sources.allen_list import CONTAINERS_FILE, read_experiments
 from poyo_ssl.sources.array_files import list_npz, load_array
-from poyo_ssl.sources.base import Source, check_size, clean_name
+from poyo_ssl.sources.base import Source, clean_name
 from poyo_ssl.sources.companions import read_metadata_file
 
 OVERSAMPLING = 4

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from poyo_ssl.data.hdf5 import StoredTraces, is_hdf5, open_hdf5, read_numbers, require_inside
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.errors import RecordingError
@@ -36,10 +37,8 @@ from poyo_ssl.sources.allen import (
 from poyo_ssl.sources.arrays import check_dff_settings, dff_of_fluorescence
 from poyo_ssl.sources.base import Notes, Source, clean_name, trim_to_clock
 from poyo_ssl.sources.companions import TABLE, Companions
-from poyo_ssl.sources.hdf5 import is_hdf5, open_hdf5, read_numbers, require_inside
 from poyo_ssl.sources.nwb_objects import (
     SUFFIX,
-    FrameTraces,
     Series,
     Units,
     choose_series,
@@ -572,7 +571,7 @@ class NwbSource(Source):
 
 def _open_traces(
     item: Series, num_frames: int, units: Units, turned: bool, path: Path, warnings: list[str]
-) -> FrameTraces:
+) -> StoredTraces:
     """Return traces in their unit: stored x conversion + offset, percents as ratios."""
     factor, offset = float(item.series.conversion), float(item.series.offset or 0.0)
     if str(item.series.unit).strip().lower() in PERCENT and item.kind == "dff":
@@ -583,7 +582,9 @@ def _open_traces(
         )
     if (factor, offset) != (1, 0):
         warnings.append(f"{item.name} is multiplied by {factor:g}{f' after which {offset:g} is added' * bool(offset)}")
-    return FrameTraces(dataset_of(item, path), num_frames, keep=units.keep, turned=turned, factor=factor, offset=offset)
+    return StoredTraces(
+        dataset_of(item, path), num_frames, by_roi=turned, keep=units.keep, factor=factor, offset=offset
+    )
 
 
 def _home(path: Path) -> Path:

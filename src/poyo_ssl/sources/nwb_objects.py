@@ -14,24 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from poyo_ssl.data.intervals import merge
-from poyo_ssl.data.series import PupilTrace, RoiMasks, TimeSeries
-from poyo_ssl.data.stimuli import Presentations
-from poyo_ssl.errors import ConfigError, RecordingError, suggest
-from poyo_ssl.sources.allen import (
-    CACHED_BYTES,
-    SLAB_FRAMES,
-    UNKNOWN_LINE,
-    GreyImages,
-    RoiTraces,
-    make_pupil,
-    make_running,
-    parse_cre_line,
-    parse_indicator,
-    parse_reporter,
-)
-from poyo_ssl.sources.base import name_rows
-from poyo_ssl.sources.hdf5 import (
+from poyo_ssl.data.hdf5 import (
     get,
     get_dataset,
     get_group,
@@ -43,6 +26,20 @@ from poyo_ssl.sources.hdf5 import (
     require_inside,
     require_numbers,
 )
+from poyo_ssl.data.intervals import merge
+from poyo_ssl.data.series import PupilTrace, RoiMasks, TimeSeries
+from poyo_ssl.data.stimuli import Presentations
+from poyo_ssl.errors import ConfigError, RecordingError, suggest
+from poyo_ssl.sources.allen import (
+    UNKNOWN_LINE,
+    GreyImages,
+    make_pupil,
+    make_running,
+    parse_cre_line,
+    parse_indicator,
+    parse_reporter,
+)
+from poyo_ssl.sources.base import name_rows
 from poyo_ssl.sources.tables import ALIASES, StimulusTable, make_table
 
 MAX_REMARKS = 3
@@ -207,8 +204,6 @@ KINDS = {
     "fluorescence": r"",
 }
 """How the name of a series or of its container tells what it holds; the first that is found."""
-
-SLAB_UNITS = 64
 
 
 @dataclass(frozen=True)
@@ -390,81 +385,6 @@ def is_turned(
         allowed="(frames, ROIs), one frame more or less than timestamps",
         fix="repair the file, or take another --series",
     )
-
-
-class FrameTraces:
-    """Traces of an NWB 2 file, read as ``(T, N)`` float32 by slices of frames.
-
-    Parameters
-    ----------
-    dataset : h5py.Dataset
-        ``(T', all ROIs)`` numbers, or ``(all ROIs, T')``.
-    num_frames : int
-        Frames to show.
-    keep : ndarray, optional
-        Columns to show.
-    turned : bool
-        Whether ROIs come first.
-    factor, offset : float
-        Value = factor x stored + offset.
-
-    Examples
-    --------
-    >>> with h5py.File.in_memory() as file:
-    ...     stored = file.create_dataset("data", data=np.arange(6.0).reshape(3, 2), chunks=(2, 1))
-    ...     traces = FrameTraces(stored, 2, keep=np.array([1]), factor=2.0)
-    >>> traces.shape, traces[0:2].tolist()
-    ((2, 1), [[2.0], [6.0]])
-    """
-
-    ndim = 2
-    dtype = np.dtype(np.float32)
-
-    def __init__(
-        self,
-        dataset: h5py.Dataset,
-        num_frames: int,
-        *,
-        keep: NDArray[np.int64] | None = None,
-        turned: bool = False,
-        factor: float = 1.0,
-        offset: float = 0.0,
-    ) -> None:
-        self._rows: Any = RoiTraces(dataset, num_frames) if turned else _open_frames(dataset)
-        self._keep, self._factor, self._offset = keep, np.float32(factor), np.float32(offset)
-        self.shape = (num_frames, self._rows.shape[1] if keep is None else len(keep))
-
-    def __getitem__(self, frames: slice) -> NDArray[np.float32]:
-        start, stop, step = frames.indices(self.shape[0])
-        assert step == 1, frames
-        with np.errstate(over="ignore", invalid="ignore"):
-            # What does not fit into float32 becomes infinite, which the runner reports.
-            values = np.asarray(self._rows[start:stop]).astype(np.float32, copy=False)
-            values = values if self._keep is None else values[:, self._keep]
-            return values if (self._factor, self._offset) == (1, 0) else self._factor * values + self._offset
-
-
-def _open_frames(dataset: h5py.Dataset) -> Any:
-    """Return ``(T, N)`` rows: mapped where contiguous, unpacked once where they fit, else from a reopened dataset."""
-    offset, path = dataset.id.get_offset(), dataset.file.filename
-    if dataset.chunks is None and offset is not None and dataset.size:
-        return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
-    if dataset.chunks is not None and dataset.size * 4 > CACHED_BYTES:
-        across = -(-dataset.shape[1] // dataset.chunks[1])
-        slab = across * dataset.chunks[0] * dataset.chunks[1] * dataset.dtype.itemsize
-        # Room for every chunk that a slice of frames meets: fewer would be unpacked again each time.
-        file = h5py.File(path, "r", rdcc_nbytes=min(slab, CACHED_BYTES), rdcc_nslots=20 * across + 1)
-        return file[dataset.name]
-    rows, columns = dataset.chunks or (1, 1)
-    # Whole chunks, so that each is unpacked once.
-    step_rows, step_columns = max(SLAB_FRAMES // rows, 1) * rows, max(SLAB_UNITS // columns, 1) * columns
-    unpacked = np.empty(dataset.shape, np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for row in range(0, dataset.shape[0], step_rows):
-            for column in range(0, dataset.shape[1], step_columns):
-                place = slice(row, row + step_rows), slice(column, column + step_columns)
-                unpacked[place] = dataset[place]
-    return unpacked
 
 
 CELL_COLUMNS = ("iscell", "is_cell", "accepted", "valid_roi")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from poyo_ssl.data.hdf5 import get_dataset, open_hdf5
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.sources.allen import AllenSource
 from poyo_ssl.sources.arrays import ArraysSource
 from poyo_ssl.sources.base import Source
 from poyo_ssl.sources.brainsets import BrainsetsSource
 from poyo_ssl.sources.events import EventsSource
-from poyo_ssl.sources.hdf5 import get_dataset, open_hdf5
 from poyo_ssl.sources.nwb import NwbSource
 from poyo_ssl.sources.run import record_path
 from poyo_ssl.sources.suite2p import Suite2pSource
