@@ -18,9 +18,9 @@ from poyo_ssl.data.task import Task
 from poyo_ssl.errors import SplitError
 from poyo_ssl.evaluation import evaluate_files
 from poyo_ssl.evaluation.checks import DataFolder
+from poyo_ssl.evaluation.evaluate import assemble
 from poyo_ssl.evaluation.leaderboard import make_leaderboards
 from poyo_ssl.evaluation.predictions import Predictions, PredictionsError
-from poyo_ssl.training.predict import TestPart
 
 SPLIT = SplitConfig(decay_s=0.1)
 WINDOW_S = 0.3
@@ -48,9 +48,9 @@ def made(data: Path) -> dict[str, Predictions]:
         config = replace(config, frame_height=16, frame_width=32)
         prepared = Task.of(open_recordings(data), config)
         for name in prepared.tests:
-            part = TestPart(prepared, name)
-            shape = (len(part.table), 16, 32) if task == "frames" else (len(part.table),)
-            found[f"{task} {part.split}"] = part.to_predictions(np.zeros(shape, np.uint8), arm="constant")
+            size = len(prepared.windows(name))
+            shape = (size, 16, 32) if task == "frames" else (size,)
+            found[f"{task} {name.split}"] = assemble(prepared, name, np.zeros(shape, np.uint8), arm="constant")
     return found
 
 
@@ -69,11 +69,11 @@ def test_a_decoder_with_a_lag_passes(lag_s, data):
     config = FinetuneConfig(task="frame_number", movies=(MOVIE,), split=split, window=window)
     recordings = open_recordings(data)
     prepared = Task.of(recordings, config)
-    part = TestPart(prepared, "test_repeat")
     folder = DataFolder(data)
     folder.config = split
     folder.splits = {r.recording_id: standard_splits(r, split, window_s=WINDOW_S) for r in recordings}
-    folder.check(part.to_predictions(np.zeros(len(part.table), np.uint8), arm="constant"))
+    answers = np.zeros(len(prepared.windows("test_repeat")), np.uint8)
+    folder.check(assemble(prepared, "test_repeat", answers, arm="constant"))
 
 
 def rows_of(p: Predictions, keep: np.ndarray) -> Predictions:

@@ -23,12 +23,71 @@ from poyo_ssl.evaluation.leaderboard import MARGIN, ScoredFile, Scores, free_pat
 from poyo_ssl.evaluation.predictions import ArmKind, Predictions
 from poyo_ssl.evaluation.scores import headline_score
 from poyo_ssl.training import run_folder
-from poyo_ssl.training.predict import TestPart, open_task, predict_test
-from poyo_ssl.training.run_folder import TrainedRun
+from poyo_ssl.training.predict import open_task, predict_windows
+from poyo_ssl.training.run_folder import TrainedRun, decide
+
+
+def assemble(task: Task, part: str, prediction: NDArray, *, arm: str, **facts: Any) -> Predictions:
+    """Put predictions of a part beside targets, times and identities; `facts` are further attributes of the file."""
+    parts = {"train": "train", "valid": task.validation_of(part), "test": part}
+    intervals = {
+        recording: {kind: split.parts[name] for kind, name in parts.items() if name in split.parts}
+        for recording, split in task.splits.items()
+    }
+    split = PartName(part).split
+    return assemble_windows(task, task.windows(part), prediction, split, arm=arm, split_intervals=intervals, **facts)
+
+
+def assemble_windows(
+    task: Task, table: WindowTable, prediction: NDArray, split: str, *, arm: str, **facts: Any
+) -> Predictions:
+    """Put predictions of any windows of a task beside targets, times and identities."""
+    values = np.zeros(0) if task.class_values is None else task.class_values
+    return Predictions(
+        task=task.name,
+        split=split,
+        arm=arm,
+        data_checksum=task.checksum,
+        prediction=prediction,
+        target=table.target,
+        time=table.target_time,
+        recording_id=np.array([r.recording_id for r in task.recordings])[table.recording_index],
+        subject_id=np.array([r.metadata.subject_id for r in task.recordings])[table.recording_index],
+        stimulus=table.stimulus,
+        frame_number=table.frame_number,
+        repeat=table.repeat,
+        target_frames=np.zeros((0, 0, 0), np.uint8) if task.frame_bank is None else task.frame_bank,
+        movie_rate_hz=task.movie_rate_hz,
+        **{"class_values": values} | facts,
+    )
+
+
+def predict_test(
+    run: TrainedRun,
+    task: Task,
+    part: str,
+    *,
+    arm: str,
+    units: Sequence[UnitSet] | None = None,
+    inputs: WindowTable | None = None,
+    devices: int = 1,
+    nodes: int = 1,
+) -> Predictions:
+    """Return a run's predictions of a part, perhaps from other units or from other windows, row by row."""
+    table = task.windows(part) if inputs is None else inputs
+    output = predict_windows(run, task.recordings, table, units=units, devices=devices, nodes=nodes)
+    kind = "control" if run.has_random_encoder else "model"
+    facts: dict[str, Any] = {"arm": arm, "kind": kind, "model_id": run.model_id(), "seed": run.config.seed}
+    if run.task == "frames":
+        return assemble(task, part, output, **facts)
+    assert run.class_values is not None
+    if output.ndim == 1:
+        return assemble(task, part, np.round(output * (len(run.class_values) - 1)).astype(int), **facts)
+    return assemble(task, part, decide(run, output), **facts, probabilities=output, class_values=run.class_values)
 
 
 def control_predictions(
-    run: TrainedRun, part: TestPart, *, arm: str, seed: int, devices: int = 1, nodes: int = 1
+    run: TrainedRun, task: Task, part: str, *, arm: str, seed: int, devices: int = 1, nodes: int = 1
 ) -> Iterator[Predictions]:
     """Predict a test part with each control of a run.
 
@@ -42,7 +101,7 @@ def control_predictions(
     ----------
     run : TrainedRun
         The run.
-    part : TestPart
+    task, part : Task, str
         Test part whose targets are predicted.
     arm : str
         Name of the run in tables.
@@ -58,8 +117,8 @@ def control_predictions(
     """
     place = [seed, run.config.seed]
     rng = np.random.default_rng(place)
-    units = [shuffle_units(run.unit_set(recording), rng) for recording in part.task.recordings]
-    shifted = shift_windows(part.table, np.random.default_rng([*place, 1]))
+    units = [shuffle_units(run.unit_set(recording), rng) for recording in task.recordings]
+    shifted = shift_windows(task.windows(part), np.random.default_rng([*place, 1]))
     untrained = run.untrained(int(np.random.SeedSequence([*place, 2]).generate_state(1)[0]))
     broken: dict[str, tuple[TrainedRun, dict[str, Any]]] = {
         "shuffled neurons": (run, {"units": units}),
@@ -67,7 +126,7 @@ def control_predictions(
         "untrained": (untrained, {}),
     }
     for name, (model, change) in broken.items():
-        predictions = predict_test(model, part, arm=f"{arm} ({name})", **change, devices=devices, nodes=nodes)
+        predictions = predict_test(model, task, part, arm=f"{arm} ({name})", **change, devices=devices, nodes=nodes)
         yield replace(predictions, kind="control")
 
 
@@ -155,21 +214,20 @@ def evaluate(
         load_cebra()
     columns = {} if baselines == "none" else _columns_by_task(named)
     known: list[Predictions] = []
-    parts: dict[tuple[str, str], TestPart] = {}
+    parts: dict[tuple[str, str], Task] = {}
     for arm, run in named:
         if Path(run).is_file():
             known.append(Predictions.load(run))
             continue
         tell(f"predicting with {arm}")
-        for part, predictions in _predict_run(
-            arm, run, data, seed=seed if controls else None, devices=devices, nodes=nodes
-        ):
-            _check_same(parts.setdefault((part.task.name, part.split), part), part, arm)
-            known.append(predictions)
+        task = open_task(run, data)
+        for part in task.tests:
+            _check_same(parts.setdefault((task.name, part), task), task, part, arm)
+        known += _predict_run(arm, run, task, seed=seed if controls else None, devices=devices, nodes=nodes)
     if baselines != "none" and first:
-        for task in dict.fromkeys(task for task, _ in parts):
-            of_task = [part for (name, _), part in parts.items() if name == task]
-            known += _fit_baselines(of_task, columns[task], baselines, tell, seed=seed)
+        for name in dict.fromkeys(name for name, _ in parts):
+            tests = {part: task for (own, part), task in parts.items() if own == name}
+            known += _fit_baselines(next(iter(tests.values())), list(tests), columns[name], baselines, tell, seed=seed)
     if not first:
         return Scores([], {})
     tell("scoring")
@@ -195,22 +253,20 @@ def _name_runs(
 
 
 def _predict_run(
-    arm: str, run: Path | str, data: Any, *, seed: int | None, devices: int, nodes: int
-) -> Iterator[tuple[TestPart, Predictions]]:
+    arm: str, run: Path | str, task: Task, *, seed: int | None, devices: int, nodes: int
+) -> Iterator[Predictions]:
     """Predict every test part of a run, each with the weights that its validation part chose, and with controls.
 
     Without a `seed` there are no controls; a run that is a control itself has none.
     """
-    task = open_task(run, data)
     means = _mean_frames(task)
-    for name in task.tests:
-        part = TestPart(task, name)
-        model = TrainedRun.open(run, validation=task.validation_of(name))
-        made = [predict_test(model, part, arm=arm, devices=devices, nodes=nodes)]
+    for part in task.tests:
+        model = TrainedRun.open(run, validation=task.validation_of(part))
+        made = [predict_test(model, task, part, arm=arm, devices=devices, nodes=nodes)]
         if seed is not None and made[0].kind == "model":
-            made += control_predictions(model, part, arm=arm, seed=seed, devices=devices, nodes=nodes)
+            made += control_predictions(model, task, part, arm=arm, seed=seed, devices=devices, nodes=nodes)
         for predictions in made:
-            yield part, replace(predictions, mean_frames=means)
+            yield replace(predictions, mean_frames=means)
 
 
 def _columns_by_task(named: Sequence[tuple[str, Path | str]]) -> dict[str, Mapping[str, NDArray]]:
@@ -232,10 +288,10 @@ def _columns_by_task(named: Sequence[tuple[str, Path | str]]) -> dict[str, Mappi
     return {task: columns for task, (_, columns) in first.items()}
 
 
-def _check_same(reference: TestPart, part: TestPart, arm: str) -> None:
+def _check_same(reference: Task, task: Task, part: str, arm: str) -> None:
     """Every arm of a task is scored on the same targets, or the comparison means nothing."""
-    a, b = reference.table, part.table
-    ids = [[r.recording_id for r in p.task.recordings] for p in (reference, part)]
+    a, b = (of.windows(part) for of in (reference, task))
+    ids = [[r.recording_id for r in of.recordings] for of in (reference, task)]
     if ids[0] != ids[1] or len(a) != len(b) or not np.array_equal(a.target_time, b.target_time):
         raise ConfigError(
             f"arm '{arm}' has other test windows ({len(b)}) than the first of its task ({len(a)})",
@@ -255,7 +311,8 @@ def _mean_frames(task: Task) -> dict[str, NDArray]:
 
 
 def _fit_baselines(
-    tests: Sequence[TestPart],
+    task: Task,
+    tests: Sequence[str],
     columns: Mapping[str, NDArray],
     which: BaselineSet,
     tell: Callable[[str], None],
@@ -266,63 +323,61 @@ def _fit_baselines(
 
     Tests on unseen frames have a validation part of their own, so for them all is fitted anew.
     """
-    task = tests[0].task
-    means = _mean_frames(task)
     filled: list[Predictions] = []
-    for name in task.validations:
-        own = [test for test in tests if task.validation_of(test.name) == name]
-        filled += _fit_with(task.windows("train"), TestPart(task, name), own, columns, which, tell, means, seed=seed)
+    for valid in task.validations:
+        own = [test for test in tests if task.validation_of(test) == valid]
+        filled += _fit_with(task, valid, own, columns, which, tell, seed=seed)
     return filled
 
 
 def _fit_with(
-    train: WindowTable,
-    valid: TestPart,
-    tests: Sequence[TestPart],
+    task: Task,
+    valid: str,
+    tests: Sequence[str],
     columns: Mapping[str, NDArray],
     which: BaselineSet,
     tell: Callable[[str], None],
-    means: Mapping[str, NDArray],
     *,
     seed: int,
 ) -> list[Predictions]:
-    """Fit on `train`, choose on `valid`, predict the tests that `valid` serves; score baselines on `valid` too."""
+    """Fit on the training part, choose on `valid`, predict the tests that it serves; score baselines on `valid` too."""
     if not tests:
         return []
-    task = tests[0].task
+    means = _mean_frames(task)
     found: dict[tuple[str, ArmKind, str], NDArray] = {}
     known: dict[tuple[str, ArmKind, str], NDArray[np.bool_]] = {}
     for index, recording in enumerate(task.recordings):
         units = columns[recording.recording_id]
-        own_train, own_valid = (Part.of(recording, units, table, index) for table in (train, valid.table))
+        own_train, own_valid = (Part.of(recording, units, task.windows(n), index) for n in ("train", valid))
         for baseline in make_baselines(task, own_train, which, seed=seed):
-            wanted = [test for test in (*tests, valid) if _serves(baseline, test.name)]
+            wanted = [test for test in (*tests, valid) if _serves(baseline, test)]
             if not wanted:
                 continue
             tell(f"fitting {baseline.name} on {recording.recording_id}")
             baseline.fit(own_train, own_valid)
             for test in wanted:
-                rows = test.table.recording_index == index
-                prediction = baseline.predict(Part.of(recording, units, test.table, index))
-                key = (baseline.name, baseline.kind, test.name)
-                shape = (len(test.table), *prediction.shape[1:])
+                table = task.windows(test)
+                rows = table.recording_index == index
+                prediction = baseline.predict(Part.of(recording, units, table, index))
+                key = (baseline.name, baseline.kind, test)
+                shape = (len(table), *prediction.shape[1:])
                 found.setdefault(key, np.zeros(shape, prediction.dtype))[rows] = prediction
-                known.setdefault(key, np.zeros(len(test.table), bool))[rows] = True
+                known.setdefault(key, np.zeros(len(table), bool))[rows] = True
     filled = []
-    for (name, kind, test_name), prediction in found.items():
-        if test_name == valid.name:
+    for (name, kind, test), prediction in found.items():
+        if test == valid:
             continue
         # A control that only some recordings allow (running speed) cannot stand beside arms of all of them.
-        if not known[(name, kind, test_name)].all():
+        if not known[(name, kind, test)].all():
             tell(f"leaving {name} out: some recordings lack what it reads")
             continue
-        test = next(test for test in tests if test.name == test_name)
-        predictions = test.to_predictions(prediction, arm=name.replace("_", " "), kind=kind)
+        predictions = assemble(task, test, prediction, arm=name.replace("_", " "), kind=kind)
         predictions.mean_frames = means
         if kind == "baseline":
             # The best of them is chosen by this, without a look at the test.
-            on_valid = valid.to_predictions(found[(name, kind, valid.name)], arm=predictions.arm, kind=kind)
-            on_valid = replace(on_valid, split=test.split, split_intervals={}, mean_frames=means)
+            answers, split = found[(name, kind, valid)], PartName(test).split
+            on_valid = assemble_windows(task, task.windows(valid), answers, split, arm=name, kind=kind)
+            on_valid.mean_frames = means
             predictions.validation_metric, predictions.validation_score = headline_score(on_valid)
         filled.append(predictions)
     return filled

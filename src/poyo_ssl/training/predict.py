@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.task import Task
 from poyo_ssl.data.windows import Batch, BatchSampler, UnitSet, WindowDataset, WindowTable, require_windows
 from poyo_ssl.errors import ConfigError, RecordingError
-from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.training.run_folder import TrainedRun, decide, read_arguments, read_inputs, read_json
 from poyo_ssl.training.train import Data, make_trainer, open_data, quiet_lightning
 
@@ -120,64 +119,6 @@ def predict_windows(
     return module.gather(len(table))
 
 
-@dataclass(frozen=True)
-class TestPart:
-    """One part of a task: the windows that every model and baseline is scored on."""
-
-    __test__ = False  # not a test class for pytest
-
-    task: Task
-    name: str
-
-    @property
-    def table(self) -> WindowTable:
-        """The part's windows."""
-        return self.task.windows(self.name)
-
-    @property
-    def split(self) -> str:
-        """Name of the split that this part tests."""
-        return self.name.removeprefix("test_")
-
-    def to_predictions(
-        self,
-        prediction: NDArray,
-        *,
-        arm: str,
-        probabilities: NDArray | None = None,
-        class_values: NDArray | None = None,
-        **facts: Any,
-    ) -> Predictions:
-        """Put predictions beside targets, times and identities; `facts` are further attributes of `Predictions`."""
-        table, task = self.table, self.task
-        frames = np.zeros((0, 0, 0), np.uint8) if task.frame_bank is None else task.frame_bank
-        values = task.class_values if class_values is None else class_values
-        parts = {"train": "train", "valid": task.validation_of(self.name), "test": self.name}
-        return Predictions(
-            task=task.name,
-            split=self.split,
-            arm=arm,
-            data_checksum=task.checksum,
-            prediction=prediction,
-            target=table.target,
-            time=table.target_time,
-            recording_id=np.array([r.recording_id for r in task.recordings])[table.recording_index],
-            subject_id=np.array([r.metadata.subject_id for r in task.recordings])[table.recording_index],
-            stimulus=table.stimulus,
-            frame_number=table.frame_number,
-            repeat=table.repeat,
-            class_values=np.zeros(0) if values is None else values,
-            probabilities=probabilities,
-            target_frames=frames,
-            split_intervals={
-                r: {kind: s.parts[part] for kind, part in parts.items() if part in s.parts}
-                for r, s in task.splits.items()
-            },
-            movie_rate_hz=task.movie_rate_hz,
-            **facts,
-        )
-
-
 def open_task(run: Path | str, data: Data | None = None) -> Task:
     """Open the task of a fine-tuning run again, on its recordings wherever they are now.
 
@@ -198,45 +139,6 @@ def open_task(run: Path | str, data: Data | None = None) -> Task:
     if config.adapt == "embeddings":
         task = replace(task, class_values=class_values, num_frames=facts["num_imaging_frames"])
     return task
-
-
-def predict_test(
-    run: TrainedRun,
-    part: TestPart,
-    *,
-    arm: str,
-    units: Sequence[UnitSet] | None = None,
-    inputs: WindowTable | None = None,
-    devices: int = 1,
-    nodes: int = 1,
-) -> Predictions:
-    """Return a run's predictions of one test part.
-
-    Parameters
-    ----------
-    run : TrainedRun
-        The model.
-    part : TestPart
-        What is predicted.
-    arm : str
-        Name of the run in tables.
-    units : sequence of UnitSet, optional
-        As in `predict_windows`.
-    inputs : WindowTable, optional
-        Windows that are read in the place of the part's own, row by row.
-    devices, nodes : int
-        Processes per node, and nodes.
-    """
-    table = part.table if inputs is None else inputs
-    output = predict_windows(run, part.task.recordings, table, units=units, devices=devices, nodes=nodes)
-    kind = "control" if run.has_random_encoder else "model"
-    facts: dict[str, Any] = {"arm": arm, "kind": kind, "model_id": run.model_id(), "seed": run.config.seed}
-    if run.task == "frames":
-        return part.to_predictions(output, **facts)
-    assert run.class_values is not None
-    if output.ndim == 1:
-        return part.to_predictions(np.round(output * (len(run.class_values) - 1)).astype(int), **facts)
-    return part.to_predictions(decide(run, output), **facts, probabilities=output, class_values=run.class_values)
 
 
 def predict(
