@@ -158,8 +158,7 @@ def convert_recordings(
     if then:
         then(outcomes)
     if len(outcomes) == 1 and outcomes[0].status == "failed":
-        problem, _, fix = outcomes[0].error.rpartition("; ")
-        raise RecordingError(problem, fix=fix)
+        raise RecordingError(outcomes[0].error)
     count = Counter(outcome.status for outcome in outcomes)
     console.print(f"{count['written']} written, {count['unchanged']} unchanged, {count['failed']} failed in {output}")
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]

@@ -15,10 +15,10 @@ class PoyoError(Exception):
     ----------
     problem : str
         What was found, with the offending value in it.
-    fix : str
-        What the user can do about it.
     allowed : str, optional
         What would have been accepted.
+    fix : str, optional
+        What the user can do, where `allowed` does not say it.
 
     Examples
     --------
@@ -26,14 +26,14 @@ class PoyoError(Exception):
     'window of -1 s (allowed: 0.033 to 2 s); pass --window_s 1.0'
     """
 
-    def __init__(self, problem: str, *, fix: str, allowed: str | None = None) -> None:
-        self.problem, self.fix, self.allowed = problem, fix, allowed
+    def __init__(self, problem: str, *, allowed: str | None = None, fix: str = "") -> None:
+        self.problem, self.allowed, self.fix = problem, allowed, fix
         limit = f" (allowed: {allowed})" if allowed else ""
-        super().__init__(" ".join(f"{problem}{limit}; {fix}".split()))
+        super().__init__(" ".join(f"{problem}{limit}{'; ' if fix else ''}{fix}".split()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel between processes: pickle would make an exception from its message alone."""
-        return partial(type(self), fix=self.fix, allowed=self.allowed), (self.problem,)
+        return partial(type(self), allowed=self.allowed, fix=self.fix), (self.problem,)
 
 
 class ConfigError(PoyoError):
@@ -73,14 +73,18 @@ class ResourceError(PoyoError):
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return ``', did you mean X?'`` for the nearest known word, or an empty string.
-
-    Examples
-    --------
-    >>> suggest("pretrian", ["pretrain", "finetune"])
-    ", did you mean 'pretrain'?"
-    >>> suggest("zzz", ["pretrain"])
-    ''
-    """
+    """Return ``", did you mean 'X'?"`` for the nearest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f", did you mean '{close[0]}'?" if close else ""
+
+
+def check(condition: bool, problem: str, allowed: str | None = None, fix: str = "") -> None:
+    """Raise `ConfigError` unless the condition holds."""
+    if not condition:
+        raise ConfigError(problem, allowed=allowed, fix=fix)
+
+
+def choose(name: str, given: str, known: Iterable[str]) -> None:
+    """Raise `ConfigError` unless a word is among the known ones."""
+    known = list(known)
+    check(given in known, f"{name} '{given}'{suggest(given, known)}", ", ".join(known))
