@@ -2,6 +2,9 @@
 
 import contextlib
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -72,11 +75,11 @@ def test_every_setting_is_documented(help_of):
         (["prepare", "arrays", "nowhere", "x", "--rate_hz", "0"], "rate_hz of 0.0"),
         (["prepare", "suite2p", "nowhere", "x", "--rate_hz", "9", "--timestamps", "t.npy"], "a rate and timestamps"),
         (["prepare", "suite2p", ".", "x", "--cells", "all"], "no suite2p output in ."),
-        (["prepare", "suite2p", "x", "y", "--rate_hz", "abc"], "rate_hz 'abc' (allowed: a number); correct it"),
-        (["prepare", "suite2p", "x", "y", "--workers", "1.5"], "workers '1.5' (allowed: a whole number); correct it"),
-        (["prepare", "suite2p", "x", "y", "--cells", "some"], "cells 'some' (allowed: iscell, all); correct it"),
-        (["prepare", "suite2p", "x", "y", "--overwrite=maybe"], "overwrite 'maybe' (allowed: true, false); correct it"),
-        (["prepare", "nwb", "x", "y", "--tables", "a"], "tables 'a' (allowed: a list such as [one, two]); correct it"),
+        (["prepare", "suite2p", "x", "y", "--rate_hz", "abc"], "rate_hz 'abc' (allowed: a number)"),
+        (["prepare", "suite2p", "x", "y", "--workers", "1.5"], "workers '1.5' (allowed: a whole number)"),
+        (["prepare", "suite2p", "x", "y", "--cells", "some"], "cells 'some' (allowed: iscell, all)"),
+        (["prepare", "suite2p", "x", "y", "--overwrite=maybe"], "overwrite 'maybe' (allowed: true, false)"),
+        (["prepare", "nwb", "x", "y", "--tables", "a"], "tables 'a' (allowed: a list such as [one, two])"),
         (["doctor", "nowhere"], "nothing at nowhere"),
         (["evaluate", "nowhere", "--out", "y"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
@@ -87,7 +90,7 @@ def test_every_setting_is_documented(help_of):
         (["split", "."], "no recordings (*.h5) in ."),
         (["split", ".", "--window_s", "0"], "--window_s 0.0 (allowed: above 0)"),
         (["split", ".", "--seed", "-1"], "seed"),
-        (["split", ".", "--decay_s", "-1"], "split.decay_s of -1.0 (allowed: 0 or more)"),
+        (["split", ".", "--decay_s", "-1"], "decay_s of -1.0 (allowed: 0 or more)"),
         (["split", ".", "--near_duplicate_correlation", "1.5"], "near_duplicate_correlation of 1.5"),
         (["resume", "nowhere"], "nowhere"),
     ],
@@ -151,3 +154,69 @@ def test_described_preset_is_the_published_objective():
     described = from_plain(PretrainConfig, values)
     assert described.objective == PretrainConfig().objective
     assert described.model == PretrainConfig().model
+
+
+SLOW = ("torch", "lightning", "pandas", "sklearn", "matplotlib", "scipy", "rich")
+WITHOUT = f"""
+import sys
+from poyo_ssl.cli import COMMANDS, build_parser, main
+for command in COMMANDS:
+    build_parser(command).format_help()
+assert main(["--help"]) == 0
+print(set({SLOW!r}) & sys.modules.keys())
+for line in sys.stdin:
+    assert main(line.split()) == 2, line
+print({{"torch", "lightning"}} & sys.modules.keys())
+"""
+
+
+def test_help_and_mistakes_do_not_wait_for_torch(tmp_path):
+    dff = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    Recording("r", dff, np.arange(300) / 30, RecordingMetadata("m")).save(tmp_path / "data" / "r.h5")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.txt").write_text("mine")
+    lines = [
+        "pretrain --data nowhere --out y",
+        "pretrain --data data --out y",
+        "pretrain --data data --out y --selection nowhere",
+        "finetune --data nowhere --out y --window.units all",
+        "finetune --data data --out mine --window.units all --overwrite",
+        "finetune --data data --out y --window.units all --pretrained nowhere",
+        "resume nowhere",
+        "evaluate nowhere --out y",
+        "evaluate mine --out y",
+        "evaluate mine --out mine --overwrite",
+        "audit nowhere",
+        "report nowhere",
+        "serve nowhere",
+        "select --data nowhere --out y",
+        "select --data data --out mine --overwrite",
+        "split nowhere",
+        "demo --out mine --overwrite",
+        "prepare arrays nowhere y",
+        "leaderboard nowhere",
+    ]
+    command = [sys.executable, "-c", WITHOUT]
+    found = subprocess.run(command, input="\n".join(lines), cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [line for line in found.stdout.splitlines() if line.startswith(("{", "set("))] == ["set()", "set()"]
+    assert found.stderr.count("poyo-ssl: ") == len(lines)
+
+
+def test_sigterm_is_answered_with_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(COMMANDS, "report", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["report"]) == 143
+    assert capsys.readouterr().err == "poyo-ssl: stopped; run the same command to go on or start again\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def stop():
+        error = KeyboardInterrupt()
+        error.add_note("what run held before is in run.old-1")
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "finetune", stop)
+    assert main(["finetune"]) == 130
+    line = "poyo-ssl: stopped; go on with 'poyo-ssl resume RUN'; what run held before is in run.old-1\n"
+    assert capsys.readouterr().err == line

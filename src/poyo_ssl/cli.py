@@ -1,130 +1,125 @@
 """The command line: typed functions of `poyo_ssl.commands` as subcommands with flags and YAML.
 
-A mistake of the user is answered with one line and exit code 2; nothing half-written stays behind.
+A mistake of the user is answered with one line and exit code 2, an interruption with one line and 128 + the signal's
+number. Nothing half-written stays behind.
 """
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from poyo_ssl import commands
-from poyo_ssl.config import FinetuneConfig, PretrainConfig, SelectionConfig, SplitConfig, from_plain
+from poyo_ssl.config import from_plain
 from poyo_ssl.errors import ConfigError, PoyoError, suggest
 
-# Settings classes whose fields become flags of a command: without a prefix, or below one.
-SETTINGS: dict[Callable[..., Any], dict[str, tuple[type[Any], str | None]]] = {
-    commands.select: {"config": (SelectionConfig, None), "split": (SplitConfig, "split")},
-    commands.split: {"config": (SplitConfig, None)},
-    commands.pretrain: {"config": (PretrainConfig, None)},
-    commands.finetune: {"config": (FinetuneConfig, None)},
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    name: getattr(commands, name.replace(" ", "_"))
+    for name in (
+        *(
+            f"prepare {source}"
+            for source in ("observatory", "allen", "nwb", "brainsets", "suite2p", "arrays", "events")
+        ),
+        *("doctor", "select", "split", "pretrain", "finetune", "resume", "evaluate", "leaderboard", "audit", "report"),
+        *("demo", "serve"),
+    )
 }
-# Commands with the settings of a source and of what lies beside its files.
-SOURCES: dict[Callable[..., Any], tuple[str, str]] = {
-    commands.prepare_nwb: ("nwb", "NwbSource"),
-    commands.prepare_suite2p: ("suite2p", "Suite2pSource"),
-    commands.prepare_arrays: ("arrays", "ArraysSource"),
-}
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "prepare observatory": commands.prepare_observatory,
-    "prepare allen": commands.prepare_allen,
-    "prepare nwb": commands.prepare_nwb,
-    "prepare brainsets": commands.prepare_brainsets,
-    "prepare suite2p": commands.prepare_suite2p,
-    "prepare arrays": commands.prepare_arrays,
-    "prepare events": commands.prepare_events,
-    "doctor": commands.doctor,
-    "select": commands.select,
-    "split": commands.split,
-    "pretrain": commands.pretrain,
-    "finetune": commands.finetune,
-    "resume": commands.resume,
-    "evaluate": commands.evaluate,
-    "leaderboard": commands.leaderboard,
-    "audit": commands.audit,
-    "report": commands.report,
-    "demo": commands.demo,
-    "serve": commands.serve,
-}
-POSITIONAL = (
-    *(name for name in COMMANDS if name.startswith("prepare ")),
-    *("doctor", "leaderboard", "report", "resume", "serve", "split"),
-)
+WORDS = {int: "a whole number", float: "a number", bool: "true, false", tuple: "a list such as [one, two]"}
+"""Kinds of values, in words."""
 
 
-def settings_of(function: Callable[..., Any]) -> dict[str, tuple[type[Any], str | None]]:
-    """Return the settings classes whose fields become flags of a command."""
-    if function not in SOURCES:
-        return SETTINGS.get(function, {})
-    # Sources bring numpy and h5py, for which no other command's help should wait.
-    module, name = SOURCES[function]
-    from poyo_ssl.sources.companions import Companions
-
-    source = getattr(import_module(f"poyo_ssl.sources.{module}"), name)
-    return {"source": (source, None), "companions": (Companions, None)}
+def _allowed(hint: Any) -> list[str]:
+    """Say which values a type allows; an empty list says nothing about it."""
+    if get_origin(hint) in (Union, UnionType):
+        return [word for one in get_args(hint) for word in _allowed(one)]
+    if get_origin(hint) is Literal:
+        return [str(word) for word in get_args(hint)]
+    kind = get_origin(hint) or hint
+    return [WORDS[kind]] if kind in WORDS else []
 
 
 class Parser(ArgumentParser):
-    """A parser that raises `ConfigError` in one line instead of printing its usage."""
+    """A parser that knows the types of its flags, and raises `ConfigError` instead of printing its usage."""
+
+    hints: dict[str, Any]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what jsonargparse found, with the nearest known word."""
+        """Raise what jsonargparse found; of a wrong value, name the allowed ones."""
         if isinstance(ex, PoyoError):
             raise ex
-        text = " ".join(message.split())
-        if wrong := _wrong_value(text):
-            raise wrong
-        raise ConfigError(text.rstrip(".") + _nearest(text, self), fix="see --help")
+        text = " ".join(message.split()).rstrip(".")
+        found = re.fullmatch(r'Parser key "([\w.]+)": .* (?:Got|Given) value: (.*)', text)
+        allowed = _allowed(self.hints.get(found[1])) if found else []
+        if not found or not allowed:
+            raise ConfigError(text, fix="see --help")
+        raise ConfigError(f"{found[1]} '{found[2]}'{suggest(found[2], allowed)}", allowed=", ".join(allowed))
+
+    def check_names(self, values: Mapping[str, Any], prefix: str = "") -> None:
+        """Raise `ConfigError` if a settings file has a name that is no setting of the command."""
+        for name, value in values.items():
+            full = f"{prefix}{name}"
+            if full not in self.hints:
+                raise ConfigError(f"unknown setting '{full}'{suggest(full, self.hints)}", fix="see --help")
+            if isinstance(value, Mapping):
+                self.check_names(value, f"{full}.")
 
 
-KINDS = {
-    "<class 'int'>": "a whole number",
-    "<class 'float'>": "a number",
-    "<class 'bool'>": "true, false",
-    "<class 'tuple'>": "a list such as [one, two]",
-}
-"""Types of settings as jsonargparse names them, in words."""
+def _field_types(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, hint in get_type_hints(kind).items():
+        yield prefix + name, hint
+        if is_dataclass(hint):
+            yield from _field_types(hint, f"{prefix}{name}.")
 
 
-def _wrong_value(text: str) -> ConfigError | None:
-    r"""Return the error about a value of the wrong type, from what jsonargparse says of it; None for other mistakes.
-
-    Examples
-    --------
-    >>> print(_wrong_value("Parser key \"cells\": Expected a typing.Literal['iscell', 'all']. Got value: al"))
-    cells 'al', did you mean 'all'? (allowed: iscell, all); correct it
-    """
-    found = re.fullmatch(r'Parser key "([\w.]+)": (.*) (?:Got|Given) value: (.*?)\.?', text)
-    if not found:
-        return None
-    key, told, value = found.groups()
-    expected = told.split(" Given value type:")[0]
-    words = [word for choice in re.findall(r"Literal\[(.*?)\]", expected) for word in re.findall(r"'(\w+)'", choice)]
-    kinds = [kind for name, kind in KINDS.items() if name in expected]
-    if not words and not kinds:
-        return None
-    return ConfigError(f"{key} '{value}'{suggest(value, words)}", allowed=", ".join([*words, *kinds]), fix="correct it")
+def _settings(function: Callable[..., None]) -> dict[str, tuple[type, str | None]]:
+    """Return the settings classes that a command takes by parameter, and the prefix of their flags."""
+    hints = get_type_hints(function).items()
+    # Only `select` takes two classes with settings of the same names.
+    return {name: (hint, "split" if name == "split" else None) for name, hint in hints if is_dataclass(hint)}
 
 
-def _nearest(text: str, parser: ArgumentParser) -> str:
-    """Return a 'did you mean' for an unknown flag, field or choice in an error of jsonargparse."""
-    flags = [flag for action in parser._actions for flag in action.option_strings]
-    names = [flag.removeprefix("--") for flag in flags]
-    if match := re.search(r"[Uu]nrecognized arguments?: (--[\w.]+)", text):
-        return suggest(match[1], flags)
-    if match := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
-        return suggest(f"{match[1]}.{match[2]}", names)
-    if match := re.search(r"(?:Option|[Kk]ey) '([\w.]+)' is not (?:accepted|expected)", text):
-        return suggest(match[1], names)
-    return ""
+def build_parser(command: str) -> Parser:
+    """Return the parser of one command: positional parameters become words, keyword parameters flags."""
+    function = COMMANDS[command]
+    parser = Parser(prog=f"poyo-ssl {command}", description=inspect.getdoc(function), default_env=False)
+    parser.add_argument(
+        "--config", action="config", help="A YAML file with any of these settings, or the name of a preset."
+    )
+    parser.hints = {"config": Path}
+    hints = get_type_hints(function, include_extras=True)
+    settings = _settings(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in settings:
+            continue
+        hint, text, *_ = get_args(hints[name])
+        parser.hints[name] = hint
+        required = parameter.default is parameter.empty
+        options: dict[str, Any] = {"type": hint, "help": text} | ({} if required else {"default": parameter.default})
+        if hint in (list[Path], list[str] | None):
+            options |= {"type": Path if hint == list[Path] else str, "nargs": "+"}
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            parser.add_argument(f"--{name}", required=required, **options)
+        else:
+            parser.add_argument(name, **options, **({} if required else {"nargs": "?"}))
+    for kind, prefix in settings.values():
+        parser.add_class_arguments(kind, prefix, as_group=True)
+        parser.hints |= dict(_field_types(kind, f"{prefix}." if prefix else ""))
+    return parser
 
 
 def preset_names() -> list[str]:
@@ -133,70 +128,45 @@ def preset_names() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
-BARE = ("--as_nwb", "--overwrite", "--list", "--download", "--published")
-"""Flags that may stand without ``true`` behind them."""
+def _settings_file(name: str, parser: Parser) -> str:
+    """Return the path of a settings file or preset, once its names are known to be settings."""
+    path = Path(name)
+    if not path.exists():
+        if name not in preset_names():
+            raise ConfigError(
+                f"no settings file or preset '{name}'{suggest(name, preset_names())}",
+                allowed=f"a YAML file, {', '.join(preset_names())}",
+            )
+        path = Path(str(files("poyo_ssl") / "configs" / f"{name}.yaml"))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML file ({error})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings", allowed="lines of 'name: value'")
+    parser.check_names(values)
+    return str(path)
 
 
-def _resolve(arguments: Sequence[str]) -> list[str]:
-    """Put the packaged file in the place of a preset's name, a value behind a bare flag, underscores into flags."""
+def resolve(arguments: Sequence[str], parser: Parser) -> list[str]:
+    """Check the flags' names; turn dashes into underscores, presets into files, and bare flags into 'flag=true'."""
+    known = ["--help", "--print_config", *(f"--{name}" for name in parser.hints)]
     resolved = []
     for previous, word, following in zip(["", *arguments], arguments, [*arguments[1:], ""], strict=False):
-        if word.startswith("--"):
+        if previous == "--config":
+            word = _settings_file(word, parser)
+        elif word.startswith("--"):
             flag, equals, value = word.partition("=")
-            word = "--" + flag.removeprefix("--").replace("-", "_") + equals + value
-        if word in BARE and following not in ("true", "false"):
-            word += "=true"
-        name = word.removeprefix("--config=")
-        is_value = previous == "--config" or word.startswith("--config=")
-        if is_value and not Path(name).exists():
-            if name not in preset_names():
-                raise ConfigError(
-                    f"no settings file or preset '{name}'{suggest(name, preset_names())}",
-                    allowed=", ".join(preset_names()),
-                    fix="give a YAML file or a preset",
-                )
-            word = word.replace(name, str(files("poyo_ssl") / "configs" / f"{name}.yaml"))
+            flag = "--" + flag.removeprefix("--").replace("-", "_")
+            if flag not in known:
+                raise ConfigError(f"unknown flag {flag}{suggest(flag, known)}", fix="see --help")
+            if flag == "--config" and equals:
+                value = _settings_file(value, parser)
+            if parser.hints.get(flag.removeprefix("--")) is bool and not equals and following not in ("true", "false"):
+                equals, value = "=", "true"
+            word = flag + equals + value
         resolved.append(word)
     return resolved
-
-
-LEAST = {"seed": 0, "devices": 1, "nodes": 1}
-"""Smallest value of whole numbers that several commands take."""
-
-
-def build_parser(command: str) -> Parser:
-    """Return the parser of one command."""
-    function = COMMANDS[command]
-    summary = (function.__doc__ or "").split("\n\n")[0].strip()
-    parser = Parser(prog=f"poyo-ssl {command}", description=summary, default_env=False)
-    parser.add_argument(
-        "--config", action="config", help="A YAML file with any of these settings, or the name of a preset."
-    )
-    settings = settings_of(function)
-    skip: set[str | int] = set(settings)
-    if function is commands.audit:
-        parser.add_argument("runs", nargs="+", type=Path, help="Folders of 'poyo-ssl pretrain' or 'poyo-ssl finetune'.")
-        skip.add("runs")
-    if function is commands.evaluate:
-        # Any number of words without a flag is beyond what a function's signature can say.
-        parser.add_argument("runs", nargs="+", type=Path, help="Folders of 'poyo-ssl finetune', or predictions files.")
-        parser.add_argument(
-            "--arms", nargs="+", type=str, help="Name of each run in the tables; the folder's by default."
-        )
-        skip |= {"runs", "arms"}
-    if function is commands.prepare_allen:
-        parser.add_argument("input", type=Path, help="A .nwb file, or a folder of them as AllenSDK lays it out.")
-        parser.add_argument(
-            "output", nargs="?", type=Path, help="Data folder to make, or to complete after an interruption."
-        )
-        for name, help in commands.ALLEN_FILTERS.items():
-            parser.add_argument(f"--{name}", nargs="+", type=str, help=help)
-        skip |= {"input", "output", *commands.ALLEN_FILTERS}
-    parser.add_function_arguments(function, as_positional=command in POSITIONAL, skip=skip)
-    for kind, prefix in settings.values():
-        # A class within a class that has a place of its own among the flags is not listed twice.
-        parser.add_class_arguments(kind, prefix, as_group=True, skip=set(settings) & set(get_type_hints(kind)))
-    return parser
 
 
 def usage(family: str = "") -> str:
@@ -205,45 +175,25 @@ def usage(family: str = "") -> str:
     for command, function in COMMANDS.items():
         if command.startswith(family):
             lines.append(f"  {command:<20} {(function.__doc__ or '').strip().splitlines()[0]}")
-    if family:
-        return "\n".join(lines)
-    lines += ["", f"presets for --config: {', '.join(preset_names())}"]
+    if not family:
+        lines += ["", f"presets for --config: {', '.join(preset_names())}"]
     return "\n".join(lines)
 
 
 def find_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the command's name and the arguments that are left.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such command.
-
-    Examples
-    --------
-    >>> find_command(["prepare", "observatory", "data"])
-    ('prepare observatory', ['data'])
-    """
+    """Return the command's name and the arguments that are left; raise `ConfigError` if there is no such command."""
     for length in (2, 1):
         name = " ".join(arguments[:length])
         if name in COMMANDS:
             return name, list(arguments[length:])
-    given = arguments[0]
-    if given == "prepare":
-        given = " ".join(arguments[:2])
+    given = " ".join(arguments[: 2 if arguments[0] == "prepare" else 1])
     close = difflib.get_close_matches(given, COMMANDS, n=1, cutoff=0.5)
     hint = f", did you mean '{close[0]}'?" if close else ""
-    raise ConfigError(f"unknown command '{given}'{hint}", allowed=", ".join(COMMANDS), fix="see poyo-ssl --help")
+    raise ConfigError(f"unknown command '{given}'{hint}", allowed=", ".join(COMMANDS))
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Parse and run one command.
-
-    Raises
-    ------
-    PoyoError
-        What the user has to mend.
-    """
+    """Parse and run one command; raise `PoyoError` about what the user has to change."""
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage() + "\n")
         return
@@ -251,44 +201,74 @@ def run(arguments: Sequence[str]) -> None:
         sys.stdout.write(usage("prepare ") + "\n")
         return
     if arguments[0] == "--version":
-        from importlib.metadata import version
+        from poyo_ssl import __version__
 
-        sys.stdout.write(version("poyo-ssl") + "\n")
+        sys.stdout.write(__version__ + "\n")
         return
     command, rest = find_command(arguments)
-    parser = build_parser(command)
-    values = parser.parse_args(_resolve(rest)).as_dict()
-    values.pop("config", None)
-    values.pop("__path__", None)
-    for name, least in LEAST.items():
-        if values.get(name, least) < least:
-            raise ConfigError(f"--{name} {values[name]}", allowed=f"{least} or more", fix="change it")
     function = COMMANDS[command]
-    for name, (kind, prefix) in settings_of(function).items():
-        if prefix is None:
-            fields = get_type_hints(kind)
-            values[name] = from_plain(kind, {key: values.pop(key) for key in list(values) if key in fields})
-        else:
-            values[prefix] = from_plain(kind, values[prefix])
+    parser = build_parser(command)
+    given = parser.parse_args(resolve(rest, parser)).as_dict()
+    values = {name: given[name] for name in inspect.signature(function).parameters if name in given}
+    for name, hint in get_type_hints(function, include_extras=True).items():
+        least = get_args(hint)[2:] if name in values else ()
+        if least and values[name] < least[0]:
+            raise ConfigError(f"--{name} {values[name]}", allowed=f"{least[0]} or more")
+    for name, (kind, prefix) in _settings(function).items():
+        own = given[prefix] if prefix else {key: given[key] for key in get_type_hints(kind)}
+        values[name] = from_plain(kind, own)
     function(**values)
+
+
+@contextmanager
+def _heed_sigterm() -> Iterator[list[int]]:
+    """Treat SIGTERM like Ctrl-C, so that commands clean up; gives the signals that came."""
+    came: list[int] = []
+
+    def stop(number: int, frame: object) -> NoReturn:
+        del frame
+        came.append(number)
+        raise KeyboardInterrupt
+
+    try:
+        former = signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        # Only the main thread may; in any other the caller decides about signals.
+        yield came
+        return
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+GO_ON = {"pretrain": "go on with 'poyo-ssl resume RUN'", "finetune": "go on with 'poyo-ssl resume RUN'"}
+"""What to do after an interruption, where it is not the same command again."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    try:
-        run(list(sys.argv[1:] if arguments is None else arguments))
-    except PoyoError as error:
-        sys.stderr.write(f"poyo-ssl: {error}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"poyo-ssl: {error.strerror or error}: {error.filename or ''}; check the path and the disk\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(
-            "poyo-ssl: stopped; a training goes on with 'poyo-ssl resume RUN', a preparation with its command\n"
-        )
-        return 130
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with _heed_sigterm() as came:
+        try:
+            run(arguments)
+        except PoyoError as error:
+            sys.stderr.write(f"poyo-ssl: {error}{_notes(error)}\n")
+            return 2
+        except OSError as error:
+            sys.stderr.write(
+                f"poyo-ssl: {error.strerror or error}: {error.filename or ''}; check the path and the disk\n"
+            )
+            return 2
+        except KeyboardInterrupt as error:
+            go_on = GO_ON.get(arguments[0], "run the same command to go on or start again")
+            sys.stderr.write(f"poyo-ssl: stopped; {go_on}{_notes(error)}\n")
+            return 128 + (came[0] if came else signal.SIGINT)
     return 0
+
+
+def _notes(error: BaseException) -> str:
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from poyo_ssl.errors import ConfigError, PoyoError
+from poyo_ssl.errors import CheckpointError, ConfigError, PoyoError
 
 PACKAGES = ("poyo-ssl", "torch", "lightning", "numpy", "scipy", "h5py", "scikit-learn", "scikit-image", "safetensors")
 
@@ -25,6 +25,20 @@ def write_beside(path: Path, text: str) -> None:
     beside = path.with_name(path.name + ".partial")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
+
+
+def read_json(folder: Path | str, name: str) -> Any:
+    """Read one of a run's JSON files; raise `CheckpointError` if it is missing or damaged."""
+    path = Path(folder) / name
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is not a complete run: no {name}", fix="give the folder of a run") from None
+    except (ValueError, NotADirectoryError) as error:
+        raise CheckpointError(f"{path} is damaged ({error})", fix="train again") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is damaged (no object)", fix="train again")
+    return found
 
 
 def plain(value: Any) -> Any:

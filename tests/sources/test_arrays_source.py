@@ -127,7 +127,9 @@ def test_single_files_need_their_kind_and_a_clock(tmp_path):
         ArraysSource(kind="dff").read(tmp_path / "session.mat")
     with pytest.raises(RecordingError, match="has no clock; give --rate_hz"):
         ArraysSource(kind="dff", key="traces").read(tmp_path / "session.mat")
-    recording = ArraysSource(Companions(rate_hz=RATE), kind="dff", key="traces").read(tmp_path / "session.mat")
+    recording = ArraysSource(companions=Companions(rate_hz=RATE), kind="dff", key="traces").read(
+        tmp_path / "session.mat"
+    )
     np.testing.assert_array_equal(recording.dff, DFF)
     np.testing.assert_allclose(recording.timestamps, np.arange(900) / RATE)
     assert "no stimulus table" in recording.warnings[0]
@@ -163,7 +165,7 @@ def test_single_files_need_their_kind_and_a_clock(tmp_path):
 )
 def test_axes_and_clock_are_checked(tmp_path, traces, clock, axes, message):
     folder = write_folder(tmp_path / "x", traces={"dff": traces}, clock=clock, table=None)
-    source = ArraysSource(Companions(rate_hz=RATE if clock is None else None), axes=axes)
+    source = ArraysSource(companions=Companions(rate_hz=RATE if clock is None else None), axes=axes)
     if message.startswith("warning: "):
         recording = source.read(folder)
         assert any(re.search(message[9:], text) for text in recording.warnings), recording.warnings
@@ -240,4 +242,4 @@ def test_bad_settings_and_empty_inputs(tmp_path):
     with pytest.raises(RecordingError, match=r"holds dff\.npy and events\.npy"):
         ArraysSource().read(folder)
     with pytest.raises(RecordingError, match="correct --stimuli"):
-        ArraysSource(Companions(stimuli=tmp_path / "none.csv"), kind="dff").read(folder)
+        ArraysSource(companions=Companions(stimuli=tmp_path / "none.csv"), kind="dff").read(folder)

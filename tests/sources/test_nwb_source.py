@@ -204,7 +204,7 @@ def test_companions_overrule_the_file(tmp_path):
     _, _, path = write_laboratory(tmp_path)
     (tmp_path / "stimuli.csv").write_text("start,stop,name,frame\n4,5,natural_scenes,3\n6,7,natural_scenes,4\n")
     (tmp_path / "recording.json").write_text('{"depth_um": 175, "cre_line": "Vip-IRES-Cre"}')
-    recording = NwbSource(Companions(rate_hz=20.0)).read(path)
+    recording = NwbSource(companions=Companions(rate_hz=20.0)).read(path)
     assert list(recording.stimuli) == ["natural_scenes"]
     assert (recording.metadata.depth_um, recording.metadata.cre_line) == (175, "Vip-IRES-Cre")
     np.testing.assert_allclose(recording.timestamps, np.arange(1800) / 20)

@@ -12,8 +12,7 @@ import yaml
 from allen_samples import write_session
 from suite2p_samples import write_plane
 
-from poyo_ssl.cli import COMMANDS, build_parser, find_command, main
-from poyo_ssl.cli import _resolve as resolve
+from poyo_ssl.cli import COMMANDS, build_parser, find_command, main, resolve
 from poyo_ssl.data.recording import Recording, open_recordings
 from poyo_ssl.sources.arrays import ArraysSource
 from poyo_ssl.sources.companions import Companions
@@ -77,7 +76,7 @@ def test_settings_of_arrays_are_flags_and_yaml(laboratory, tmp_path, capsys):
     assert (first.metadata.subject_id, first.rate_hz) == ("m7", pytest.approx(20.0))
     record = json.loads((tmp_path / "flags" / "conversion" / "monday_fluorescence.json").read_text())
     companions = Companions(rate_hz=20.0, **files)
-    expected = ArraysSource(companions, key="traces", dff_procedure="percentile", axes="time_first")
+    expected = ArraysSource(companions=companions, key="traces", dff_procedure="percentile", axes="time_first")
     assert record["settings"] == asdict(expected)
     assert main(command) == 0
     assert "0 written, 1 unchanged, 0 failed" in " ".join(capsys.readouterr().err.split())
@@ -108,7 +107,9 @@ def test_settings_of_suite2p_are_flags(tmp_path):
     write_plane(tmp_path / "lab" / "mouse8" / "suite2p" / "plane0", seed=1)
     settings = ["--cells", "all", "--neuropil_ratio", "0.5", "--rate_hz", "20", "--dff_procedure", "maximin"]
     assert main(["prepare", "suite2p", str(tmp_path / "lab"), str(tmp_path / "out"), "--workers", "2", *settings]) == 0
-    source = Suite2pSource(Companions(rate_hz=20.0), cells="all", neuropil_ratio=0.5, dff_procedure="maximin")
+    source = Suite2pSource(
+        companions=Companions(rate_hz=20.0), cells="all", neuropil_ratio=0.5, dff_procedure="maximin"
+    )
     for recording in open_recordings(tmp_path / "out"):
         expected = source.read(tmp_path / "lab" / recording.recording_id / "suite2p")
         np.testing.assert_array_equal(recording.dff, expected.dff)
@@ -122,7 +123,8 @@ def test_the_lines_of_the_documentation_parse():
     assert shown >= {command for command in COMMANDS if command.startswith("prepare ")} | {"doctor"}
     for line in lines:
         command, rest = find_command(line)
-        build_parser(command).parse_args(resolve(rest))
+        parser = build_parser(command)
+        parser.parse_args(resolve(rest, parser))
 
 
 @pytest.mark.slow

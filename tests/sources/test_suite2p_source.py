@@ -31,9 +31,9 @@ def test_one_plane_before_and_after_1_0(tmp_path, old):
     assert recording.unit_ids.tolist() == ["roi_0000", "roi_0001", "roi_0003", "roi_0005"]
     assert recording.roi_masks.dense(2).nonzero()[0].tolist() == [3, 4, 5]
     assert recording.metadata.origin == "suite2p, F - 0.6 Fneu, dF/F by allen_median"
-    given = Suite2pSource(Companions(rate_hz=20.0), cells="all", dff_procedure="maximin", neuropil_ratio=0.7).read(
-        plane
-    )
+    given = Suite2pSource(
+        companions=Companions(rate_hz=20.0), cells="all", dff_procedure="maximin", neuropil_ratio=0.7
+    ).read(plane)
     np.testing.assert_allclose(given.dff, expected_dff(range(6), 0.7, 20.0, "maximin"), atol=1e-5)
 
 
@@ -42,7 +42,7 @@ def test_planes_are_joined_and_combined_ones_trimmed(tmp_path):
     short = [traces[:, :-1] for traces in make_traces(1)]
     write_plane(folder / "plane0")
     write_plane(folder / "plane1", F=short[0], Fneu=short[1])
-    apart = Suite2pSource(Companions(rate_hz=15.5), cells="all").read(folder)
+    apart = Suite2pSource(companions=Companions(rate_hz=15.5), cells="all").read(folder)
     assert apart.dff.shape == (NUM_FRAMES - 1, 12)
     assert apart.unit_ids[[0, 6]].tolist() == ["plane0_roi_0000", "plane1_roi_0000"]
     assert any("the last 1 frames of all are left out" in text for text in apart.warnings)
@@ -50,7 +50,7 @@ def test_planes_are_joined_and_combined_ones_trimmed(tmp_path):
     padded = [np.pad(traces, [(0, 0), (0, 1)]) for traces in short]
     both = [np.concatenate(pair) for pair in zip(make_traces(0), padded, strict=True)]
     write_plane(folder / "combined", F=both[0], Fneu=both[1], iscell=(1,))
-    combined = Suite2pSource(Companions(rate_hz=15.5)).read(folder)
+    combined = Suite2pSource(companions=Companions(rate_hz=15.5)).read(folder)
     np.testing.assert_array_equal(combined.dff, apart.dff)
     assert combined.recording_id == apart.recording_id == "exp"
 
@@ -161,7 +161,7 @@ def test_nothing_is_run_or_allocated_by_a_pickle(tmp_path, content, message, mon
             Suite2pSource().read(plane)
     else:
         assert not isinstance(load_pickled(plane / "ops.npy")["evil"], np.ndarray)
-    recording = Suite2pSource(Companions(rate_hz=30.0), neuropil_ratio=0.7).read(plane)
+    recording = Suite2pSource(companions=Companions(rate_hz=30.0), neuropil_ratio=0.7).read(plane)
     assert recording.num_units == 4
 
 
@@ -171,7 +171,7 @@ def test_settings_without_a_rate_say_why(tmp_path, content, reason):
     np.save(plane / "settings.npy", np.array(content, dtype=object), allow_pickle=True)
     with pytest.raises(RecordingError, match=f"the imaging rate: .*settings.npy .*{reason}; give --rate_hz"):
         Suite2pSource().read(plane)
-    given = Suite2pSource(Companions(rate_hz=30.0)).read(plane)
+    given = Suite2pSource(companions=Companions(rate_hz=30.0)).read(plane)
     assert any("settings.npy" in text for text in given.warnings)
     assert "the neuropil ratio is not known: 0.7 is taken" in given.warnings
 

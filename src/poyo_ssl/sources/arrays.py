@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from poyo_ssl.config import ArraysConfig
 from poyo_ssl.data.dff import PROCEDURES, compute_dff
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.series import SparseEvents
@@ -35,25 +36,8 @@ ORIGINS = {
 
 
 @dataclass(frozen=True)
-class ArraysSource(Source):
+class ArraysSource(ArraysConfig, Source):
     """Files of arrays.
-
-    Attributes
-    ----------
-    companions : Companions
-        Clock, stimuli, pixels and metadata.
-    kind : {'auto', 'dff', 'fluorescence', 'events'}
-        What the numbers are; 'auto' goes by the file's name.
-    key : str, optional
-        Name of the array in a npz or mat file.
-    axes : {'auto', 'time_first', 'unit_first'}
-        Order of the axes; 'auto' finds time by the timestamps, or else takes the longer axis.
-    dff_procedure : str
-        For fluorescence: allen_median, allen_mode, maximin (suite2p's) or percentile; see `poyo_ssl.data.dff`.
-    neuropil_ratio : float
-        For fluorescence with neuropil beside it: F - ratio x neuropil.
-    seed : int
-        For events: of the noise of the simulated dF/F.
 
     Examples
     --------
@@ -61,7 +45,7 @@ class ArraysSource(Source):
     >>> folder = Path(tempfile.mkdtemp()) / "mouse7"
     >>> folder.mkdir()
     >>> np.save(folder / "dff.npy", np.random.default_rng(0).normal(size=(900, 4)))
-    >>> recording = ArraysSource(Companions(rate_hz=30.0)).read(folder)
+    >>> recording = ArraysSource(companions=Companions(rate_hz=30.0)).read(folder)
     >>> recording.recording_id, recording.dff.shape, recording.warnings[0]
     ('mouse7', (900, 4), 'no stimulus table: nothing can be decoded (give --stimuli or stimuli.csv)')
     """
@@ -69,12 +53,6 @@ class ArraysSource(Source):
     name: ClassVar[str] = "arrays"
 
     companions: Companions = field(default_factory=Companions)
-    kind: Literal["auto", "dff", "fluorescence", "events"] = "auto"
-    key: str | None = None
-    axes: Literal["auto", "time_first", "unit_first"] = "auto"
-    dff_procedure: str = "allen_median"
-    neuropil_ratio: float = 0.7
-    seed: int = 0
 
     def __post_init__(self) -> None:
         check_dff_settings(self.dff_procedure, self.neuropil_ratio)

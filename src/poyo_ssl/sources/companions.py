@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl import protocol
+from poyo_ssl.config import CompanionPaths
 from poyo_ssl.data.recording import METADATA_FIELDS, RecordingMetadata
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.errors import ConfigError, RecordingError, suggest
@@ -200,35 +201,8 @@ NUMBERS = ("age_days", "depth_um")
 
 
 @dataclass(frozen=True)
-class Companions:
-    """Where clock, stimuli and metadata of traces are, if not beside them.
-
-    Attributes
-    ----------
-    rate_hz : float, optional
-        Imaging rate, where there are no timestamps.
-    timestamps : path, optional
-        Seconds of the imaging frames, one per frame, as npy, npz, csv or mat.
-    stimuli : path, optional
-        Table with start, stop (seconds), name and any other columns.
-    pixels : path, optional
-        Folder with the pixels of the stimuli by name, as npy, mp4, gif or a folder of pictures.
-    metadata : path, optional
-        JSON file with any of subject_id, container_id, cre_line, reporter_line, indicator, sex, age_days, species,
-        session_type, targeted_structure, depth_um, recording_date, device_id, description, origin.
-    """
-
-    rate_hz: float | None = None
-    timestamps: Path | None = None
-    stimuli: Path | None = None
-    pixels: Path | None = None
-    metadata: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.rate_hz is not None and not (np.isfinite(self.rate_hz) and self.rate_hz > 0):
-            raise ConfigError(f"rate_hz of {self.rate_hz}", allowed="above 0 Hz", fix="give frames per second")
-        if self.rate_hz is not None and self.timestamps is not None:
-            raise ConfigError("a rate and timestamps", allowed="one of them", fix="leave the rate out")
+class Companions(CompanionPaths):
+    """Clock, stimuli, pixels and metadata of traces: files of a fixed name beside them, or the given ones."""
 
     def files(self, folder: Path) -> list[Path]:
         """Return those that are there."""

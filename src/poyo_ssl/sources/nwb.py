@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from poyo_ssl.config import NwbConfig
 from poyo_ssl.data.hdf5 import StoredTraces, is_hdf5, open_hdf5, read_numbers, require_inside
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.stimuli import Presentations
@@ -329,36 +330,12 @@ PERCENT = ("percent", "%", "pct")
 
 
 @dataclass(frozen=True)
-class NwbSource(Source):
-    """NWB 2 files: DANDI 000728 (Allen Visual Coding), or any laboratory's with traces of ROIs.
-
-    Attributes
-    ----------
-    companions : Companions
-        Clock, stimuli, pixels and metadata that overrule what the file says.
-    series : str, optional
-        Place of the traces, for example ophys/DfOverF/DfOverF; by default the only dF/F, or the only fluorescence.
-    kind : {'auto', 'dff', 'fluorescence'}
-        What the traces are; 'auto' goes by names.
-    tables : list of str, optional
-        Tables of intervals to take as stimuli, for example [trials]; by default all but epochs and invalid_times.
-    cells : {'iscell', 'all'}
-        'iscell' leaves out ROIs that a column of the ROI table (iscell, accepted, valid_roi) does not call cells.
-    dff_procedure : str
-        For fluorescence: allen_median, allen_mode, maximin (suite2p's) or percentile; see `poyo_ssl.data.dff`.
-    neuropil_ratio : float
-        For fluorescence with neuropil beside it: F - ratio x neuropil. DANDI 000728 has ratios of its own.
-    """
+class NwbSource(NwbConfig, Source):
+    """NWB 2 files: DANDI 000728 (Allen Visual Coding), or any laboratory's with traces of ROIs."""
 
     name: ClassVar[str] = "nwb"
 
     companions: Companions = field(default_factory=Companions)
-    series: str | None = None
-    kind: Literal["auto", "dff", "fluorescence"] = "auto"
-    tables: tuple[str, ...] | None = None
-    cells: Literal["iscell", "all"] = "iscell"
-    dff_procedure: str = "allen_median"
-    neuropil_ratio: float = 0.7
 
     def __post_init__(self) -> None:
         check_dff_settings(self.dff_procedure, self.neuropil_ratio)

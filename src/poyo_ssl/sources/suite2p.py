@@ -13,11 +13,12 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from poyo_ssl.config import Suite2pConfig
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.series import RoiMasks
 from poyo_ssl.errors import RecordingError
@@ -193,27 +194,12 @@ MAX_PADDING = 2
 
 
 @dataclass(frozen=True)
-class Suite2pSource(Source):
-    """Output of suite2p.
-
-    Attributes
-    ----------
-    companions : Companions
-        Clock, stimuli, pixels and metadata.
-    cells : {'iscell', 'all'}
-        'iscell' keeps the ROIs that suite2p or its user called cells.
-    dff_procedure : str
-        allen_median, allen_mode, maximin (suite2p's) or percentile; see `poyo_ssl.data.dff`.
-    neuropil_ratio : float, optional
-        r of F - r Fneu; by default what suite2p used, or 0.7.
-    """
+class Suite2pSource(Suite2pConfig, Source):
+    """Output of suite2p."""
 
     name: ClassVar[str] = "suite2p"
 
     companions: Companions = field(default_factory=Companions)
-    cells: Literal["iscell", "all"] = "iscell"
-    dff_procedure: str = "allen_median"
-    neuropil_ratio: float | None = None
 
     def __post_init__(self) -> None:
         check_dff_settings(self.dff_procedure, self.neuropil_ratio or 0.0)

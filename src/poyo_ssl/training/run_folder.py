@@ -43,7 +43,7 @@ from poyo_ssl.data.task import make_readout
 from poyo_ssl.data.units import Vocabulary, make_unit_set
 from poyo_ssl.data.windows import Normalisation, UnitSet
 from poyo_ssl.errors import CheckpointError, RecordingError
-from poyo_ssl.files import check_ours, plain, versions, write_beside
+from poyo_ssl.files import check_ours, plain, read_json, versions, write_beside
 from poyo_ssl.models.poyo_ssl import INIT_STD, PoyoSSL
 
 WEIGHTS = {"valid": "model.safetensors", VALID_CLIP: "model_unseen.safetensors"}
@@ -100,25 +100,6 @@ def write_facts(folder: Path, **facts: Any) -> None:
     path = folder / "run.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     write_beside(path, json.dumps(known | plain(facts), indent=1))
-
-
-def read_json(folder: Path, name: str) -> Any:
-    """Read one of a run's JSON files.
-
-    Raises
-    ------
-    CheckpointError
-        If the folder is no run, or the file is missing or damaged.
-    """
-    try:
-        found = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a complete run: no {name}", fix="give the folder of a run") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, NotADirectoryError) as error:
-        raise CheckpointError(f"{Path(folder) / name} is damaged ({error})", fix="train again") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{Path(folder) / name} is damaged (no object)", fix="train again")
-    return found
 
 
 def write_inputs(

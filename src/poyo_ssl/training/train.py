@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from poyo_ssl import files
-from poyo_ssl.config import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, WindowConfig
+from poyo_ssl.config import FinetuneConfig, ModelConfig, OptimConfig, PretrainConfig, WindowConfig, check_selection
 from poyo_ssl.data.recording import Recording, open_recordings
 from poyo_ssl.data.splits import training_recordings
 from poyo_ssl.data.task import Task, make_readout
@@ -88,12 +88,8 @@ def choose_units(
     """
     if units == "all":
         return list(recordings), {r.recording_id: np.arange(r.num_units) for r in recordings}
-    if selection is None:
-        raise SelectionError(
-            f"window.units '{units}' without a selection",
-            allowed="a selection, or units 'all'",
-            fix="run 'poyo-ssl select' and pass --selection, or --window.units all",
-        )
+    check_selection(units, selection)
+    assert selection is not None
     if isinstance(selection, Mapping):
         kept = [recording for recording in recordings if recording.recording_id in selection]
         return kept, {r.recording_id: selection[r.recording_id] for r in kept}
