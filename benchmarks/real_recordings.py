@@ -49,15 +49,9 @@ from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.data.task import Task
 from poyo_ssl.data.units import fit_normalisation
 from poyo_ssl.data.windows import WindowTable
-from poyo_ssl.evaluation import (
-    Baseline,
-    bin_features,
-    frame_number_baselines,
-    gratings_baselines,
-    paired_interval,
-    t_interval,
-)
-from poyo_ssl.evaluation.baselines import cebra_decoder
+from poyo_ssl.evaluation.baselines import Baseline, cebra_decoder, frame_number_baselines, gratings_baselines
+from poyo_ssl.evaluation.features import bin_features
+from poyo_ssl.evaluation.statistics import paired_interval, t_interval
 from poyo_ssl.sources.events import EventsConfig, prepare_events
 from poyo_ssl.training.predict import predict_windows
 from poyo_ssl.training.run_folder import TrainedRun, decide_frame

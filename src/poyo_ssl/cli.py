@@ -79,14 +79,14 @@ class Parser(ArgumentParser):
                 self.check_names(value, f"{full}.")
 
 
-def _field_types(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:
+def _field_types(kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, hint in get_type_hints(kind).items():
         yield prefix + name, hint
         if is_dataclass(hint):
             yield from _field_types(hint, f"{prefix}{name}.")
 
 
-def _settings(function: Callable[..., None]) -> dict[str, tuple[type, str | None]]:
+def _settings(function: Callable[..., None]) -> dict[str, tuple[Any, str | None]]:
     """Return the settings classes that a command takes by parameter, and the prefix of their flags."""
     hints = get_type_hints(function).items()
     # Only `select` takes two classes with settings of the same names.
@@ -113,9 +113,9 @@ def build_parser(command: str) -> Parser:
         if hint in (list[Path], list[str] | None):
             options |= {"type": Path if hint == list[Path] else str, "nargs": "+"}
         if parameter.kind is parameter.KEYWORD_ONLY:
-            parser.add_argument(f"--{name}", required=required, **options)
+            parser.add_argument(f"--{name}", **options, required=required)
         else:
-            parser.add_argument(name, **options, **({} if required else {"nargs": "?"}))
+            parser.add_argument(name, **({} if required else {"nargs": "?"}) | options)
     for kind, prefix in settings.values():
         parser.add_class_arguments(kind, prefix, as_group=True)
         parser.hints |= dict(_field_types(kind, f"{prefix}." if prefix else ""))

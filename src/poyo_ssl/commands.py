@@ -74,7 +74,8 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
 
     table = Table(title=escape(title) or None)
     for column in columns:
-        table.add_column(escape(column), overflow="fold")
+        # Names of stimuli stay whole on a narrow screen.
+        table.add_column(escape(column), overflow="fold", no_wrap=column == "stimulus")
     for row in rows:
         table.add_row(*map(escape, row))
     if table.row_count:
@@ -904,6 +905,8 @@ def leaderboard(
 
     Writes leaderboard.html, leaderboard.csv and leaderboard.md: one table per task and split.
     """
+    if not folder.is_dir():
+        raise ConfigError(f"no folder {folder}", fix="check the path")
     from poyo_ssl.evaluation.leaderboard import find_predictions, make_leaderboards
     from poyo_ssl.report.leaderboard import SEVERAL, cells, header, write_leaderboard
 

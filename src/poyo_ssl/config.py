@@ -582,6 +582,6 @@ def from_plain(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     for name, value in values.items():
         choose("unknown field", name, known)
         if is_dataclass(types[name]) and isinstance(value, Mapping):
-            value = from_plain(types[name], value)  # type: ignore[arg-type]
+            value = from_plain(types[name], value)
         built[name] = tuple(value) if isinstance(value, list) else value
     return kind(**built)

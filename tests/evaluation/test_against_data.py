@@ -16,10 +16,9 @@ from poyo_ssl.data.recording import open_recordings
 from poyo_ssl.data.splits import save_splits, standard_splits
 from poyo_ssl.data.task import Task
 from poyo_ssl.errors import SplitError
-from poyo_ssl.evaluation import evaluate_files
 from poyo_ssl.evaluation.checks import DataFolder
 from poyo_ssl.evaluation.evaluate import assemble
-from poyo_ssl.evaluation.leaderboard import make_leaderboards
+from poyo_ssl.evaluation.leaderboard import evaluate_files, make_leaderboards
 from poyo_ssl.evaluation.predictions import Predictions, PredictionsError
 
 SPLIT = SplitConfig(decay_s=0.1)

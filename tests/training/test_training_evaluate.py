@@ -21,10 +21,9 @@ from poyo_ssl.config import (
 from poyo_ssl.data.recording import open_recordings
 from poyo_ssl.data.task import allowed_domain
 from poyo_ssl.errors import ConfigError, PoyoError
-from poyo_ssl.evaluation import evaluate_files
 from poyo_ssl.evaluation.evaluate import evaluate
 from poyo_ssl.evaluation.features import Part
-from poyo_ssl.evaluation.leaderboard import read_results
+from poyo_ssl.evaluation.leaderboard import evaluate_files, read_results
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.selection.table import fit_selection
 from poyo_ssl.training.predict import open_task

@@ -209,7 +209,7 @@ def delete_run(folder: Path | str) -> None:
     shutil.rmtree(folder)
 
 
-CONFIGS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+CONFIGS: dict[str, type[PretrainConfig | FinetuneConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
 
 def read_arguments(folder: Path | str) -> dict[str, Any]:
