@@ -69,7 +69,7 @@ def versions() -> dict[str, str]:
 
 RUN = (
     *("config.yaml", "run.json", "splits.json", "vocabulary.json", "recordings.json", "normalisation.safetensors"),
-    *("normalisation", "model.safetensors", "model_unseen.safetensors", "checkpoints/*.ckpt", "log/events.*"),
+    *("normalisation", "model.safetensors", "model_unseen.safetensors", "checkpoints/*.ckpt"),
     *(f"log/{where}{name}" for where in ("", "resumed_*/") for name in ("metrics.csv", "hparams.yaml")),
 )
 SELECTION = ("selection.csv", "selection.json", "selection.png")

@@ -11,7 +11,7 @@
     model.safetensors          weights
     model_unseen.safetensors   weights of the epoch that decodes unseen frames best, where a validation clip tells
     checkpoints/last.ckpt      state of the training, for resuming
-    log/                       TensorBoard events and metrics.csv; that of a resumed run in resumed_1 and so on
+    log/                       metrics.csv; that of a resumed run in resumed_1 and so on
 """
 
 from __future__ import annotations

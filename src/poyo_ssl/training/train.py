@@ -18,7 +18,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
@@ -559,10 +559,7 @@ def fit(job: Job) -> None:
             precision="bf16-mixed" if job.optim.precision == "bf16" else "32-true",
             gradient_clip_val=job.optim.clip,
             callbacks=callbacks,
-            logger=[
-                TensorBoardLogger(job.folder, "log", ""),
-                CSVLogger(job.folder, "log", _csv_part(job.folder, last)),
-            ],
+            logger=CSVLogger(job.folder, "log", _csv_part(job.folder, last)),
             reload_dataloaders_every_n_epochs=1,
             log_every_n_steps=10,
         )

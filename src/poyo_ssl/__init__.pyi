@@ -1,0 +1,54 @@
+# The public names: settings, recordings, splits, sources, training, evaluation, online decoding.
+from .config import FinetuneConfig as FinetuneConfig
+from .config import ModelConfig as ModelConfig
+from .config import MovieLossConfig as MovieLossConfig
+from .config import ObjectiveConfig as ObjectiveConfig
+from .config import OptimConfig as OptimConfig
+from .config import PretrainConfig as PretrainConfig
+from .config import ReadoutConfig as ReadoutConfig
+from .config import SelectionConfig as SelectionConfig
+from .config import SplitConfig as SplitConfig
+from .config import WindowConfig as WindowConfig
+from .data.recording import Recording as Recording
+from .data.recording import RecordingMetadata as RecordingMetadata
+from .data.recording import open_recordings as open_recordings
+from .data.splits import Split as Split
+from .data.splits import load_splits as load_splits
+from .data.splits import save_splits as save_splits
+from .data.splits import standard_splits as standard_splits
+from .data.stimuli import Presentations as Presentations
+from .data.task import allowed_domain as allowed_domain
+from .errors import PoyoError as PoyoError
+from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.leaderboard import Leaderboard as Leaderboard
+from .evaluation.leaderboard import Scores as Scores
+from .evaluation.leaderboard import evaluate_files as evaluate_files
+from .evaluation.leaderboard import make_leaderboards as make_leaderboards
+from .evaluation.predictions import Predictions as Predictions
+from .observatory import generate_observatory as generate_observatory
+from .online.decoder import Decoder as Decoder
+from .report import write_report as write_report
+from .report.leaderboard import write_leaderboard as write_leaderboard
+from .selection.table import Selection as Selection
+from .selection.table import fit_selection as fit_selection
+from .sources.allen import AllenSource as AllenSource
+from .sources.arrays import ArraysSource as ArraysSource
+from .sources.brainsets import BrainsetsSource as BrainsetsSource
+from .sources.companions import Companions as Companions
+from .sources.events import EventsSource as EventsSource
+from .sources.nwb import NwbSource as NwbSource
+from .sources.run import Outcome as Outcome
+from .sources.run import convert as convert
+from .sources.suite2p import Suite2pSource as Suite2pSource
+from .training.audit import Audit as Audit
+from .training.audit import audit_run as audit_run
+from .training.predict import predict as predict
+from .training.run_folder import TrainedRun as TrainedRun
+from .training.run_folder import delete_run as delete_run
+from .training.run_folder import list_runs as list_runs
+from .training.train import finetune as finetune
+from .training.train import pretrain as pretrain
+from .training.train import resume as resume
+
+__version__: str
+__all__: list[str]
