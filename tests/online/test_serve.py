@@ -381,7 +381,7 @@ def test_a_closed_server_leaves_no_thread_and_no_client():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--threads", "0"], "--threads of 0 (allowed: 1 or more)"),
+        (["--threads", "0"], "--threads 0 (allowed: 1 or more)"),
         (["--recording", "nobody"], "recording nobody is not known to"),
         (["--min_coverage", "3"], "min_coverage of 3.0"),
         (["--port", "-1"], "port -1 of 127.0.0.1"),
