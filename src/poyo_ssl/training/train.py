@@ -439,8 +439,9 @@ class KeepWeights(Callback):
 
     def __init__(self, folder: Path, keep: str, weights: dict[str, str]) -> None:
         self.folder, self.keep, self.weights = folder, keep, weights
-        self.best = dict.fromkeys(weights, float("inf"))
-        self.best_epoch = dict.fromkeys(weights, -1)
+        # Plain strings: a checkpoint holds nothing of ours, so that loading one runs no code.
+        self.best = dict.fromkeys(map(str, weights), float("inf"))
+        self.best_epoch = dict.fromkeys(map(str, weights), -1)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the weights if they are to be kept."""
