@@ -60,6 +60,10 @@ class CheckpointError(PoyoError):
     """A run folder or checkpoint that is missing, incomplete or of another model."""
 
 
+class StoppedError(PoyoError):
+    """A training that was asked to stop (SIGTERM) and can go on."""
+
+
 class StatisticsError(PoyoError):
     """A claim that the scores at hand cannot carry."""
 

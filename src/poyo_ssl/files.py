@@ -20,11 +20,17 @@ from poyo_ssl.errors import CheckpointError, ConfigError, PoyoError
 PACKAGES = ("poyo-ssl", "torch", "lightning", "numpy", "scipy", "h5py", "scikit-learn", "scikit-image", "safetensors")
 
 
-def write_beside(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a kill, never finds half of it."""
+def write_beside(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a file so that a reader, a kill or a crash never leaves half of it."""
     beside = path.with_name(path.name + ".partial")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    try:
+        with beside.open("wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read_json(folder: Path | str, name: str) -> Any:

@@ -27,7 +27,7 @@ from poyo_ssl.evaluation.leaderboard import evaluate_files, read_results
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.selection.table import fit_selection
 from poyo_ssl.training.predict import open_task
-from poyo_ssl.training.run_folder import TrainedRun, read_inputs
+from poyo_ssl.training.run_folder import TrainedRun, read_neurons
 from poyo_ssl.training.train import finetune
 
 MODEL = ModelConfig(**MODEL_SIZES["tiny"], attention_dropout=0.0, value_embedding="per_unit")
@@ -149,7 +149,7 @@ def test_unseen_frames_choose_their_own_epoch_and_baselines(frames_run, tmp_path
 
 
 def test_features_are_bin_means_of_the_windows(frames_run):
-    data, columns = open_task(frames_run), read_inputs(frames_run)[3]
+    data, columns = open_task(frames_run), read_neurons(frames_run).columns
     table = data.windows("test_repeat")
     recording = data.recordings[0]
     part = Part.of(recording, columns[recording.recording_id], table, 0)

@@ -1,5 +1,6 @@
 """Run folders: complete, repeatable, resumable, and never left half made."""
 
+import errno
 import json
 import os
 import signal
@@ -21,12 +22,14 @@ from poyo_ssl.errors import (
     ResourceError,
     SelectionError,
     SplitError,
+    StoppedError,
 )
 from poyo_ssl.selection import SelectionConfig, fit_selection
 from poyo_ssl.training import train
+from poyo_ssl.training.audit import audit_run
 from poyo_ssl.training.modules import SeededModule
-from poyo_ssl.training.predict import predict
-from poyo_ssl.training.run_folder import TrainedRun, delete_run, list_runs, read_arguments, read_json
+from poyo_ssl.training.predict import open_task, predict
+from poyo_ssl.training.run_folder import TrainedRun, delete_run, list_runs, read_json, read_settings
 from poyo_ssl.training.train import finetune, pretrain, resume
 
 FILES = {
@@ -64,9 +67,9 @@ def files_in(folder):
 def test_a_pretraining_leaves_a_complete_folder(pretrained, pair, pretrain_config):
     assert files_in(pretrained) >= FILES
     assert not [name for name in files_in(pretrained) if "partial" in name]
-    arguments = read_arguments(pretrained)
-    assert arguments["config"] == pretrain_config
-    assert arguments["data"] == str(pair)
+    settings = read_settings(pretrained)
+    assert settings.config == pretrain_config
+    assert settings.data == str(pair)
     facts = read_json(pretrained, "run.json")
     assert (facts["command"], facts["state"], facts["seed"], facts["task"]) == (
         "pretrain",
@@ -105,7 +108,7 @@ def test_the_log_has_every_epoch(pretrained):
 
 def test_finetuning_reports_what_it_loaded_and_keeps_the_rows(finetuned, pretrained, finetune_config):
     assert files_in(finetuned) >= FILES
-    assert read_arguments(finetuned)["config"] == finetune_config
+    assert read_settings(finetuned).config == finetune_config
     loaded = read_json(finetuned, "run.json")["loaded"]
     encoder = {name: value for name, value in weights_of(pretrained).items() if not name.startswith("readouts.")}
     assert loaded["from"] == str(pretrained)
@@ -132,7 +135,7 @@ def test_finetuning_on_new_recordings_keeps_known_embedding_rows(tiny, pretraine
     old = read_json(pretrained, "vocabulary.json")["units"]
     new = read_json(out, "vocabulary.json")["units"]
     assert {name: new[name] for name in old} == old
-    assert read_arguments(out)["data"] is None
+    assert read_settings(out).data is None
     (out / "run.json").write_text(json.dumps(read_json(out, "run.json") | {"state": "running"}))
     with pytest.raises(CheckpointError, match="recordings in memory"):
         resume(out)
@@ -305,6 +308,112 @@ def test_a_checkpoint_with_code_or_damage_is_refused(pair, finetune_config, tmp_
         resume(tmp_path / "run", progress=False)
     assert "\n" not in str(caught.value)
     assert not trap.exists()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(pair, finetune_config, tmp_path, stop_at, caplog):
+    config = replace(finetune_config, optim=OptimConfig(epochs=3, batch_size=32), keep="last")
+    whole = finetune(pair, tmp_path / "whole", config=config, progress=False)
+    stop_at.at(5)
+    with pytest.raises(stop_at.error):
+        finetune(pair, tmp_path / "run", config=config, progress=False)
+    stop_at.never()
+    last, previous = train.checkpoints(tmp_path / "run")
+    assert [torch.load(path, weights_only=True)["global_step"] for path in (last, previous)] == [4, 2]
+    last.write_bytes(last.read_bytes()[:-5000])
+    assert_same_weights(whole, resume(tmp_path / "run", progress=False))
+    assert f"the run goes on from {previous}" in caplog.text
+
+
+def test_a_checkpoint_is_written_beside_the_last_one(tmp_path, monkeypatch):
+    """A kill or a full disk while it is written leaves both that there were."""
+    last, previous = train.checkpoints(tmp_path)
+    for step in (1, 2):
+        train.CheckpointFiles().save_checkpoint({"step": step}, last)
+
+    def stop(stream):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", stop)
+    full = pytest.raises(ResourceError, match=r"the disk of .* is full \(/.*make room.*resume")
+    with full as caught, train._room_on_disk(tmp_path):
+        train.CheckpointFiles().save_checkpoint({"step": 3}, last)
+    assert "\n" not in str(caught.value)
+    assert [torch.load(path)["step"] for path in (last, previous)] == [2, 1]
+    assert files_in(tmp_path) == {"checkpoints/last.ckpt", "checkpoints/previous.ckpt"}
+
+
+def test_a_full_disk_leaves_a_run_that_can_go_on(pair, finetune_config, tmp_path, monkeypatch):
+    config = replace(finetune_config, optim=OptimConfig(epochs=2, batch_size=32))
+    write = train.CheckpointFiles.save_checkpoint
+
+    def full(self, checkpoint, path, storage_options=None):
+        if checkpoint["global_step"] > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, checkpoint, path)
+
+    monkeypatch.setattr(train.CheckpointFiles, "save_checkpoint", full)
+    with pytest.raises(ResourceError, match="is full"):
+        finetune(pair, tmp_path / "run", config=config, progress=False)
+    monkeypatch.undo()
+    whole = finetune(pair, tmp_path / "whole", config=config, progress=False)
+    assert_same_weights(whole, resume(tmp_path / "run", progress=False))
+
+
+@pytest.fixture
+def terminated(pair, finetune_config, tmp_path, monkeypatch):
+    """Return a run that SIGTERM stopped after its first epoch, and what it said."""
+    start = SeededModule.on_train_batch_start
+
+    def ask(module, batch, batch_idx):
+        if module.trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return start(module, batch, batch_idx)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(SeededModule, "on_train_batch_start", ask)
+    config = replace(finetune_config, optim=OptimConfig(epochs=2, batch_size=32), keep="last")
+    with pytest.raises(StoppedError) as caught:
+        finetune(pair, tmp_path / "terminated", config=config, progress=False)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) is handler
+    return tmp_path / "terminated", caught.value
+
+
+def test_sigterm_says_how_to_go_on(terminated, pair, finetune_config, tmp_path):
+    folder, error = terminated
+    assert str(error) == f"the training of {folder} was stopped (SIGTERM); go on with 'poyo-ssl resume {folder}'"
+    assert read_json(folder, "run.json")["state"] == "running"
+    config = replace(finetune_config, optim=OptimConfig(epochs=2, batch_size=32), keep="last")
+    whole = finetune(pair, tmp_path / "whole", config=config, progress=False)
+    assert_same_weights(whole, resume(folder, progress=False))
+
+
+def test_unfinished_runs_are_used_only_when_allowed(terminated, pair, finetune_config, tmp_path):
+    folder, _ = terminated
+    config = replace(finetune_config, optim=OptimConfig(epochs=1, batch_size=64))
+    recording = open_recordings(pair)[0]
+    uses = (
+        lambda: TrainedRun.open(folder),
+        lambda: open_task(folder),
+        lambda: audit_run(folder),
+        lambda: predict(folder, recording, recording.timestamps[50:52]),
+        lambda: finetune(pair, tmp_path / "new", config=config, pretrained=folder, progress=False),
+        lambda: finetune(
+            pair, tmp_path / "new", config=replace(config, adapt="embeddings"), pretrained=folder, progress=False
+        ),
+    )
+    for use in uses:
+        with pytest.raises(
+            CheckpointError, match=r"is not finished \(state 'running'\); finish it with 'poyo-ssl resume"
+        ):
+            use()
+    assert not (tmp_path / "new").exists()
+    assert TrainedRun.open(folder, allow_unfinished=True).folder == folder
+    assert open_task(folder, allow_unfinished=True).tests
+    assert audit_run(folder, allow_unfinished=True).leaks == ()
+    new = finetune(pair, tmp_path / "new", config=config, pretrained=folder, allow_unfinished=True, progress=False)
+    assert read_json(new, "run.json")["allow_unfinished"] is True
+    assert read_settings(new).allow_unfinished
 
 
 def test_settings_with_code_are_refused(finetuned, tmp_path):

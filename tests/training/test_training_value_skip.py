@@ -13,8 +13,8 @@ from poyo_ssl.data.windows import BatchRequest
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.training import value_skip
 from poyo_ssl.training.predict import open_task, predict_windows
-from poyo_ssl.training.run_folder import TrainedRun
-from poyo_ssl.training.train import finetune, finetuning_job
+from poyo_ssl.training.run_folder import RunSettings, TrainedRun
+from poyo_ssl.training.train import finetune, prepare
 
 NUM_FRAMES, NUM_UNITS, RATE_HZ, QUIET = 40, 30, 10.0, 150
 
@@ -58,11 +58,9 @@ def config(finetune_config):
     )
 
 
-def skip_of(recordings, config, folder):
-    job = finetuning_job(
-        folder, {"data": recordings, "selection": None, "config": config, "devices": 1, "nodes": 1}, progress=False
-    )
-    return job, job.module.model.readouts["frame_number"]
+def skip_of(recordings, config):
+    training = prepare(RunSettings(config, recordings))
+    return training.dataset("train"), training.module.model.readouts["frame_number"]
 
 
 def share_within_one_frame(run, recording, config):
@@ -82,8 +80,8 @@ def test_the_start_is_what_the_projection_of_whitened_windows_gives(config, tmp_
     """A single recording, no ridge: cosines in the space of its own leading components, computed by hand."""
     monkeypatch.setattr(value_skip, "RIDGE", 1e-10)
     recording = make_recording("a", seed=0)
-    job, readout = skip_of([recording], config, tmp_path / "run")
-    batch = job.train[BatchRequest(np.arange(len(job.train)))]
+    train, readout = skip_of([recording], config)
+    batch = train[BatchRequest(np.arange(len(train)))]
     x, y = batch.dff.mT.flatten(1).double().numpy(), batch.target.numpy()  # bins of one step each
     weight = np.exp(-0.5 * (np.arange(40)[:, None] - y) ** 2) * (np.abs(np.arange(40)[:, None] - y) <= 4)
 
@@ -92,7 +90,7 @@ def test_the_start_is_what_the_projection_of_whitened_windows_gives(config, tmp_
 
     residual = x - smooth(x)[y]
     # Spontaneous activity after the movie: windows of two frames, one apart.
-    rest = np.stack([x_of(job, start) for start in range(400, 400 + QUIET - 1)])
+    rest = np.stack([x_of(train, start) for start in range(400, 400 + QUIET - 1)])
     correlation = (corr(residual.T @ residual) + np.corrcoef(rest.T)) / 2
     spread = residual.std(axis=0)
     covariance = 0.6 * correlation * np.outer(spread, spread)
@@ -108,9 +106,9 @@ def test_the_start_is_what_the_projection_of_whitened_windows_gives(config, tmp_
     assert (readout.head.weight == 0).all()
 
 
-def x_of(job, start):
+def x_of(train, start):
     """Features of the window that starts at an imaging frame, as the training set's units are normalised."""
-    units, recording = job.train.units[0], job.train.recordings[0]
+    units, recording = train.units[0], train.recordings[0]
     values = units.normalisation.apply(recording.read_dff(start, start + 2), np.arange(NUM_UNITS))
     return values.T.ravel().astype(float)
 
@@ -123,8 +121,7 @@ def corr(covariance):
 def test_nothing_comes_from_the_test_and_validation_parts(config, tmp_path):
     """A leak planted on purpose: another validation and test activity must change no weight."""
     weights = [
-        skip_of([make_recording("a", seed=0, flip_test=flip)], config, tmp_path / f"run{flip}")[1].skip.state_dict()
-        for flip in (False, True)
+        skip_of([make_recording("a", seed=0, flip_test=flip)], config)[1].skip.state_dict() for flip in (False, True)
     ]
     for name, first in weights[0].items():
         assert torch.equal(first, weights[1][name]), name
@@ -152,7 +149,7 @@ def test_a_run_with_a_skip_trains_and_predicts_as_it_was(config, tmp_path):
     recording = make_recording("a", seed=0)
     trained = replace(config, optim=replace(config.optim, learning_rate=1e-2, epochs=2))
     run = finetune([recording], tmp_path / "run", config=trained, progress=False)
-    start = skip_of([recording], trained, tmp_path / "none")[1].skip.state_dict()
+    start = skip_of([recording], trained)[1].skip.state_dict()
     after = TrainedRun.open(run).model.readouts["frame_number"].skip.state_dict()
     assert all(not torch.equal(start[name], after[name]) for name in start)
     assert share_within_one_frame(run, recording, trained) > 0.8

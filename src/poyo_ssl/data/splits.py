@@ -190,24 +190,24 @@ class PartName(str):
         return self.partition("_")[0]
 
     @property
-    def split(self) -> str:
+    def split_name(self) -> str:
         """What is tested, for example ``repeat`` or ``subject_clip``; what a validation part is for, or nothing."""
         return self.partition("_")[2]
 
     @property
     def of_new_animal(self) -> bool:
         """Whether it tests an animal that training left out."""
-        return self.split.startswith("subject_")
+        return self.split_name.startswith("subject_")
 
     @property
     def is_clip(self) -> bool:
         """Whether it is a clip held out of a training movie, validation clips included."""
-        return self.split.removeprefix("subject_") == "clip"
+        return self.split_name.removeprefix("subject_") == "clip"
 
     @property
     def is_unseen(self) -> bool:
         """Whether its frames never train: a held-out clip or another movie."""
-        return self.is_clip or self.split.removeprefix("subject_") == "movie"
+        return self.is_clip or self.split_name.removeprefix("subject_") == "movie"
 
 
 VALID_CLIP = PartName("valid_clip")

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -100,9 +101,9 @@ class Task:
         return replace(task, frame_bank=np.concatenate(banks), frame_offsets=offsets)
 
     @property
-    def name(self) -> str:
-        """``pretraining``, ``gratings``, ``frame_number`` or ``frames``."""
-        return "pretraining" if isinstance(self.config, PretrainConfig) else self.config.task
+    def name(self) -> Literal["gratings", "frame_number", "frames"]:
+        """What is decoded."""
+        return task_name(self.config)
 
     @property
     def tests(self) -> tuple[PartName, ...]:
@@ -122,7 +123,7 @@ class Task:
         """Return the windows of one part over all recordings; `SplitError` if none is left."""
         if part not in self._windows:
             tables = [table for index in range(len(self.recordings)) for table in self._windows_of(index, part)]
-            what = "pretraining" if self.name == "pretraining" else f"task '{self.name}'"
+            what = "pretraining" if isinstance(self.config, PretrainConfig) else f"task '{self.name}'"
             self._windows[part] = require_windows(WindowTable.concatenate(tables), f"part '{part}' of {what}")
         return self._windows[part]
 
@@ -192,7 +193,7 @@ class Task:
     @cached_property
     def movie_frame_s(self) -> float:
         """Seconds for which a movie frame is shown; 0 where no movie is decoded."""
-        if isinstance(self.config, PretrainConfig) or self.config.task == "gratings":
+        if isinstance(self.config, PretrainConfig) or self.name == "gratings":
             return 0.0
         return frame_duration_s(self.recordings[0].stimulus(self.config.movies[0]))
 
@@ -223,6 +224,11 @@ def _load_frames(recordings: Sequence[Recording], movie: str, *, height: int, wi
     if any(not np.array_equal(movies[0], other) for other in movies[1:]):
         raise RecordingError(f"data folders hold different movies '{movie}'", fix="give recordings of one study")
     return load_resized_movie(folders[0], movie, height=height, width=width)
+
+
+def task_name(config: FinetuneConfig | PretrainConfig) -> Literal["gratings", "frame_number", "frames"]:
+    """Return what is decoded; pretraining decodes gratings on the side."""
+    return "gratings" if isinstance(config, PretrainConfig) else config.task
 
 
 def make_readout(config: FinetuneConfig | PretrainConfig, class_values: NDArray[np.float64] | None) -> ReadoutConfig:

@@ -52,6 +52,37 @@ class Vocabulary:
         return Vocabulary(units, sessions)
 
 
+@dataclass(frozen=True)
+class Neurons:
+    """The neurons that a model reads: columns of dF/F, rows of the embeddings and normalisation."""
+
+    vocabulary: Vocabulary
+    columns: Mapping[str, NDArray[np.int64]]  # (C,) by recording id
+    normalisation: Mapping[str, Normalisation]  # by recording id
+
+    @classmethod
+    def fit(
+        cls,
+        recordings: Sequence[Recording],
+        columns: Mapping[str, NDArray[np.int64]],
+        domains: Mapping[str, Intervals],
+        *,
+        method: str,
+        known: Vocabulary,
+    ) -> Neurons:
+        """Give the chosen neurons rows after the `known` ones, and their normalisation from the domains in seconds."""
+        ids = {r.recording_id: [str(u) for u in r.unit_ids[columns[r.recording_id]]] for r in recordings}
+        fitted = {
+            r.recording_id: fit_normalisation(r, columns[r.recording_id], domains[r.recording_id], method=method)
+            for r in recordings
+        }
+        return cls(known.grow(ids), columns, fitted)
+
+    def unit_set(self, recording: Recording) -> UnitSet:
+        """Return the neurons of one of the recordings."""
+        return make_unit_set(recording, self.columns[recording.recording_id], self.vocabulary, self.normalisation)
+
+
 def fit_normalisation(
     recording: Recording, columns: NDArray[np.int64], domain: Intervals, *, method: str, block: int = 64
 ) -> Normalisation:

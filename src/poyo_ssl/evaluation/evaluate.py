@@ -276,7 +276,7 @@ def _columns_by_task(named: Sequence[tuple[str, Path | str]]) -> dict[str, Mappi
         if Path(folder).is_file():
             continue
         task = str(run_folder.read_json(Path(folder), "run.json").get("task"))
-        own = run_folder.read_inputs(Path(folder))[-1]
+        own = run_folder.read_neurons(folder).columns
         other, columns = first.setdefault(task, (arm, own))
         for recording in sorted(columns.keys() & own.keys()):
             if not np.array_equal(columns[recording], own[recording]):

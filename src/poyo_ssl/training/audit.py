@@ -28,7 +28,7 @@ from poyo_ssl.errors import CheckpointError, ConfigError, SplitError
 from poyo_ssl.selection.moments import measure_units
 from poyo_ssl.selection.table import Selection
 from poyo_ssl.training import run_folder
-from poyo_ssl.training.run_folder import read_arguments, seen_animals
+from poyo_ssl.training.run_folder import Data, RunSettings, read_neurons, read_settings, seen_animals
 from poyo_ssl.training.train import open_data
 
 
@@ -60,14 +60,14 @@ class _Evidence:
     """A run's files beside what its settings say that they should hold."""
 
     folder: Path
-    arguments: Mapping[str, Any]
+    settings: RunSettings
     everything: list[Recording]
     data: Task
     stored: Mapping[str, Split]
 
     @property
     def config(self) -> FinetuneConfig | PretrainConfig:
-        return self.arguments["config"]
+        return self.settings.config
 
     @property
     def recordings(self) -> list[Recording]:
@@ -77,7 +77,7 @@ class _Evidence:
         return self.stored[recording.recording_id].parts
 
 
-def audit_run(folder: Path | str, data: Any = None) -> Audit:
+def audit_run(folder: Path | str, data: Data | None = None, *, allow_unfinished: bool = False) -> Audit:
     """Check a run for leaks from its test parts.
 
     Parameters
@@ -86,14 +86,17 @@ def audit_run(folder: Path | str, data: Any = None) -> Audit:
         Folder of a run of `pretrain` or `finetune`.
     data : path or sequence of Recording, optional
         Where the recordings are now; by default where the run found them.
+    allow_unfinished : bool
+        Check a run whose training was stopped or still goes on.
 
     Raises
     ------
     CheckpointError
-        If the folder holds no complete run.
+        If the folder holds no complete run, or its training is not finished.
     ConfigError
         If the run was trained on recordings in memory and `data` is not given.
     """
+    run_folder.require_finished(folder, allow=allow_unfinished)
     evidence = _open(Path(folder), data)
     checks = {
         "parts": _check_parts,
@@ -109,10 +112,9 @@ def audit_run(folder: Path | str, data: Any = None) -> Audit:
     return Audit(Path(folder), tuple(checks), tuple(found))
 
 
-def _open(folder: Path, data: Any) -> _Evidence:
-    arguments = read_arguments(folder)
-    config, facts = arguments["config"], run_folder.read_json(folder, "run.json")
-    data = arguments["data"] if data is None else data
+def _open(folder: Path, data: Data | None) -> _Evidence:
+    settings, facts = read_settings(folder), run_folder.read_json(folder, "run.json")
+    data = settings.data if data is None else data
     if data is None:
         raise ConfigError(f"{folder} was trained on recordings in memory", fix="give the recordings as data")
     everything = open_data(data)
@@ -121,8 +123,8 @@ def _open(folder: Path, data: Any) -> _Evidence:
     if len(recordings) < len(stored):
         missing = sorted(set(stored) - {r.recording_id for r in recordings})
         raise CheckpointError(f"recording {missing[0]} of {folder} is not in the data given", fix="give all its data")
-    task = Task.of(recordings, config, new_animals=facts.get("new_animals", False))
-    return _Evidence(folder, arguments, everything, task, stored)
+    task = Task.of(recordings, settings.config, new_animals=facts.get("new_animals", False))
+    return _Evidence(folder, settings, everything, task, stored)
 
 
 def _tables(evidence: _Evidence, names: tuple[str, ...]) -> dict[str, Any]:
@@ -192,29 +194,29 @@ def _shown(evidence: _Evidence, pixels: Mapping[str, Any], names: Any) -> dict[s
 
 
 def _check_statistics(evidence: _Evidence) -> list[Leak]:
-    _, _, normalisation, columns = run_folder.read_inputs(evidence.folder)
+    neurons = read_neurons(evidence.folder)
     found = []
     for recording in evidence.recordings:
         name = recording.recording_id
-        domain, used = evidence.data.domains[name], columns[name]
+        domain, used = evidence.data.domains[name], neurons.columns[name]
         found += leaks.check_domain(recording, "statistics", domain, evidence.parts(recording))
         refitted = fit_normalisation(recording, used, domain, method=evidence.config.window.normalisation)
-        found += leaks.check_normalisation(recording, normalisation[name], refitted, used)
+        found += leaks.check_normalisation(recording, neurons.normalisation[name], refitted, used)
     return found
 
 
 def _check_vocabulary(evidence: _Evidence) -> list[Leak]:
     """Check that rows are of units of this and earlier runs, and classes those of the training trials."""
-    vocabulary, class_values, _, columns = run_folder.read_inputs(evidence.folder)
-    before = evidence.arguments.get("pretrained")
-    known = run_folder.read_inputs(Path(before))[0].units if before else {}
+    neurons, class_values = read_neurons(evidence.folder), run_folder.read_class_values(evidence.folder)
+    before = evidence.settings.pretrained
+    known = read_neurons(before).vocabulary.units if before else {}
     own = {
         f"{recording.recording_id}/{recording.unit_ids[column]}"
         for recording in evidence.recordings
-        for column in columns[recording.recording_id]
+        for column in neurons.columns[recording.recording_id]
     }
     found = []
-    strangers = sorted(set(vocabulary.units) - own - set(known))
+    strangers = sorted(set(neurons.vocabulary.units) - own - set(known))
     if strangers:
         found.append(Leak("vocabulary", strangers[0].split("/")[0], f"unit {strangers[0]} was not trained on"))
     due = evidence.data.class_values
@@ -227,8 +229,8 @@ def _check_vocabulary(evidence: _Evidence) -> list[Leak]:
 
 def _check_selection(evidence: _Evidence) -> list[Leak]:
     """Check that moments were measured outside the test parts, and that measuring again gives the same."""
-    path = evidence.arguments.get("selection")
-    if path is None:
+    path = evidence.settings.selection
+    if not isinstance(path, (str, Path)):
         return []
     selection = Selection.load(Path(path))
     found = []
@@ -253,8 +255,8 @@ def _check_animals(evidence: _Evidence) -> list[Leak]:
     config = evidence.config
     own = {r.metadata.subject_id: r.recording_id for r in evidence.recordings}
     if getattr(config, "adapt", "all") == "embeddings":
-        facts = run_folder.read_json(evidence.folder, "run.json")
-        wrong = set(own) & seen_animals(evidence.arguments["pretrained"]) if facts.get("new_animals") else set()
+        facts, pretrained = run_folder.read_json(evidence.folder, "run.json"), evidence.settings.pretrained
+        wrong = set(own) & seen_animals(pretrained) if pretrained and facts.get("new_animals") else set()
         problem = "was trained on by the run that is said not to know it"
     else:
         wrong = set(own) & set(draw_test_subjects([r.metadata.subject_id for r in evidence.everything], config.split))
@@ -265,7 +267,7 @@ def _check_animals(evidence: _Evidence) -> list[Leak]:
 def _check_runs_before(evidence: _Evidence) -> list[Leak]:
     """Check that inputs and statistics of the runs that this one started from do not touch its test parts."""
     found: list[Leak] = []
-    before = evidence.arguments.get("pretrained")
+    before = evidence.settings.pretrained
     while before:
         earlier = _open(Path(before), evidence.everything)
         inputs = _tables(earlier, ("train", "valid"))
@@ -286,5 +288,5 @@ def _check_runs_before(evidence: _Evidence) -> list[Leak]:
                 replace(leak, check="runs before")
                 for leak in leaks.check_domain(recording, f"statistics of {before}", domain, tests)
             ]
-        before = earlier.arguments.get("pretrained")
+        before = earlier.settings.pretrained
     return found

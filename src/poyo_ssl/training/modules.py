@@ -292,6 +292,8 @@ class FinetuneModule(SeededModule):
                 )
             for name in frozen:
                 parameters[name].requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in parameters.values()):
+            raise ConfigError(f"freeze {list(config.freeze)} leaves nothing to train", fix="freeze fewer parameters")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step; where only embeddings are fitted, running means and dropout stand still, too."""

@@ -19,8 +19,17 @@ from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.task import Task
 from poyo_ssl.data.windows import Batch, BatchSampler, UnitSet, WindowDataset, WindowTable, require_windows
 from poyo_ssl.errors import ConfigError, RecordingError
-from poyo_ssl.training.run_folder import TrainedRun, decide, read_arguments, read_inputs, read_json
-from poyo_ssl.training.train import Data, make_trainer, open_data, quiet_lightning
+from poyo_ssl.training.run_folder import (
+    Data,
+    TrainedRun,
+    decide,
+    read_class_values,
+    read_json,
+    read_neurons,
+    read_settings,
+    require_finished,
+)
+from poyo_ssl.training.train import make_trainer, open_data, quiet_lightning
 
 PREDICT_BATCH_SIZE = 64
 
@@ -119,25 +128,26 @@ def predict_windows(
     return module.gather(len(table))
 
 
-def open_task(run: Path | str, data: Data | None = None) -> Task:
+def open_task(run: Path | str, data: Data | None = None, *, allow_unfinished: bool = False) -> Task:
     """Open the task of a fine-tuning run again, on its recordings wherever they are now.
 
     Without `data` they are where the run found them; the splits follow from settings and recordings as they did then.
     """
-    arguments, facts = read_arguments(run), read_json(Path(run), "run.json")
-    config = arguments["config"]
+    settings, facts = read_settings(run), read_json(Path(run), "run.json")
+    require_finished(run, allow=allow_unfinished)
+    config = settings.config
     if not isinstance(config, FinetuneConfig):
         raise ConfigError(f"{run} is a pretraining", allowed="runs of 'finetune'", fix="fine-tune it first")
-    data = data if data is not None else arguments["data"]
+    data = data if data is not None else settings.data
     if data is None:
         raise ConfigError(f"{run} was trained on recordings in memory", fix="give the recordings as data")
-    _, class_values, _, columns = read_inputs(Path(run))
+    columns = read_neurons(run).columns
     recordings = [r for r in open_data(data) if r.recording_id in columns]
     if not recordings:
         raise RecordingError(f"no recording of {run} in the data given", fix="give the data it was trained on")
     task = Task.of(recordings, config, new_animals=facts.get("new_animals", False))
     if config.adapt == "embeddings":
-        task = replace(task, class_values=class_values, num_frames=facts["num_imaging_frames"])
+        task = replace(task, class_values=read_class_values(run), num_frames=facts["num_imaging_frames"])
     return task
 
 

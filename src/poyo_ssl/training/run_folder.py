@@ -10,7 +10,7 @@
     normalisation.safetensors  centre and scale of every unit
     model.safetensors          weights
     model_unseen.safetensors   weights of the epoch that decodes unseen frames best, where a validation clip tells
-    checkpoints/last.ckpt      state of the training, for resuming
+    checkpoints/last.ckpt      state of the training, for resuming; previous.ckpt is that of the epoch before
     log/                       metrics.csv; that of a resumed run in resumed_1 and so on
 """
 
@@ -32,19 +32,20 @@ import torch.nn.functional as F
 import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from poyo_ssl.config import FinetuneConfig, ModelConfig, PretrainConfig, from_plain
+from poyo_ssl.config import FinetuneConfig, PretrainConfig, from_plain
 from poyo_ssl.data.intervals import as_intervals
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.splits import VALID_CLIP, Split
-from poyo_ssl.data.task import make_readout
-from poyo_ssl.data.units import Vocabulary, make_unit_set
+from poyo_ssl.data.task import Task, make_readout, task_name
+from poyo_ssl.data.units import Neurons, Vocabulary, make_unit_set
 from poyo_ssl.data.windows import Normalisation, UnitSet
 from poyo_ssl.errors import CheckpointError, RecordingError
 from poyo_ssl.files import check_ours, plain, read_json, versions, write_beside
 from poyo_ssl.models.poyo_ssl import INIT_STD, PoyoSSL
+from poyo_ssl.selection.table import Selection
 
 WEIGHTS = {"valid": "model.safetensors", VALID_CLIP: "model_unseen.safetensors"}
 """File of weights by the validation part that chose their epoch."""
@@ -77,24 +78,6 @@ def git_commit() -> str | None:
     return commit + ("+changes" if ask("status", "--porcelain") else "")
 
 
-def write_start(
-    folder: Path, *, command: str, arguments: Mapping[str, Any], recordings: list[Recording], **facts: Any
-) -> None:
-    """Write config.yaml and run.json of a run that begins."""
-    write_beside(folder / "config.yaml", yaml.safe_dump(plain(arguments), sort_keys=False))
-    data = [
-        {
-            "recording_id": r.recording_id,
-            "subject_id": r.metadata.subject_id,
-            "path": str(r.path.resolve()) if r.path else None,
-            "sha256": r.checksum(),
-        }
-        for r in recordings
-    ]
-    facts |= {"command": command, "state": "running", "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    write_facts(folder, **facts, versions=versions(), git_commit=git_commit(), data=data)
-
-
 def write_facts(folder: Path, **facts: Any) -> None:
     """Add facts to run.json."""
     path = folder / "run.json"
@@ -102,33 +85,26 @@ def write_facts(folder: Path, **facts: Any) -> None:
     write_beside(path, json.dumps(known | plain(facts), indent=1))
 
 
-def write_inputs(
-    folder: Path,
-    *,
-    splits: Mapping[str, Split],
-    vocabulary: Vocabulary,
-    class_values: NDArray[np.float64] | None,
-    normalisation: Mapping[str, Normalisation],
-    units: Mapping[str, NDArray],
-    recordings: Sequence[Recording],
-) -> None:
+def write_inputs(folder: Path, task: Task, neurons: Neurons) -> None:
     """Write splits, vocabulary, normalisation and what the online decoder must know of the recordings."""
     facts = {
-        r.recording_id: {"rate_hz": r.rate_hz, "unit_ids": [str(u) for u in r.unit_ids[units[r.recording_id]]]}
-        for r in recordings
+        r.recording_id: {
+            "rate_hz": r.rate_hz,
+            "unit_ids": [str(u) for u in r.unit_ids[neurons.columns[r.recording_id]]],
+        }
+        for r in task.recordings
     }
     write_beside(folder / "recordings.json", json.dumps(facts))
-    parts = {name: {"parts": plain(dict(s.parts)), "unused": dict(s.unused)} for name, s in splits.items()}
+    parts = {name: {"parts": plain(dict(s.parts)), "unused": dict(s.unused)} for name, s in task.splits.items()}
     write_beside(folder / "splits.json", json.dumps(parts))
-    words = {"units": vocabulary.units, "sessions": vocabulary.sessions, "class_values": class_values}
-    write_beside(folder / "vocabulary.json", json.dumps(plain(words)))
+    words = {"units": neurons.vocabulary.units, "sessions": neurons.vocabulary.sessions}
+    write_beside(folder / "vocabulary.json", json.dumps(plain(words | {"class_values": task.class_values})))
     tensors: dict[str, NDArray] = {}
-    for name, fitted in normalisation.items():
+    for name, fitted in neurons.normalisation.items():
         tensors |= {f"{name}/{key}": getattr(fitted, key) for key in NORMALISATION}
-        tensors |= {f"{name}/compress": np.array(fitted.compress), f"{name}/columns": units[name]}
-    beside = folder / "normalisation.partial"
-    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, beside)
-    beside.replace(folder / "normalisation.safetensors")
+        tensors |= {f"{name}/compress": np.array(fitted.compress), f"{name}/columns": neurons.columns[name]}
+    content = save({key: np.ascontiguousarray(value) for key, value in tensors.items()})
+    write_beside(folder / "normalisation.safetensors", content)
 
 
 def read_splits(folder: Path) -> dict[str, Split]:
@@ -143,12 +119,10 @@ def read_splits(folder: Path) -> dict[str, Split]:
         raise CheckpointError(f"{folder / 'splits.json'} is damaged ({error!r})", fix="train again") from None
 
 
-def read_inputs(
-    folder: Path,
-) -> tuple[Vocabulary, NDArray[np.float64] | None, dict[str, Normalisation], dict[str, NDArray]]:
-    """Read vocabulary, class values, normalisation and columns of the units that a run used."""
-    words = read_json(folder, "vocabulary.json")
-    tensors = read_tensors(folder / "normalisation.safetensors")
+def read_neurons(folder: Path | str) -> Neurons:
+    """Read rows, columns and normalisation of the neurons that a run reads."""
+    words = read_json(Path(folder), "vocabulary.json")
+    tensors = read_tensors(Path(folder) / "normalisation.safetensors")
     names = {key.removesuffix("/centre") for key in tensors if key.endswith("/centre")}
     normalisation = {
         name: Normalisation(
@@ -157,8 +131,13 @@ def read_inputs(
         for name in names
     }
     columns = {name: tensors[f"{name}/columns"] for name in names}
-    values = None if words["class_values"] is None else np.array(words["class_values"], float)
-    return Vocabulary(words["units"], words["sessions"]), values, normalisation, columns
+    return Neurons(Vocabulary(words["units"], words["sessions"]), columns, normalisation)
+
+
+def read_class_values(folder: Path | str) -> NDArray[np.float64] | None:
+    """Read what the classes of a run mean: directions in degrees or frame numbers."""
+    values = read_json(Path(folder), "vocabulary.json")["class_values"]
+    return None if values is None else np.array(values, float)
 
 
 def read_tensors(path: Path) -> dict[str, NDArray]:
@@ -209,34 +188,75 @@ def delete_run(folder: Path | str) -> None:
     shutil.rmtree(folder)
 
 
+Data = Path | str | Sequence[Recording]
 CONFIGS: dict[str, type[PretrainConfig | FinetuneConfig]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
 
 
-def read_arguments(folder: Path | str) -> dict[str, Any]:
-    """Read a run's resolved settings, as keyword arguments of the function that made it.
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run was asked for, as config.yaml keeps it; recordings and selections in memory leave null there."""
 
-    Raises
-    ------
-    CheckpointError
-        If the folder holds no run or its settings are damaged.
-    """
+    config: PretrainConfig | FinetuneConfig
+    data: Data | None
+    selection: Selection | Path | str | Mapping[str, NDArray] | None = None
+    pretrained: Path | str | None = None
+    devices: int = 1
+    nodes: int = 1
+    allow_unfinished: bool = False
+
+    @property
+    def command(self) -> str:
+        """Name of the command that asks for such a run."""
+        return "pretrain" if isinstance(self.config, PretrainConfig) else "finetune"
+
+
+def write_start(folder: Path, settings: RunSettings, recordings: Sequence[Recording], facts: Mapping[str, Any]) -> None:
+    """Write config.yaml and run.json of a run that begins."""
+    stored: dict[str, Any] = {"data": settings.data, "selection": settings.selection}
+    if settings.command == "finetune":
+        stored["pretrained"] = settings.pretrained
+    paths = {k: str(Path(v).resolve()) if isinstance(v, (str, Path)) else None for k, v in stored.items()}
+    stored = paths | {"devices": settings.devices, "nodes": settings.nodes} | plain(settings.config)
+    write_beside(folder / "config.yaml", yaml.safe_dump(stored, sort_keys=False))
+    data = [
+        {
+            "recording_id": r.recording_id,
+            "subject_id": r.metadata.subject_id,
+            "path": str(r.path.resolve()) if r.path else None,
+            "sha256": r.checksum(),
+        }
+        for r in recordings
+    ]
+    allowed = {"allow_unfinished": True} if settings.allow_unfinished else {}
+    state = {"command": settings.command, "state": "running", "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    made = {"versions": versions(), "git_commit": git_commit(), "data": data}
+    write_facts(folder, **facts, **state, **made, **allowed)
+
+
+def read_settings(folder: Path | str) -> RunSettings:
+    """Read what a run was asked for."""
     folder = Path(folder)
-    command = read_json(folder, "run.json").get("command")
+    facts = read_json(folder, "run.json")
+    command = facts.get("command")
     if command not in CONFIGS:
         raise CheckpointError(f"{folder} is a run of '{command}'", allowed=" or ".join(CONFIGS), fix="give another")
     try:
         stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         names = {f.name for f in fields(CONFIGS[command])}
         config = from_plain(CONFIGS[command], {name: stored.pop(name) for name in list(stored) if name in names})
-        stored["config"] = config
+        return RunSettings(config, **stored, allow_unfinished=facts.get("allow_unfinished", False))
     except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.yaml'} is damaged ({error})", fix="train again") from None
-    return stored
 
 
-def load_model_config(folder: Path | str) -> ModelConfig:
-    """Return the encoder's settings of a run."""
-    return read_arguments(folder)["config"].model
+def require_finished(folder: Path | str, *, allow: bool = False) -> None:
+    """Refuse a run whose training was stopped or still goes on, unless that is allowed."""
+    state = read_json(Path(folder), "run.json").get("state")
+    if state != "finished" and not allow:
+        raise CheckpointError(
+            f"the training of {folder} is not finished (state '{state}')",
+            fix=f"finish it with 'poyo-ssl resume {folder}', or pass --allow-unfinished",
+        )
 
 
 def load_encoder(model: PoyoSSL, folder: Path | str) -> dict[str, Any]:
@@ -298,7 +318,7 @@ def seen_animals(folder: Path | str) -> set[str]:
     """Return the animals that a run or any run that it started from was trained on."""
     facts = read_json(Path(folder), "run.json")
     animals = {item["subject_id"] for item in facts["data"] if "subject_id" in item}
-    before = read_arguments(folder).get("pretrained")
+    before = read_settings(folder).pretrained
     return animals | (seen_animals(before) if before else set())
 
 
@@ -312,19 +332,19 @@ def _check_match(path: Path, stored: dict[str, NDArray], wanted: dict[str, torch
         )
 
 
-def _make_model(
-    config: Any,
-    task: str,
+def build_model(
+    config: PretrainConfig | FinetuneConfig,
     vocabulary: Vocabulary,
     class_values: NDArray[np.float64] | None,
     *,
     generator: torch.Generator | None = None,
 ) -> PoyoSSL:
+    """Build the model of a run, with a readout named like its task."""
     return PoyoSSL(
         config.model,
         num_units=vocabulary.num_units,
         num_sessions=vocabulary.num_sessions,
-        readouts={task: make_readout(config, class_values)},
+        readouts={task_name(config): make_readout(config, class_values)},
         generator=generator,
     )
 
@@ -358,7 +378,7 @@ class TrainedRun:
     """
 
     folder: Path
-    config: Any
+    config: PretrainConfig | FinetuneConfig
     task: str
     model: PoyoSSL
     vocabulary: Vocabulary
@@ -370,7 +390,7 @@ class TrainedRun:
     weights: str = WEIGHTS["valid"]
 
     @classmethod
-    def open(cls, folder: Path | str, *, validation: str = "valid") -> TrainedRun:
+    def open(cls, folder: Path | str, *, validation: str = "valid", allow_unfinished: bool = False) -> TrainedRun:
         """Load a run's model.
 
         Parameters
@@ -380,28 +400,37 @@ class TrainedRun:
         validation : {'valid', 'valid_clip'}
             Validation part whose best epoch is wanted: 'valid_clip' for the decoding of frames that never trained.
             A run that kept one epoch only gives that one.
+        allow_unfinished : bool
+            Take a run whose training was stopped or still goes on.
 
         Raises
         ------
         CheckpointError
-            If the folder holds no complete run.
+            If the folder holds no complete run, or its training is not finished.
         """
         folder = Path(folder)
-        arguments = read_arguments(folder)
-        facts = read_json(folder, "run.json")
-        config = arguments["config"]
-        vocabulary, class_values, normalisation, columns = read_inputs(folder)
-        task = "gratings" if facts["command"] == "pretrain" else config.task
-        model = _make_model(config, task, vocabulary, class_values)
+        config, facts = read_settings(folder).config, read_json(folder, "run.json")
+        require_finished(folder, allow=allow_unfinished)
+        neurons, class_values = read_neurons(folder), read_class_values(folder)
+        model = build_model(config, neurons.vocabulary, class_values)
         weights = facts.get("weights", {}).get(validation, WEIGHTS["valid"])
         path = folder / weights
         stored = read_tensors(path)
         _check_match(path, stored, model.state_dict())
         model.load_state_dict({name: torch.from_numpy(value) for name, value in stored.items()})
-        frames = facts["num_imaging_frames"]
-        step = facts.get("movie_frame_s", 0.0)
-        model.eval()
-        return cls(folder, config, task, model, vocabulary, class_values, frames, normalisation, columns, step, weights)
+        return cls(
+            folder,
+            config,
+            task_name(config),
+            model.eval(),
+            neurons.vocabulary,
+            class_values,
+            facts["num_imaging_frames"],
+            dict(neurons.normalisation),
+            dict(neurons.columns),
+            facts.get("movie_frame_s", 0.0),
+            weights,
+        )
 
     @property
     def has_random_encoder(self) -> bool:
@@ -412,7 +441,7 @@ class TrainedRun:
     def untrained(self, seed: int) -> TrainedRun:
         """Return the same model with weights drawn anew; only the normalisation of its inputs was ever fitted."""
         generator = torch.Generator().manual_seed(seed)
-        model = _make_model(self.config, self.task, self.vocabulary, self.class_values, generator=generator)
+        model = build_model(self.config, self.vocabulary, self.class_values, generator=generator)
         return replace(self, model=model.eval())
 
     def model_id(self) -> str:
@@ -446,7 +475,9 @@ class TrainedRun:
 
 def decide(run: TrainedRun, probabilities: NDArray) -> NDArray[np.int64]:
     """Turn class probabilities ``(B, K)`` into classes ``(B,)``, by the run's rule."""
-    reach = round(run.config.tolerance_s / run.movie_frame_s) if run.task == "frame_number" else 0
+    reach = 0
+    if isinstance(run.config, FinetuneConfig) and run.task == "frame_number":
+        reach = round(run.config.tolerance_s / run.movie_frame_s)
     return decide_frame(torch.from_numpy(probabilities), reach=reach).numpy()
 
 

@@ -10,6 +10,7 @@ the means of all recordings together; each recording's neurons reach them by a r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +63,7 @@ def fit_value_skip(
     recordings: list[Recording],
     units: list[UnitSet],
     table: WindowTable,
-    domains: dict[str, Intervals],
+    domains: Mapping[str, Intervals],
     *,
     bin_frames: int,
     smoothing: float,
@@ -118,7 +119,7 @@ def _measure(
     recording: Recording,
     units: UnitSet,
     table: WindowTable,
-    domains: dict[str, Intervals],
+    domains: Mapping[str, Intervals],
     bin_frames: int,
     smoothing: float,
 ) -> RecordingMeans:
