@@ -49,7 +49,7 @@ def made(data: Path) -> dict[str, Predictions]:
         for name in prepared.tests:
             size = len(prepared.windows(name))
             shape = (size, 16, 32) if task == "frames" else (size,)
-            found[f"{task} {name.split}"] = assemble(prepared, name, np.zeros(shape, np.uint8), arm="constant")
+            found[f"{task} {name.split_name}"] = assemble(prepared, name, np.zeros(shape, np.uint8), arm="constant")
     return found
 
 

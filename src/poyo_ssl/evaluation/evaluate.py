@@ -34,7 +34,7 @@ def assemble(task: Task, part: str, prediction: NDArray, *, arm: str, **facts: A
         recording: {kind: split.parts[name] for kind, name in parts.items() if name in split.parts}
         for recording, split in task.splits.items()
     }
-    split = PartName(part).split
+    split = PartName(part).split_name
     return assemble_windows(task, task.windows(part), prediction, split, arm=arm, split_intervals=intervals, **facts)
 
 
@@ -375,7 +375,7 @@ def _fit_with(
         predictions.mean_frames = means
         if kind == "baseline":
             # The best of them is chosen by this, without a look at the test.
-            answers, split = found[(name, kind, valid)], PartName(test).split
+            answers, split = found[(name, kind, valid)], PartName(test).split_name
             on_valid = assemble_windows(task, task.windows(valid), answers, split, arm=name, kind=kind)
             on_valid.mean_frames = means
             predictions.validation_metric, predictions.validation_score = headline_score(on_valid)
