@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -96,104 +96,66 @@ def demo_configs(seed: int) -> tuple[PretrainConfig, FinetuneConfig, FinetuneCon
 
 
 def run_demo(out: Path, *, seed: int = 0, overwrite: bool = False, console: Console | None = None) -> Path:
-    """Simulate, select, pretrain, fine-tune, evaluate and report.
-
-    Parameters
-    ----------
-    out : path
-        Folder to make: ``data/``, ``selection/``, ``runs/``, ``predictions/``, ``results.json``, ``report.html``.
-    seed : int
-        Seed of the observatory and of every training.
-    overwrite : bool
-        Replace a demo that is there.
-    console : Console, optional
-        Where progress is shown; a quiet one by default.
-
-    Returns
-    -------
-    Path
-        The report.
-    """
+    """Simulate, select, pretrain, fine-tune, evaluate and report into a folder; return the report."""
     console = console or Console(quiet=True)
-    started = time.monotonic()
-    with new_folder(out, "demo", overwrite=overwrite):
-        # A folder that was started is one of ours, so that --overwrite may replace it after an interruption.
-        write_beside(out / "run.json", json.dumps({"command": "demo", "state": "running", "seed": seed}))
-        data = _simulate(out / "data", seed=seed, console=console)
-        selection = _select(data, out / "selection", console=console)
-        pretraining, gratings, frames = demo_configs(seed)
-        chatty: dict[str, Any] = {"progress": not console.quiet}
-        runs = out / "runs"
-        console.rule("pretraining on the predictable neurons")
-        encoder = pretrain(data, runs / "pretraining", config=pretraining, selection=selection, **chatty)
-        arms: dict[str, list[Path]] = {"pretrained": [], "from scratch": []}
-        for task in (gratings, frames):
-            for arm, source in (("pretrained", encoder), ("from scratch", None)):
-                console.rule(f"{task.task}, {arm}")
-                folder = runs / f"{task.task}-{arm.replace(' ', '-')}"
-                arms[arm].append(finetune(data, folder, config=task, pretrained=source, selection=selection, **chatty))
-        console.rule("evaluation")
-        _evaluate(out, arms, seed=seed, console=console)
+    with new_folder(out, "demo", overwrite=overwrite) as folder:
+        started = time.monotonic()
+        facts = {"command": "demo", "state": "running", "seed": seed}
+        # A demo that was killed is still one of ours, which --overwrite may replace.
+        write_beside(folder / "run.json", json.dumps(facts))
+        _run(folder, seed, console)
         minutes = (time.monotonic() - started) / 60
-        notes = {
-            "world": WORLD,
-            "data": f"virtual observatory, size {SIZE}, seed {seed}",
-            "arms": ARMS,
-            "minutes": minutes,
-        }
-        notes |= {"headline": _headline(out)}
-        write_beside(out / "notes.json", json.dumps(notes, indent=1))
-        write_beside(out / "run.json", json.dumps({"command": "demo", "state": "finished", "seed": seed}))
-        return write_report(out)
+        notes = {"world": WORLD, "data": f"virtual observatory, size {SIZE}, seed {seed}", "arms": ARMS}
+        more = {"minutes": minutes, "headline": _headline(folder)}
+        write_beside(folder / "notes.json", json.dumps(notes | more, indent=1))
+        write_beside(folder / "run.json", json.dumps(facts | {"state": "finished"}))
+        return write_report(folder, out / "report.html")
 
 
-def _simulate(folder: Path, *, seed: int, console: Console) -> Path:
+def _run(out: Path, seed: int, console: Console) -> None:
+    """Write data, selection, runs, predictions and results.json."""
+    data, runs, show = out / "data", out / "runs", not console.quiet
     console.rule("simulating a small observatory")
-    with Progress(console=console) as progress:
-        task = progress.add_task(WORLD, total=get_size(SIZE).num_recordings)
+    with Progress(console=console) as bar:
+        task = bar.add_task(WORLD, total=get_size(SIZE).num_recordings)
         generate_observatory(
-            folder,
+            data,
             world=WORLD,
             size=SIZE,
             seed=seed,
             workers=os.cpu_count() or 1,
-            progress=lambda _: progress.advance(task),
+            progress=lambda _: bar.advance(task),
         )
-    return folder
 
-
-def _select(data: Path, folder: Path, *, console: Console) -> Path:
     console.rule("selecting predictable neurons")
     recordings = open_recordings(data)
     domains = {r.recording_id: allowed_domain(r, SplitConfig(), window_s=1.0) for r in recordings}
-    selection = fit_selection(recordings, intervals=domains, config=SelectionConfig())
-    selection.save(folder)
-    plot_selection(selection, folder / "selection.png")
-    return folder
+    chosen = fit_selection(recordings, intervals=domains, config=SelectionConfig())
+    selection = chosen.save(out / "selection")
+    plot_selection(chosen, selection / "selection.png")
 
+    console.rule("pretraining on the predictable neurons")
+    pretraining, *tasks = demo_configs(seed)
+    encoder = pretrain(data, runs / "pretraining", config=pretraining, selection=selection, progress=show)
+    trained: dict[str, dict[str, Path]] = {}
+    for config in tasks:
+        for arm, source in (("pretrained", encoder), ("from scratch", None)):
+            console.rule(f"{config.task}, {arm}")
+            run = runs / f"{config.task}-{arm.replace(' ', '-')}"
+            finetune(data, run, config=config, pretrained=source, selection=selection, progress=show)
+            trained.setdefault(config.task, {})[arm] = run
 
-def _evaluate(out: Path, arms: dict[str, list[Path]], *, seed: int, console: Console) -> None:
-    """Score both tasks, each arm under its own name, into one results folder."""
+    console.rule("evaluation")
     rows = []
-    (out / "predictions").mkdir(exist_ok=True)
-    for place in range(2):
-        results = out / f"evaluation-{place}"
+    (out / "predictions").mkdir()
+    for name, arms in trained.items():
+        results = out / f"evaluation-{name}"
         with console.status("evaluating") as status:
-            scores = evaluate(
-                {arm: runs[place] for arm, runs in arms.items()},
-                results,
-                baselines="core",
-                controls=False,
-                seed=seed,
-                progress=status.update,
-            )
+            scores = evaluate(arms, results, baselines="core", controls=False, seed=seed, progress=status.update)
         rows += scores.rows
         for path in (results / "predictions").iterdir():
             path.replace(out / "predictions" / path.name)
-        for path in (results / "results.json", results / "evaluation.json"):
-            path.unlink()
-        (results / "predictions").rmdir()
-        results.rmdir()
+        shutil.rmtree(results)
     write_beside(out / "results.json", json.dumps(rows, indent=1))
 
 
