@@ -67,7 +67,7 @@ def say(*lines: str) -> None:
         console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Show a table, if it has rows; long words are broken, because an ellipsis would hide digits."""
     from rich.markup import escape
     from rich.table import Table
@@ -77,7 +77,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
         # Names of stimuli stay whole on a narrow screen.
         table.add_column(escape(column), overflow="fold", no_wrap=column == "stimulus")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(str(cell)) for cell in row))
     if table.row_count:
         console().print(table)
 
@@ -98,18 +98,14 @@ def prepare_observatory(
     world: Annotated[str, "allen_like, regularity_helps, null or noise_confounded."] = "allen_like",
     size: Annotated[
         str,
-        "tiny (4 recordings), small (13: one per Cre line, minutes long), medium (40: sessions A, B, C of each line) "
-        "or paper (433 sessions A); the last two have the real schedules.",
+        "tiny (4 recordings) or small (13: one per Cre line), minutes long; with real schedules medium (40: sessions "
+        "A, B and C of each line) or paper (433 sessions A).",
     ] = "small",
     seed: Annotated[int, "The same seed gives the same bytes with any number of workers.", 0] = 0,
     dff_procedure: Annotated[
-        str,
-        "allen_median (the Allen's present one, which removes sustained activity), allen_mode (its earlier one), "
-        "maximin or percentile.",
+        str, "allen_median, allen_mode (the Allen's earlier one), maximin or percentile."
     ] = "allen_median",
-    as_nwb: Annotated[
-        bool, "Also write each recording as an Allen NWB 1 file in OUTPUT/ophys_experiment_data."
-    ] = False,
+    as_nwb: Annotated[bool, "Also write Allen NWB 1 files, into OUTPUT/ophys_experiment_data."] = False,
     workers: Workers = None,
     overwrite: Annotated[bool, "Replace an observatory that is there."] = False,
 ) -> None:
@@ -138,26 +134,18 @@ def prepare_allen(
     *,
     list: Annotated[
         bool,
-        "Only show the experiments that pass the filters. The list is ophys_experiments.json or "
-        "experiment_containers.json in the input folder, or fetched with --download.",
+        "Only show which experiments of ophys_experiments.json or experiment_containers.json in the input folder pass "
+        "the filters.",
     ] = False,
-    download: Annotated[bool, "First fetch missing files into the input folder, and the list if needed."] = False,
-    published: Annotated[
-        bool, "Only the 433 experiments of the study; their arms (by Cre line) are written to arms.csv."
-    ] = False,
+    download: Annotated[bool, "First fetch missing files, and the list if needed, into the input folder."] = False,
+    published: Annotated[bool, "Only the 433 experiments of the study; write their arms to arms.csv."] = False,
     cre_line: Annotated[Words, "Only these Cre lines, in the Allen's spelling."] = None,
     area: Annotated[Words, "Only these areas: VISp, VISl, VISal, VISpm, VISam, VISrl."] = None,
     session_type: Annotated[Words, "Only these session types: A, B, C, C2."] = None,
     min_depth_um: Annotated[int | None, "Least imaging depth."] = None,
     max_depth_um: Annotated[int | None, "Largest imaging depth."] = None,
-    address: Annotated[
-        str | None,
-        "Address of the files; by default the Allen's public bucket, "
-        "https://allen-brain-observatory.s3.us-west-2.amazonaws.com/visual-coding-2p.",
-    ] = None,
-    max_trim_frames: Annotated[
-        int, "Largest difference in length between dF/F and timestamps that is trimmed, with a warning."
-    ] = 1,
+    address: Annotated[str | None, "Address of the files, if not the Allen's public bucket."] = None,
+    max_trim_frames: Annotated[int, "Excess frames of dF/F or timestamps that are trimmed, with a warning."] = 1,
     conversion: ConversionConfig,
 ) -> None:
     """List, fetch and convert Allen Brain Observatory files (NWB 1), without AllenSDK.
@@ -230,14 +218,13 @@ def _choose_experiments(
 
 def _show_experiments(experiments: Sequence[Experiment]) -> None:
     """Show one row per experiment, and how many there are of each line."""
-    rows = [
-        (
-            *(str(one.experiment_id), one.container_id, one.subject_id, one.cre_line, one.targeted_structure),
-            *(str(one.depth_um), one.session_type.removeprefix("three_session_"), one.recording_date),
-        )
-        for one in experiments
-    ]
-    show_table("", ("experiment", "container", "mouse", "Cre line", "area", "depth (um)", "session", "date"), rows)
+    columns = ("experiment", "container", "mouse", "Cre line", "area", "depth (um)", "session", "date")
+    rows = []
+    for one in experiments:
+        place = (one.cre_line, one.targeted_structure, one.depth_um)
+        session = one.session_type.removeprefix("three_session_")
+        rows.append((one.experiment_id, one.container_id, one.subject_id, *place, session, one.recording_date))
+    show_table("", columns, rows)
     count = Counter(one.cre_line for one in experiments)
     each = ", ".join(f"{line} {number}" for line, number in sorted(count.items()))
     say(f"{len(experiments)} experiments of {len({one.subject_id for one in experiments})} mice ({each})")
@@ -312,13 +299,10 @@ def prepare_brainsets(
     *,
     how: Annotated[
         Literal["link", "copy", "rewrite"],
-        "'link': hard links (a copy on another disk). 'copy'. 'rewrite': new recordings, for files of which something "
-        "has to be omitted.",
+        "Hard links (copies on another disk), copies, or new recordings where something has to be omitted.",
     ] = "link",
     pixels: Annotated[
-        Path | None,
-        "Folder with the pixels of each stimulus under its name: npy, mp4, gif or a folder of pictures. Brainsets does "
-        "not keep them.",
+        Path | None, "Folder with the pixels of each stimulus under its name, which brainsets does not keep."
     ] = None,
     conversion: ConversionConfig,
 ) -> None:
@@ -372,8 +356,7 @@ def prepare_suite2p(
 
 def prepare_arrays(
     input: Annotated[
-        Path,
-        "A file of arrays; a folder with dff.*, fluorescence.* (and neuropil.*) or events.*; or a folder of such.",
+        Path, "A file of arrays; a folder with dff.*, fluorescence.* (and neuropil.*) or events.*; or a folder of such."
     ],
     output: Output,
     *,
@@ -454,11 +437,7 @@ def _convert(
         )
 
 
-def doctor(
-    path: Annotated[Path, "File or folder."],
-    *,
-    workers: Annotated[int | None, "Processes that examine a folder; all cores by default."] = None,
-) -> None:
+def doctor(path: Annotated[Path, "File or folder."], *, workers: Workers = None) -> None:
     """Show what is in a recording (units, rate, stimuli, Cre line, moments), and what looks wrong.
 
     The path may hold a prepared recording, files of any source of 'poyo-ssl prepare', or a folder of some, one row
@@ -507,10 +486,7 @@ def _show_examination(found: Examination) -> None:
             facts.add_row(name, text)
     console().print(facts)
     rows = [
-        (
-            *(one.name, *(str(number) if number else "" for number in (one.num_presentations, one.num_blanks))),
-            *(one.content, f"{one.minutes:.1f}", one.pixels),
-        )
+        (one.name, one.num_presentations or "", one.num_blanks or "", one.content, f"{one.minutes:.1f}", one.pixels)
         for one in found.stimuli
     ]
     show_table("", ("stimulus", "shown", "blanks", "content", "minutes", "pixels"), rows)
@@ -592,15 +568,10 @@ def _show_examinations(found: Sequence[Examination]) -> None:
     rows = []
     for one in found:
         recording, measured = one.recording, one.statistics
-        usable = measured.status == "ok"
-        rows.append(
-            (
-                *(recording.recording_id, str(recording.num_units), f"{recording.duration_s / 60:.1f}"),
-                *(f"{recording.rate_hz:.4g}", recording.metadata.cre_line, ", ".join(sorted(recording.stimuli))),
-                *(middle(values, usable) for values in (measured.skewness, measured.kurtosis)),
-                str(len(one.suspicions)),
-            )
-        )
+        size = (recording.num_units, f"{recording.duration_s / 60:.1f}", f"{recording.rate_hz:.4g}")
+        shown = (recording.metadata.cre_line, ", ".join(sorted(recording.stimuli)))
+        moments = (middle(values, measured.status == "ok") for values in (measured.skewness, measured.kurtosis))
+        rows.append((recording.recording_id, *size, *shown, *moments, len(one.suspicions)))
     columns = ("recording", "units", "min", "Hz", "Cre line", "stimuli", "skewness", "kurtosis", "suspicious")
     show_table("", columns, rows)
     kinds = Counter(one.kind for one in found)
@@ -641,11 +612,10 @@ def select(
         selection.save(folder)
         plot_selection(selection, folder / "selection.png")
     rows = [
-        (
-            *(row["cre_line"], str(row["num_usable"]), f"{row['skewness']:.2f}", f"{row['kurtosis']:.2f}"),
-            f"{row['num_selected']} of {row['num_usable']}",
-        )
-        for row in selection.lines.to_dict("records")
+        (line, usable, f"{skewness:.2f}", f"{kurtosis:.2f}", f"{chosen} of {usable}")
+        for line, usable, skewness, kurtosis, chosen in selection.lines[
+            ["cre_line", "num_usable", "skewness", "kurtosis", "num_selected"]
+        ].itertuples(index=False)
     ]
     show_table("", ("Cre line", "neurons", "skewness", "kurtosis (excess)", "predictable"), rows)
     unusable = selection.table[selection.table["status"] != "ok"]
@@ -660,9 +630,7 @@ def split(
     *,
     config: SplitConfig,
     out: Annotated[Path | None, "File to write; splits.json beside the recordings by default."] = None,
-    window_s: Annotated[
-        float, "Window plus lag of the decoders in seconds; clips keep it and three decay times on each side."
-    ] = 1.0,
+    window_s: Annotated[float, "Window plus lag of the decoders in seconds; clips keep it on each side."] = 1.0,
 ) -> None:
     """Write which presentations train, validate and test, in seconds, as a file beside the data."""
     from poyo_ssl.data.recording import open_recordings
@@ -677,7 +645,7 @@ def split(
         for stimulus, found in named.items():
             for part, spans in found.parts.items():
                 seconds.setdefault((stimulus, part), []).append(float((spans[:, 1] - spans[:, 0]).sum()))
-    rows = [(*key, str(len(values)), f"{min(values):.1f} to {max(values):.1f}") for key, values in seconds.items()]
+    rows = [(*key, len(values), f"{min(values):.1f} to {max(values):.1f}") for key, values in seconds.items()]
     show_table("", ("stimulus", "part", "recordings", "seconds in each"), rows)
     for (stimulus, part), values in seconds.items():
         if min(values) == 0:
@@ -782,14 +750,9 @@ def evaluate(
     runs: Annotated[list[Path], "Folders of 'poyo-ssl finetune', or predictions files of any decoder."],
     *,
     out: Annotated[
-        Path | None,
-        "Folder to make, with predictions/*.h5 and results.json. Without it the tables of predictions files are only "
-        "shown.",
+        Path | None, "Folder to make, with predictions/*.h5 and results.json; not needed for predictions files."
     ] = None,
-    arms: Annotated[
-        list[str] | None,
-        "Name of each run in the tables; the folder's by default. Runs of one name are seeds of one arm.",
-    ] = None,
+    arms: Annotated[Words, "Names of the runs in the tables; runs of one name are seeds of one arm."] = None,
     data: Annotated[
         Path | None,
         "Where the recordings are now; by default where the runs found them. For predictions files: data folder with "
@@ -797,12 +760,10 @@ def evaluate(
     ] = None,
     baselines: Annotated[
         Literal["all", "core", "none", "with_cebra"],
-        "Baselines to fit beside runs. 'core' omits the slower ones and the controls of the data; 'with_cebra' adds "
-        "CEBRA's embedding (needs 'poyo-ssl[cebra]').",
+        "'core' omits slow baselines and controls of the data; 'with_cebra' adds CEBRA (needs 'poyo-ssl[cebra]').",
     ] = "all",
     controls: Annotated[
-        bool,
-        "Also predict with shuffled neurons, shifted activity and untrained weights of every run; they should fail.",
+        bool, "Also predict with shuffled neurons, shifted activity and untrained weights; these should fail."
     ] = True,
     devices: Devices = 1,
     nodes: Nodes = 1,
@@ -890,20 +851,17 @@ def show_scores(rows: list[dict]) -> None:
 def leaderboard(
     folder: Annotated[Path, "Predictions files (*.h5) of one data set, of any decoders, in it and below."],
     *,
-    out: Annotated[
-        Path | None, "Folder for the leaderboard; that of the predictions by default. An earlier one is replaced."
-    ] = None,
+    out: Annotated[Path | None, "Folder for the leaderboard; that of the predictions by default."] = None,
     task: Annotated[Literal["gratings", "frame_number", "frames"] | None, "Only this task."] = None,
     split: Annotated[str | None, "Only this split."] = None,
-    data: Annotated[
-        Path | None, "Data folder with splits.json ('poyo-ssl split'), against which every target is checked."
-    ] = None,
+    data: Annotated[Path | None, "Data folder with splits.json, against which every target is checked."] = None,
     seed: BootstrapSeed = 0,
     margin: Margin = 0.02,
 ) -> None:
     """Rank all predictions files of a folder, with the gain over the best simple baseline.
 
-    Writes leaderboard.html, leaderboard.csv and leaderboard.md: one table per task and split.
+    Writes leaderboard.html, leaderboard.csv and leaderboard.md, with one table per task and split; earlier ones are
+    replaced.
     """
     if not folder.is_dir():
         raise ConfigError(f"no folder {folder}", fix="check the path")
@@ -926,9 +884,7 @@ def leaderboard(
 
 
 def audit(
-    runs: Annotated[list[Path], "Folders of 'poyo-ssl pretrain' or 'poyo-ssl finetune'."],
-    *,
-    data: MovedData = None,
+    runs: Annotated[list[Path], "Folders of 'poyo-ssl pretrain' or 'poyo-ssl finetune'."], *, data: MovedData = None
 ) -> None:
     """Check runs for leaks: whether anything of a test part reached training, as far as files can tell.
 
@@ -980,9 +936,7 @@ def demo(
 def serve(
     run: Annotated[Path, "Run folder of 'poyo-ssl finetune'."],
     *,
-    recording: Annotated[
-        str | None, "Id of the recording whose neurons are coming; needed if the run has several."
-    ] = None,
+    recording: Annotated[str | None, "Id of the recording with these neurons, if the run has several."] = None,
     port: Annotated[int, "Port on 127.0.0.1 to listen on; 0 takes a free one and names it."] = 5005,
     pipe: Annotated[bool, "Read frames from standard input and write predictions to standard output."] = False,
     min_coverage: Annotated[float, "Share of a window's values that a prediction needs."] = 0.5,

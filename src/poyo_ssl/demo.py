@@ -119,12 +119,7 @@ def _run(out: Path, seed: int, console: Console) -> None:
     with Progress(console=console) as bar:
         task = bar.add_task(WORLD, total=get_size(SIZE).num_recordings)
         generate_observatory(
-            data,
-            world=WORLD,
-            size=SIZE,
-            seed=seed,
-            workers=os.cpu_count() or 1,
-            progress=lambda _: bar.advance(task),
+            data, world=WORLD, size=SIZE, seed=seed, workers=os.cpu_count() or 1, progress=lambda _: bar.advance(task)
         )
 
     console.rule("selecting predictable neurons")

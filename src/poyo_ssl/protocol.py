@@ -40,12 +40,11 @@ GRATING_TEMPORAL_FREQUENCIES_HZ = (1.0, 2.0, 4.0, 8.0, 15.0)
 
 # Imaging and windows.
 IMAGING_RATE_HZ = 30.08
-PRETRAIN_WINDOW_FRAMES = 57
 PRETRAIN_TRIAL_DILATION_S = 0.5
 LATENT_STEP_S = 0.125
 NUM_LATENTS_PER_STEP = 16
 
-# Unit dropout (triangular-trapezoidal density over the number of units, METHOD.md "exact numbers").
+# Unit dropout (triangular-trapezoidal density over the number of units).
 UNIT_DROPOUT_KNOTS = ((10, 1.0), (50, 50.0), (100, 1.0), (300, 1.0))
 
 # Rotary time embedding, as coded; ours is two frames: 2 / rate.
@@ -54,15 +53,11 @@ ROTARY_T_MAX_S = 4.0
 
 # Losses.
 GRATINGS_LOSS_WEIGHT_DESCRIBED = 0.01
-GRATINGS_LOSS_WEIGHT_CODED = 1.0
 MOVIE_LOSS_WEIGHTS_DESCRIBED = MappingProxyType({"focal": 50.0, "l1": 50.0, "fft": 50.0, "ssim": 0.1})
 MOVIE_LOSS_WEIGHTS_CODED_255 = MappingProxyType({"l1": 0.368, "ssim": 20.1})
 """On images of 0-255; the release's other terms are below 1 % of the total."""
 
-# Optimiser, as coded.
-LEARNING_RATE_PER_SAMPLE_CODED = 1.5625e-5
-WEIGHT_DECAY_CODED = 1e-4
-GRADIENT_CLIP_CODED = 10.0
+# Length of the trainings, as coded.
 PRETRAIN_EPOCHS_CODED = 50
 FINETUNE_EPOCHS_CODED = 25
 
@@ -77,6 +72,6 @@ NEAR_DUPLICATE_SIZE = (64, 128)
 BLOCK_PAUSE_S = 10.0
 """Ours: a longer pause separates two blocks of a stimulus (300 imaging frames)."""
 
-# Metrics (EVALUATION.md).
+# Metrics.
 SSIM_SIGMA = 1.5
 SSIM_DATA_RANGE = 255.0
