@@ -287,8 +287,8 @@ def prepare_nwb(
     recording.json and pixels in a folder of the file's own, or in one of its name. Needs 'poyo-ssl[nwb]'. A file that
     cannot be read is named at the end.
     """
-    from poyo_ssl.sources.companions import Companions
     from poyo_ssl.sources.nwb import NwbSource
+    from poyo_ssl.sources.tables import Companions
 
     _convert(NwbSource(**asdict(source), companions=Companions(**asdict(companions))), input, output, conversion)
 
@@ -348,8 +348,8 @@ def prepare_suite2p(
     Clock, stimuli, pixels and metadata are files beside the folder 'suite2p' (timestamps.npy, stimuli.csv, pixels,
     recording.json), or the settings of these names. A folder that cannot be read is named at the end.
     """
-    from poyo_ssl.sources.companions import Companions
     from poyo_ssl.sources.suite2p import Suite2pSource
+    from poyo_ssl.sources.tables import Companions
 
     _convert(Suite2pSource(**asdict(source), companions=Companions(**asdict(companions))), input, output, conversion)
 
@@ -370,7 +370,7 @@ def prepare_arrays(
     recording.json), or the settings of these names. A recording that cannot be read is named at the end.
     """
     from poyo_ssl.sources.arrays import ArraysSource
-    from poyo_ssl.sources.companions import Companions
+    from poyo_ssl.sources.tables import Companions
 
     _convert(ArraysSource(**asdict(source), companions=Companions(**asdict(companions))), input, output, conversion)
 

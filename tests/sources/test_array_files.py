@@ -12,8 +12,7 @@ from PIL import Image
 from scipy import io as scipy_io
 
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.array_files import load_array
-from poyo_ssl.sources.companions import find_pixels, read_pixels
+from poyo_ssl.sources.tables import find_pixels, load_array, read_pixels
 
 VALUES = np.random.default_rng(0).normal(size=(40, 3))
 

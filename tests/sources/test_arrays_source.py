@@ -12,8 +12,8 @@ from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.sources.arrays import ArraysSource
-from poyo_ssl.sources.companions import Companions
 from poyo_ssl.sources.run import convert
+from poyo_ssl.sources.tables import Companions
 
 RATE = 20.0
 CLOCK = 12.5 + np.arange(900) / RATE

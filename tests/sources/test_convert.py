@@ -171,7 +171,7 @@ def test_a_killed_worker_costs_its_own_recording_only(inputs, tmp_path):
 
 
 def test_a_worker_that_swallows_its_exit_ends_all_the_same_and_says_nothing(capfd):
-    answers = run_in_processes(dally, [0.0, 1.5], workers=1)
+    answers = run_in_processes(dally, [0.0, 1.5], workers=2)
     assert next(answers) == (0, 0.0, "")
     # The process is in a destructor now, where Python ignores the exit that the signal to end asks for.
     time.sleep(0.5)

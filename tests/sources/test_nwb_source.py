@@ -12,9 +12,9 @@ from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.sources.allen import AllenSource
-from poyo_ssl.sources.companions import Companions
 from poyo_ssl.sources.nwb import NwbSource
 from poyo_ssl.sources.run import convert
+from poyo_ssl.sources.tables import Companions
 
 LOST = "DANDI 000728 keeps neither ROI ids"
 

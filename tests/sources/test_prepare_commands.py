@@ -15,8 +15,8 @@ from suite2p_samples import write_plane
 from poyo_ssl.cli import COMMANDS, build_parser, find_command, main, resolve
 from poyo_ssl.data.recording import Recording, open_recordings
 from poyo_ssl.sources.arrays import ArraysSource
-from poyo_ssl.sources.companions import Companions
 from poyo_ssl.sources.suite2p import Suite2pSource
+from poyo_ssl.sources.tables import Companions
 
 LIGHT = np.random.default_rng(0).normal(500, 20, (600, 5))
 

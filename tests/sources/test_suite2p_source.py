@@ -9,9 +9,9 @@ from tests.sources.suite2p_samples import NUM_FRAMES, make_traces, write_plane
 from poyo_ssl.data.dff import compute_dff
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.companions import Companions
 from poyo_ssl.sources.run import convert
 from poyo_ssl.sources.suite2p import Suite2pSource, load_pickled
+from poyo_ssl.sources.tables import Companions
 
 
 def expected_dff(rows, ratio, rate_hz, procedure="allen_median", seed=0):

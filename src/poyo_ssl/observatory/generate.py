@@ -141,10 +141,6 @@ def generate_observatory(
 
 def _run(work: Callable[..., Path], tasks: Sequence[tuple], workers: int) -> Generator[Path, None, None]:
     """Do the tasks in parallel processes and yield results as they come; in this process if there is one worker."""
-    if workers == 1 or len(tasks) < 2:
-        for task in tasks:
-            yield work(*task)
-        return
     with closing(run_in_processes(partial(_attempt, work), tasks, workers)) as answers:
         for _, made, death in answers:
             if death:

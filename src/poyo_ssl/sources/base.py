@@ -6,9 +6,9 @@ To add one, derive a frozen dataclass from `Source` (its fields are the settings
 Rules for `read`, which is given files that nobody has checked:
 
 - Whatever is wrong with a file becomes a `RecordingError` that names the file, what was found and the fix.
-- Whatever was repaired, left out, guessed or looks wrong becomes a line in ``Recording.warnings``. Traces that are
-  constant or not finite, and gaps of the clock, are found by the runner (`poyo_ssl.sources.base`), for all sources.
-- Nothing is unpickled, and nothing is allocated because a header says so before `data.hdf5.check_size` was asked.
+- Whatever was repaired, left out, guessed or looks wrong becomes a line in ``Recording.warnings`` (`Notes`). Traces
+  that are constant or not finite, and gaps of the clock, are found by `check_traces`, for all sources.
+- Nothing is unpickled. `data.hdf5.check_size` comes before anything is allocated because a header says so.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ from poyo_ssl.data.intervals import as_intervals, merge
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.errors import RecordingError
 
+# Groups of the recording's file, which a stimulus cannot be called after.
 RESERVED_NAMES = (
     *("brainset", "calcium_traces", "device", "domain", "events", "imaging_clock", "motion", "notes", "pupil"),
     *("roi_masks", "rois", "running", "session", "subject", "truth"),
 )
-"""Groups of the recording's file, which a stimulus cannot be called after."""
+
+CHUNK_FRAMES = 8192
+NAMED_ROWS = 8  # So many rows are named in a message; the others are counted
+GAP_STEPS = 2.5  # A step of the clock longer than this many median steps is a gap
 
 
 class Notes(list[str]):
@@ -43,15 +47,9 @@ class Notes(list[str]):
 
 
 class Source(ABC):
-    """One kind of input. Subclasses are frozen dataclasses, so that they can be sent to other processes.
+    """One kind of input. Subclasses are frozen dataclasses, so that they can be sent to other processes."""
 
-    Attributes
-    ----------
-    name : str
-        As in ``poyo-ssl prepare NAME``.
-    """
-
-    name: ClassVar[str]
+    name: ClassVar[str]  # As in 'poyo-ssl prepare NAME'
 
     @classmethod
     @abstractmethod
@@ -60,13 +58,7 @@ class Source(ABC):
 
     @abstractmethod
     def find(self, input: Path) -> list[Path]:
-        """Return one path per recording of `input`, a file or a folder, sorted.
-
-        Raises
-        ------
-        RecordingError
-            If there is none.
-        """
+        """Return one path per recording of `input`, a file or a folder, sorted; raise `RecordingError` for none."""
 
     @abstractmethod
     def read(self, path: Path) -> Recording:
@@ -76,11 +68,6 @@ class Source(ABC):
         memory map), which is then streamed. If that has a method `extremes` (least and greatest value of every unit, or
         None), finite traces are streamed once only. Running the method must stay under 1.5 GB for 64 minutes of 400
         neurons.
-
-        Raises
-        ------
-        RecordingError
-            If the file is missing, damaged, inconsistent, or of another kind.
         """
 
     def recording_id(self, path: Path) -> str:
@@ -92,14 +79,10 @@ class Source(ABC):
         return [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
 
     def movies(self, path: Path) -> Iterator[tuple[str, Any]]:
-        """Give the pixels of the stimuli that belong to this recording, by name; none unless a source has some.
+        """Give name and pixels of the stimuli that belong to this recording; none unless a source has some.
 
-        The runner writes each once per data folder, and refuses a second movie of the same name that differs.
-
-        Yields
-        ------
-        tuple of str and array
-            Name of the stimulus; ``(frames, height, width)`` uint8, sliced by frames (an h5py dataset will do).
+        Pixels are ``(frames, height, width)`` uint8, sliced by frames (an h5py dataset will do). The runner writes each
+        once per data folder, and refuses a second movie of the same name that differs.
         """
         del path
         yield from ()
@@ -111,55 +94,36 @@ class Source(ABC):
 
 
 def clean_name(text: str) -> str:
-    """Return `text` as a name for a recording or stimulus: letters, digits and ``_ . + -``, leading nowhere else.
-
-    Examples
-    --------
-    >>> clean_name("Natural Movie/one"), clean_name("../../etc/passwd"), clean_name("domain")
-    ('Natural_Movie_one', 'etc_passwd', 'domain_')
-    """
+    """Return `text` as a name for a recording or stimulus: letters, digits and ``_ . + -``, leading nowhere else."""
     name = re.sub(r"[^0-9A-Za-z_.+-]+", "_", text.strip()).strip("._")[:120] or "unnamed"
     taken = name in RESERVED_NAMES or name.endswith(("_domain", "_blank_sweeps"))
     return name + "_" if taken else name
 
 
+def name_rows(rows: Sequence[int] | NDArray[np.int64]) -> str:
+    """Return ``'3 rows (4, 7, 9)'``, the first few of many."""
+    return f"row {int(rows[0])}" if len(rows) == 1 else f"{len(rows)} rows ({_list_some(rows)})"
+
+
+def _list_some(items: Sequence[Any] | NDArray) -> str:
+    return ", ".join([*(str(item) for item in items[:NAMED_ROWS]), *["..."] * (len(items) > NAMED_ROWS)])
+
+
 def trim_to_clock(
-    dff: NDArray[np.float32], timestamps: NDArray[np.float64], what: str
-) -> tuple[NDArray[np.float32], NDArray[np.float64], list[str]]:
-    """Match ``(T, N)`` dF/F and ``(T',)`` timestamps: one frame more or less is cut off with a warning.
-
-    Returns
-    -------
-    tuple
-        dF/F, timestamps, warnings.
-
-    Raises
-    ------
-    RecordingError
-        If timestamps are not finite or do not increase, if lengths differ by more than one frame, or the traces
-        are transposed.
-
-    Examples
-    --------
-    >>> dff, times, warnings = trim_to_clock(np.zeros((5, 2), np.float32), np.arange(6.0), "mine.nwb")
-    >>> len(times), warnings
-    (5, ['mine.nwb: 5 frames of dF/F and 6 timestamps; the last timestamp is left out'])
-    """
+    dff: NDArray[np.float32], timestamps: NDArray[np.float64], what: str, notes: Notes
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Match dF/F ``(T, N)`` and timestamps ``(T',)``: cut off one frame more or less, refuse all other differences."""
     timestamps = np.asarray(timestamps, np.float64).reshape(-1)
     num_frames, num_units = dff.shape
     bad = np.flatnonzero(~np.isfinite(timestamps))
     if len(bad):
-        raise RecordingError(
-            f"{what}: timestamp {bad[0]} is {timestamps[bad[0]]}", allowed="finite seconds", fix="repair the clock"
-        )
+        problem = f"{what}: timestamp {bad[0]} is {timestamps[bad[0]]}"
+        raise RecordingError(problem, allowed="finite seconds", fix="repair the clock")
     bad = np.flatnonzero(~(np.diff(timestamps) > 0))
     if len(bad):
-        raise RecordingError(
-            f"{what}: timestamp {bad[0] + 1} ({timestamps[bad[0] + 1]:g} s) is not after timestamp {bad[0]} "
-            f"({timestamps[bad[0]]:g} s)",
-            allowed="seconds that increase",
-            fix="sort or repair the clock",
-        )
+        before, after = timestamps[bad[0] : bad[0] + 2]
+        problem = f"timestamp {bad[0] + 1} ({after:g} s) is not after timestamp {bad[0]} ({before:g} s)"
+        raise RecordingError(f"{what}: {problem}", allowed="seconds that increase", fix="sort or repair the clock")
     if abs(num_frames - len(timestamps)) > 1:
         turned = abs(num_units - len(timestamps)) <= 1
         raise RecordingError(
@@ -169,36 +133,19 @@ def trim_to_clock(
             fix="transpose the traces" if turned else "give the clock that belongs to these traces",
         )
     length = min(num_frames, len(timestamps))
-    warnings = []
     if num_frames != len(timestamps):
         extra = "frame of dF/F" if num_frames > length else "timestamp"
-        text = f"{what}: {num_frames} frames of dF/F and {len(timestamps)} timestamps; the last {extra} is left out"
-        warnings.append(text)
-    return dff[:length], timestamps[:length], warnings
-
-
-CHUNK_FRAMES = 8192
-NAMED_ROWS = 8
-"""So many rows are named in a message; the others are counted."""
-
-GAP_STEPS = 2.5
-"""A step of the clock longer than this many median steps is a gap."""
+        lengths = f"{num_frames} frames of dF/F and {len(timestamps)} timestamps"
+        notes.add(f"{what}: {lengths}; the last {extra} is left out")
+    return dff[:length], timestamps[:length]
 
 
 @dataclass(frozen=True)
 class FilledTraces:
-    """dF/F without some units, and 0 where no unit has a finite value; read piece by piece like an array.
+    """dF/F without some units, and 0 where no unit has a finite value; read piece by piece like an array."""
 
-    Attributes
-    ----------
-    traces : array
-        ``(T, all units)``, sliced by frames.
-    keep : ndarray
-        Rows of the units to keep.
-    """
-
-    traces: Any
-    keep: NDArray[np.int64]
+    traces: Any  # (T, all units), sliced by frames
+    keep: NDArray[np.int64]  # Rows of the units to keep
 
     @property
     def ndim(self) -> int:
@@ -207,7 +154,7 @@ class FilledTraces:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """``(T, N)``."""
+        """Frames, units."""
         return int(self.traces.shape[0]), len(self.keep)
 
     def __getitem__(self, frames: slice) -> NDArray[np.float32]:
@@ -215,43 +162,11 @@ class FilledTraces:
         return np.nan_to_num(values[:, self.keep], nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def name_rows(rows: Sequence[int] | NDArray[np.int64]) -> str:
-    """Return ``'3 rows (4, 7, 9)'``, the first few of many.
-
-    Examples
-    --------
-    >>> name_rows([4]), name_rows(range(20))
-    ('row 4', '20 rows (0, 1, 2, 3, 4, 5, 6, 7, ...)')
-    """
-    if len(rows) == 1:
-        return f"row {int(rows[0])}"
-    shown = ", ".join(str(int(row)) for row in rows[:NAMED_ROWS])
-    return f"{len(rows)} rows ({shown}{', ...' if len(rows) > NAMED_ROWS else ''})"
-
-
 def check_traces(recording: Recording) -> Recording:
     """Return a recording whose dF/F is finite; what was done, and what looks wrong, is added to its warnings.
 
     Frames in which no unit has a finite value (excluded by the experimenter) become part of `masked_domain`, with 0
     in the traces. A unit that is not finite in other frames is left out.
-
-    Raises
-    ------
-    RecordingError
-        If no unit is left.
-
-    Examples
-    --------
-    >>> from poyo_ssl.data.recording import RecordingMetadata
-    >>> dff = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
-    >>> dff[40:50] = np.nan; dff[3, 1] = np.inf; dff[:40, 2] = dff[50:, 2] = 5
-    >>> checked = check_traces(Recording("r", dff, np.arange(90) / 30, RecordingMetadata("m")))
-    >>> checked.dff.shape, checked.masked_domain.round(2).tolist()
-    ((90, 2), [[1.33, 1.67]])
-    >>> for text in checked.warnings: print(text)
-    dF/F is not finite in row 1 (ROI roi_0001): left out
-    10 frames without a finite value: masked
-    dF/F is constant in row 2 (ROI roi_0002)
     """
     num_frames, num_units = recording.num_frames, recording.num_units
     if num_units == 0:
@@ -263,7 +178,8 @@ def check_traces(recording: Recording) -> Recording:
     known = recording.dff.extremes() if hasattr(recording.dff, "extremes") else None
     if known and all(np.isfinite(values).all() for values in known):
         seen[:], (low, high) = True, known
-    for start, rows in () if seen.all() else read_pieces(recording):
+    for start in () if seen.all() else range(0, num_frames, CHUNK_FRAMES):
+        rows = recording.read_dff(start, min(start + CHUNK_FRAMES, num_frames))
         least, most = rows.min(axis=0), rows.max(axis=0)
         # NaN and infinity show in the extremes: nearly every piece is done with two passes over it.
         if np.isfinite(least).all() and np.isfinite(most).all():
@@ -276,64 +192,42 @@ def check_traces(recording: Recording) -> Recording:
         num_bad += any_finite.sum() - finite.sum(axis=0)
         rows = np.where(finite, rows, np.nan)
         low, high = np.fmin(low, np.fmin.reduce(rows)), np.fmax(high, np.fmax.reduce(rows))
-    warnings = list(recording.warnings)
+    notes = Notes(recording.warnings)
     bad = np.flatnonzero(num_bad)
     keep = np.flatnonzero(num_bad == 0)
     if len(keep) == 0 or not seen.any():
-        raise RecordingError(
-            f"recording {recording.recording_id}: dF/F is not finite in any of {num_units} units",
-            fix="check the source's traces",
-        )
+        problem = f"recording {recording.recording_id}: dF/F is not finite in any of {num_units} units"
+        raise RecordingError(problem, fix="check the source's traces")
+
+    def name(rows: NDArray[np.int64]) -> str:
+        return f"{name_rows(rows)} (ROI {_list_some(recording.unit_ids[rows])})"
+
     if len(bad):
-        warnings.append(f"dF/F is not finite in {name_rows(bad)} ({_name_rois(recording, bad)}): left out")
+        notes.add(f"dF/F is not finite in {name(bad)}: left out")
     if not seen.all():
-        warnings.append(f"{int((~seen).sum())} frames without a finite value: masked")
+        notes.add(f"{int((~seen).sum())} frames without a finite value: masked")
     constant = keep[low[keep] == high[keep]]
     if len(constant):
-        warnings.append(f"dF/F is constant in {name_rows(constant)} ({_name_rois(recording, constant)})")
-    warnings += check_clock(recording.timestamps)
+        notes.add(f"dF/F is constant in {name(constant)}")
+    check_clock(recording.timestamps, notes)
     checked = recording
     if len(bad) or not seen.all():
         checked = recording.with_units(keep, dff=FilledTraces(recording.dff, keep))
-        checked.masked_domain = merge(np.concatenate([recording.masked_domain, _spans(~seen, recording)]))
-    checked.warnings = tuple(warnings)
+        edges = np.flatnonzero(np.diff(np.r_[False, ~seen, False].astype(np.int8)))
+        clock = np.append(recording.timestamps, recording.timestamps[-1] + 1 / recording.rate_hz)
+        checked.masked_domain = merge(np.concatenate([recording.masked_domain, as_intervals(clock[edges])]))
+    checked.warnings = tuple(notes)
     return checked
 
 
-def read_pieces(recording: Recording) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Give dF/F piece by piece: the first frame and ``(n, N)``."""
-    for start in range(0, recording.num_frames, CHUNK_FRAMES):
-        yield start, recording.read_dff(start, min(start + CHUNK_FRAMES, recording.num_frames))
-
-
-def check_clock(timestamps: NDArray[np.float64]) -> list[str]:
-    """Return warnings about gaps and an unlikely rate.
-
-    Examples
-    --------
-    >>> check_clock(np.r_[np.arange(30), np.arange(40, 60)] / 30)
-    ['the clock has 1 gap, the longest of 0.367 s at 0.967 s']
-    """
+def check_clock(timestamps: NDArray[np.float64], notes: Notes) -> None:
+    """Note gaps and an unlikely rate."""
     steps = np.diff(timestamps)
     median = float(np.median(steps))
     gaps = np.flatnonzero(steps > GAP_STEPS * median)
-    warnings = []
     if len(gaps):
         longest = gaps[np.argmax(steps[gaps])]
         number = "1 gap" if len(gaps) == 1 else f"{len(gaps)} gaps"
-        warnings.append(f"the clock has {number}, the longest of {steps[longest]:.3f} s at {timestamps[longest]:.3f} s")
+        notes.add(f"the clock has {number}, the longest of {steps[longest]:.3f} s at {timestamps[longest]:.3f} s")
     if not 0.5 <= 1 / median <= 1000:
-        warnings.append(f"an imaging rate of {1 / median:.4g} Hz is unlikely; are timestamps in seconds?")
-    return warnings
-
-
-def _name_rois(recording: Recording, rows: NDArray[np.int64]) -> str:
-    shown = ", ".join(str(name) for name in recording.unit_ids[rows[:NAMED_ROWS]])
-    return f"ROI {shown}{', ...' if len(rows) > NAMED_ROWS else ''}"
-
-
-def _spans(flags: NDArray[np.bool_], recording: Recording) -> NDArray[np.float64]:
-    """``(K, 2)`` seconds of the runs of True frames."""
-    edges = np.flatnonzero(np.diff(np.r_[False, flags, False].astype(np.int8)))
-    clock = np.append(recording.timestamps, recording.timestamps[-1] + 1 / recording.rate_hz)
-    return as_intervals(clock[edges].reshape(-1, 2))
+        notes.add(f"an imaging rate of {1 / median:.4g} Hz is unlikely; are timestamps in seconds?")

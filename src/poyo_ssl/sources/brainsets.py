@@ -33,7 +33,7 @@ from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.recording_file import BLANKS_SUFFIX, BRAINSET_ID
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.sources.base import FilledTraces, Notes, Source
-from poyo_ssl.sources.companions import Companions, check_line
+from poyo_ssl.sources.tables import Companions, check_line
 
 KINDS = ("Data", "ArrayDict", "Interval", "RegularTimeSeries", "IrregularTimeSeries")
 NUMBERS = ("orientation", "temporal_frequency", "spatial_frequency", "phase", "frame", "repeat", "pixel_size")
@@ -134,7 +134,8 @@ class BrainsetsSource(Source):
             warnings.append("no exact timestamps: those of the mean rate are used")
         if not animal:
             warnings.append("no animal: the container, of which an animal may have several, is taken as one")
-        recording.warnings += (*warnings, *check_line(recording.metadata))
+        check_line(recording.metadata, warnings)
+        recording.warnings += tuple(warnings)
         return recording
 
     def save(self, recording: Recording, path: Path, target: Path) -> None:

@@ -44,9 +44,8 @@ from poyo_ssl.data.series import SparseEvents
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations
 from poyo_ssl.errors import RecordingError, suggest
 from poyo_ssl.sources.allen_list import CONTAINERS_FILE, read_experiments
-from poyo_ssl.sources.array_files import list_npz, load_array
 from poyo_ssl.sources.base import Source, clean_name
-from poyo_ssl.sources.companions import read_metadata_file
+from poyo_ssl.sources.tables import list_npz, load_array, read_metadata_file
 
 OVERSAMPLING = 4
 SLOWEST_PERIOD_S = 20.0

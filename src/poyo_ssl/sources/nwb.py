@@ -37,7 +37,6 @@ from poyo_ssl.sources.allen import (
 )
 from poyo_ssl.sources.arrays import check_dff_settings, dff_of_fluorescence
 from poyo_ssl.sources.base import Notes, Source, clean_name, trim_to_clock
-from poyo_ssl.sources.companions import TABLE, Companions
 from poyo_ssl.sources.nwb_objects import (
     SUFFIX,
     Series,
@@ -58,7 +57,7 @@ from poyo_ssl.sources.nwb_objects import (
     read_stamps,
     read_units,
 )
-from poyo_ssl.sources.tables import StimulusTable
+from poyo_ssl.sources.tables import TABLE, Companions, StimulusTable
 
 SESSION = re.compile(r"\d+-Stim(\w+)")
 NOTES = re.compile(r"Session type:\s*(\w+)")
@@ -418,8 +417,7 @@ class NwbSource(NwbConfig, Source):
             stamps = self._make_stamps(chosen, num_frames, path)
         # An array of no size of its own: only lengths are compared here.
         no_traces = np.broadcast_to(np.float32(0), (num_frames, num_units))
-        _, timestamps, trimmed = trim_to_clock(no_traces, stamps, what)
-        warnings += trimmed
+        _, timestamps = trim_to_clock(no_traces, stamps, what, warnings)
         if len(timestamps) < 2:
             raise RecordingError(f"{what}: {len(timestamps)} imaging frames", allowed="2 or more", fix="check the file")
         units = read_units(chosen.series, num_units, self.cells, path, warnings)
@@ -469,7 +467,7 @@ class NwbSource(NwbConfig, Source):
 
     def _make_stamps(self, chosen: Series, num_frames: int, path: Path) -> NDArray[np.float64]:
         if self.companions.rate_hz is not None:
-            return self.companions.make_clock(num_frames, self.companions.rate_hz)
+            return np.arange(num_frames) / self.companions.rate_hz
         return read_stamps(chosen, num_frames, path)
 
     def _read_dff(

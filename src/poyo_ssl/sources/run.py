@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing.connection import Connection, wait
@@ -29,10 +29,81 @@ import numpy as np
 
 from poyo_ssl.data.stimuli import load_movie, movie_path, save_movie
 from poyo_ssl.errors import ConfigError, PoyoError, RecordingError
+from poyo_ssl.files import write_beside
 from poyo_ssl.sources.base import Source, check_traces, clean_name
 
-Answer = tuple[int, Any, str]
-"""Position of the item, what the task returned, and, where it returned nothing, why."""
+RECORDS = "conversion"
+COMPARED_FRAMES = 16  # Evenly spread: a movie is recognised by them as the one that is there
+
+Answer = tuple[int, Any, str]  # Position of the item, result, and, where there is none, why
+
+
+def run_in_processes(
+    task: Callable[[Any], Any], items: Sequence[Any], workers: int | None
+) -> Generator[Answer, None, None]:
+    """Run `task` on every item in up to `workers` processes (None: all cores); give answers as they come.
+
+    `task` must be importable and must not raise. For one worker or item, no process is started. A process that dies
+    (killed for want of memory, crash of a library) costs its own item only, which is answered with the reason; a new
+    process takes its place. Stopping the iteration stops the processes.
+    """
+    _check_workers(workers)
+    workers = min(workers or os.cpu_count() or 1, len(items))
+    if workers <= 1:
+        yield from ((position, task(item), "") for position, item in enumerate(items))
+        return
+    # Forking a process that has started threads can hang it: start fresh ones.
+    context = multiprocessing.get_context("spawn")
+    waiting = iter(range(len(items)))
+    processes: dict[Connection, BaseProcess] = {}  # By the parent's end of the pipe
+    busy: dict[Connection, int] = {}  # Position of the item in work
+
+    def hand_over(pipe: Connection | None) -> None:
+        """Give the next item to a process, or to a new one; without one, the process ends."""
+        position = next(waiting, None)
+        if position is None:
+            if pipe is not None:
+                pipe.close()
+            return
+        if pipe is None:
+            pipe, theirs = context.Pipe()
+            processes[pipe] = context.Process(target=_serve, args=(theirs, task), daemon=True)
+            processes[pipe].start()
+            theirs.close()
+        busy[pipe] = position
+        # A process that has died leaves a broken pipe, of which the next wait tells.
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send(items[position])
+
+    try:
+        for _ in range(workers):
+            hand_over(None)
+        while busy:
+            pipe = wait(list(busy))[0]
+            assert isinstance(pipe, Connection), pipe
+            position = busy.pop(pipe)
+            try:
+                answer: Answer = (position, pipe.recv(), "")
+            except (EOFError, ConnectionError):
+                processes[pipe].join()
+                answer = (position, None, _describe_death(processes[pipe].exitcode or 0))
+                pipe.close()
+            hand_over(None if pipe.closed else pipe)
+            yield answer
+    finally:
+        for pipe, process in processes.items():
+            if pipe in busy:
+                process.terminate()
+            # Python swallows the exit where the signal comes in a destructor or a callback of a weak reference: such a
+            # process ends when it finds its pipe closed.
+            pipe.close()
+        for process in processes.values():
+            process.join()
+
+
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise ConfigError(f"{workers} workers", allowed="1 or more", fix="raise it")
 
 
 def _serve(pipe: Connection, task: Callable[[Any], Any]) -> None:
@@ -52,92 +123,7 @@ def _report_unless_exit(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def run_in_processes(task: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Generator[Answer, None, None]:
-    """Run `task` on every item in up to `workers` processes; give answers as they come.
-
-    A process that dies (killed for want of memory, crash of a library) costs its own item only, which is answered with
-    the reason; a new process takes its place. Stopping the iteration stops the processes.
-
-    Parameters
-    ----------
-    task : callable
-        Importable function of one item; it must not raise.
-    items : sequence
-        What can be sent to another process.
-    workers : int
-        Number of processes.
-
-    Yields
-    ------
-    tuple of int, object and str
-        Position of the item, result, reason for having none.
-
-    Examples
-    --------
-    >>> sorted(run_in_processes(abs, [-1, 2], workers=1))
-    [(0, 1, ''), (1, 2, '')]
-    """
-    # Forking a process that has started threads can hang it: start fresh ones.
-    context = multiprocessing.get_context("spawn")
-    waiting = iter(range(len(items)))
-    # What each process works on, by the parent's end of its pipe.
-    busy: dict[Connection, tuple[BaseProcess, int]] = {}
-    started: list[BaseProcess] = []
-
-    def start(position: int) -> None:
-        mine, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, task), daemon=True)
-        process.start()
-        theirs.close()
-        started.append(process)
-        hand_over(mine, process, position)
-
-    def hand_over(pipe: Connection, process: BaseProcess, position: int) -> None:
-        busy[pipe] = (process, position)
-        # A process that has died leaves a broken pipe, of which the next wait tells.
-        with contextlib.suppress(BrokenPipeError):
-            pipe.send(items[position])
-
-    try:
-        # The range first: zip would otherwise take one item too many and lose it.
-        for _, position in zip(range(workers), waiting, strict=False):
-            start(position)
-        while busy:
-            ready = wait(list(busy))
-            for pipe in [pipe for pipe in busy if pipe in ready]:
-                process, position = busy.pop(pipe)
-                try:
-                    answer, alive = (position, pipe.recv(), ""), True
-                except (EOFError, ConnectionError):
-                    process.join()
-                    answer, alive = (position, None, _describe_death(process.exitcode or 0)), False
-                following = next(waiting, None)
-                if alive and following is not None:
-                    hand_over(pipe, process, following)
-                else:
-                    # A living process stops at the end of its pipe.
-                    pipe.close()
-                if not alive and following is not None:
-                    start(following)
-                yield answer
-    finally:
-        for pipe, (process, _) in busy.items():
-            process.terminate()
-            # Python swallows the exit where the signal comes in a destructor or a callback of a weak reference: such
-            # a process ends when it finds its pipe closed.
-            pipe.close()
-        for process in started:
-            process.join()
-
-
 def _describe_death(exitcode: int) -> str:
-    """Say how a process ended.
-
-    Examples
-    --------
-    >>> _describe_death(-9)
-    'its worker was killed (SIGKILL), often for want of memory; use fewer --workers or run it alone'
-    """
     if exitcode >= 0:
         return f"its worker stopped with exit code {exitcode}; run it alone to see why"
     with contextlib.suppress(ValueError):
@@ -148,22 +134,13 @@ def _describe_death(exitcode: int) -> str:
     return f"its worker was killed (signal {-exitcode}); run it alone to see why"
 
 
-def run_on_ray(task: Callable[[Any], Any], items: Sequence[Any], workers: int | None, address: str) -> Iterator[Answer]:
-    """Run `task` on every item on a Ray cluster; give answers as they come, like `run_in_processes`.
+def run_on_ray(
+    task: Callable[[Any], Any], items: Sequence[Any], workers: int | None, address: str
+) -> Generator[Answer, None, None]:
+    """Run `task` on every item on a Ray cluster, `workers` at a time (None: all its cores), like `run_in_processes`.
 
-    Parameters
-    ----------
-    task, items
-        As in `run_in_processes`; paths must mean the same on every machine of the cluster.
-    workers : int, optional
-        Items in work at a time; by default as many as the cluster has cores.
-    address : str
-        Of the cluster (``auto`` for the one this machine belongs to), or ``local`` for one of `workers` processes here.
-
-    Raises
-    ------
-    ConfigError
-        If Ray is not installed or the cluster does not answer.
+    `address` is ``auto`` (the cluster of this machine), ``host:port``, or ``local`` for `workers` processes here. Paths
+    must mean the same on every machine of the cluster.
     """
     try:
         import ray
@@ -212,40 +189,19 @@ def _check_address(address: str) -> None:
 
 
 def _no_cluster(address: str, reason: str) -> ConfigError:
-    return ConfigError(
-        f"no Ray cluster at '{address}' ({reason})",
-        allowed="host:port, auto or local",
-        fix="start it or correct the address",
-    )
-
-
-RECORDS = "conversion"
-COMPARED_FRAMES = 16
-"""Frames, evenly spread, by which a movie is recognised as the one that is there."""
+    problem = f"no Ray cluster at '{address}' ({reason})"
+    return ConfigError(problem, allowed="host:port, auto or local", fix="start it or correct the address")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one recording.
-
-    Attributes
-    ----------
-    recording_id : str
-        Its id.
-    input : Path
-        What it was to be made of.
-    status : {'written', 'unchanged', 'failed'}
-        'unchanged' if an earlier run had made it of the same files with the same settings.
-    warnings : tuple of str
-        One line each; they are stored in the recording too.
-    error : str
-        Why it failed.
-    """
+    """What became of one recording."""
 
     recording_id: str
     input: Path
+    # 'unchanged' if an earlier run made it of the same files with the same settings.
     status: Literal["written", "unchanged", "failed"]
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # One line each; they are stored in the recording too
     error: str = ""
 
 
@@ -256,6 +212,19 @@ class _Task:
     output: Path
     recording_id: str
     overwrite: bool
+
+    @property
+    def target(self) -> Path:
+        return self.output / f"{self.recording_id}.h5"
+
+    @property
+    def record(self) -> Path:
+        return record_path(self.output, self.recording_id)
+
+
+def record_path(output: Path, recording_id: str) -> Path:
+    """Return where a data folder keeps what a recording was made of."""
+    return output / RECORDS / f"{recording_id}.json"
 
 
 def convert(
@@ -269,108 +238,80 @@ def convert(
     only: Collection[str] | None = None,
     progress: Callable[[Outcome, int], None] | None = None,
 ) -> list[Outcome]:
-    """Write every recording that `source` finds in `input` to the data folder `output`.
+    """Write every recording that `source` finds in `input` to the data folder `output`, in the order of `source.find`.
 
-    Parameters
-    ----------
-    source : Source
-        What kind of input it is, and its settings.
-    input : path
-        File or folder.
-    output : path
-        Data folder; made if it is not there.
-    workers : int, optional
-        Processes; with None all cores. With 1 nothing is started.
-    ray : str, optional
-        Address of a Ray cluster, or ``local``; paths must mean the same on all its machines.
-    overwrite : bool
-        Convert again what is there, and replace recordings of the same name that were made of something else.
-    only : collection of str, optional
-        Ids of the recordings to convert; by default all.
-    progress : callable, optional
-        Called with every outcome and the total.
-
-    Returns
-    -------
-    list of Outcome
-        In the order of `source.find`. A recording that cannot be converted is an outcome of status 'failed'.
-
-    Raises
-    ------
-    RecordingError
-        If there is nothing to convert.
-    ConfigError
-        If `workers` is below 1 or Ray cannot be reached.
+    With workers None all cores are used; `ray` is the address of a cluster (`run_on_ray`). `overwrite` converts again
+    what is there, and replaces recordings of the same name that were made of something else. `only` names the ids to
+    convert. `progress` is called with every outcome and their total. A recording that cannot be converted is an outcome
+    of status 'failed', not an exception.
     """
-    if workers is not None and workers < 1:
-        raise ConfigError(f"{workers} workers", allowed="1 or more", fix="raise it")
+    _check_workers(workers)
     input, output = Path(input), Path(output)
     if output.exists() and not output.is_dir():
         raise RecordingError(f"{output} is a file", fix="choose a folder")
     if not input.exists():
         raise RecordingError(f"nothing at {input}", fix="check the path")
-    paths = [path for path in source.find(input) if only is None or clean_name(source.recording_id(path)) in only]
-    if not paths:
+    found = [(path, clean_name(source.recording_id(path))) for path in source.find(input)]
+    found = [(path, name) for path, name in found if only is None or name in only]
+    if not found:
         raise RecordingError(f"none of the {len(only or ())} recordings asked for is in {input}", fix="check the path")
     outcomes: dict[int, Outcome] = {}
 
     def settle(position: int, outcome: Outcome) -> None:
         outcomes[position] = outcome
         if progress:
-            progress(outcome, len(paths))
+            progress(outcome, len(found))
 
     tasks, positions = [], []
-    names = [clean_name(source.recording_id(path)) for path in paths]
-    twice = {name for name, count in Counter(names).items() if count > 1}
-    for position, (path, name) in enumerate(zip(paths, names, strict=True)):
-        if name in twice:
-            others = ", ".join(str(p) for p, n in zip(paths, names, strict=True) if n == name and p != path)
+    count = Counter(name for _, name in found)
+    for position, (path, name) in enumerate(found):
+        task = _Task(source, path, output, name, overwrite)
+        if count[name] > 1:
+            others = ", ".join(str(other) for other, twin in found if twin == name and other != path)
             settle(position, Outcome(name, path, "failed", error=f"{others} would be called {name} too; rename one"))
-        elif not overwrite and (record := _find_record(source, path, output, name)):
+        elif not overwrite and (record := _find_record(task)):
             settle(position, Outcome(name, path, "unchanged", tuple(record["warnings"])))
         else:
-            tasks.append(_Task(source, path, output, name, overwrite))
+            tasks.append(task)
             positions.append(position)
-    for index, outcome, reason in _run(tasks, workers, ray):
-        task = tasks[index]
-        if outcome is None:
-            _remove_partial(task)
-            outcome = Outcome(task.recording_id, task.path, "failed", error=reason)
-        settle(positions[index], outcome)
-    return [outcomes[position] for position in range(len(paths))]
+    if ray is None or not tasks:
+        answers = run_in_processes(_convert_one, tasks, workers)
+    else:
+        answers = run_on_ray(_convert_one, tasks, workers, ray)
+    with contextlib.closing(answers):
+        for index, outcome, reason in answers:
+            task = tasks[index]
+            if outcome is None:
+                for half in (task.target, task.record):
+                    half.with_name(half.name + ".partial").unlink(missing_ok=True)
+                outcome = Outcome(task.recording_id, task.path, "failed", error=reason)
+            settle(positions[index], outcome)
+    return [outcomes[position] for position in range(len(found))]
 
 
-def _run(tasks: list[_Task], workers: int | None, ray: str | None) -> Any:
-    if not tasks:
-        return iter(())
-    if ray is not None:
-        return run_on_ray(_convert_one, tasks, workers, ray)
-    workers = min(workers or os.cpu_count() or 1, len(tasks))
-    if workers == 1:
-        return ((index, _convert_one(task), "") for index, task in enumerate(tasks))
-    return run_in_processes(_convert_one, tasks, workers)
+def describe_failure(error: Exception, path: Path) -> str:
+    """Say in one line why a file could not be read or converted."""
+    if isinstance(error, PoyoError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename or path}; check the file and the disk"
+    if isinstance(error, MemoryError):
+        return f"{path} does not fit in memory; use fewer --workers"
+    return f"{path}: {type(error).__name__}: {' '.join(str(error).split())}; not foreseen, please report it"
 
 
 def _convert_one(task: _Task) -> Outcome:
     """Convert one recording; whatever is wrong with its file is an outcome, not an exception."""
     try:
         return Outcome(task.recording_id, task.path, "written", _write(task))
-    except PoyoError as error:
-        reason = str(error)
-    except OSError as error:
-        reason = f"{error.strerror or error}: {error.filename or task.path}; check the file and the disk"
-    except MemoryError:
-        reason = f"{task.path} does not fit in memory; use fewer --workers"
     except Exception as error:
-        reason = f"{task.path}: {type(error).__name__}: {' '.join(str(error).split())}; not foreseen, please report it"
-    return Outcome(task.recording_id, task.path, "failed", error=reason)
+        return Outcome(task.recording_id, task.path, "failed", error=describe_failure(error, task.path))
 
 
 def _write(task: _Task) -> tuple[str, ...]:
-    source, path, target = task.source, task.path, task.output / f"{task.recording_id}.h5"
-    record = record_path(task.output, task.recording_id)
-    if target.exists() and not task.overwrite:
-        _refuse_another(source, path, target, record)
+    source, path = task.source, task.path
+    if task.target.exists() and not task.overwrite:
+        _refuse_another(task)
     # Before reading: a file that changes meanwhile is converted again next time.
     facts = _describe(source, path)
     recording = check_traces(source.read(path))
@@ -378,31 +319,31 @@ def _write(task: _Task) -> tuple[str, ...]:
     for name, pixels in source.movies(path):
         _write_movie(task.output, clean_name(name), pixels, overwrite=task.overwrite)
     facts |= {"path": str(path.absolute()), "warnings": list(recording.warnings), "version": version("poyo-ssl")}
-    _write_json(record, facts | {"complete": False})
-    source.save(recording, path, target)
-    _write_json(record, facts | {"complete": True})
+    _write_record(task.record, facts | {"complete": False})
+    source.save(recording, path, task.target)
+    _write_record(task.record, facts | {"complete": True})
     return recording.warnings
 
 
-def _refuse_another(source: Source, path: Path, target: Path, record: Path) -> None:
+def _write_record(path: Path, facts: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_beside(path, json.dumps(facts, indent=1) + "\n")
+
+
+def _refuse_another(task: _Task) -> None:
     """Refuse to replace a recording that was made of something else and happens to have the same name."""
-    fix = "choose another output, or pass --overwrite to replace it"
+    kind, path, fix = task.source.name, task.path, "choose another output, or pass --overwrite to replace it"
     try:
-        made = json.loads(record.read_text())
-        kind, where = made["source"], Path(made["path"])
+        made = json.loads(task.record.read_text())
+        made_by, where = made["source"], Path(made["path"])
     except FileNotFoundError:
-        raise RecordingError(f"{target} exists", fix=fix) from None
+        raise RecordingError(f"{task.target} exists", fix=fix) from None
     except (ValueError, KeyError, TypeError):
         # A damaged record tells nothing.
         return
     # An input that is no longer where it was has been moved; one that is still there is another one.
-    if kind != source.name or (where != path.absolute() and where.exists() and not where.samefile(path)):
-        raise RecordingError(f"{target} was made of {where} (prepare {kind}), not of {path}", fix=fix)
-
-
-def record_path(output: Path, recording_id: str) -> Path:
-    """Return where a data folder keeps what a recording was made of."""
-    return output / RECORDS / f"{recording_id}.json"
+    if made_by != kind or (where != path.absolute() and where.exists() and not where.samefile(path)):
+        raise RecordingError(f"{task.target} was made of {where} (prepare {made_by}), not of {path}", fix=fix)
 
 
 def _describe(source: Source, path: Path) -> dict[str, Any]:
@@ -417,24 +358,17 @@ def _describe(source: Source, path: Path) -> dict[str, Any]:
     return json.loads(json.dumps(facts, default=str))
 
 
-def _find_record(source: Source, path: Path, output: Path, name: str) -> dict[str, Any] | None:
+def _find_record(task: _Task) -> dict[str, Any] | None:
     """Return the record of an earlier conversion of the very same input, if it was completed."""
-    if not (output / f"{name}.h5").is_file():
+    if not task.target.is_file():
         return None
     try:
-        record = json.loads(record_path(output, name).read_text())
-        same = all(record.get(key) == value for key, value in _describe(source, path).items())
+        record = json.loads(task.record.read_text())
+        same = all(record.get(key) == value for key, value in _describe(task.source, task.path).items())
         return record if same and record["complete"] else None
     except (OSError, ValueError, KeyError, AttributeError, PoyoError):
         # No record or a damaged one, or an input that cannot be read: the conversion says why.
         return None
-
-
-def _write_json(path: Path, facts: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(json.dumps(facts, indent=1) + "\n")
-    beside.replace(path)
 
 
 def _write_movie(output: Path, name: str, pixels: Any, *, overwrite: bool) -> None:
@@ -451,8 +385,3 @@ def _write_movie(output: Path, name: str, pixels: Any, *, overwrite: bool) -> No
             f"{movie_path(output, name)} ({' x '.join(map(str, there.shape))})",
             fix="give it another name or prepare into another folder",
         )
-
-
-def _remove_partial(task: _Task) -> None:
-    for half in (task.output / f"{task.recording_id}.h5", record_path(task.output, task.recording_id)):
-        half.with_name(half.name + ".partial").unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 A recording is a folder ``suite2p`` (or any folder) with ``plane0``, ``plane1``, ... and perhaps ``combined``, or one
 such plane. Clock, stimuli, pixels and metadata lie beside it (in the folder that holds ``suite2p``) or are given
-(`poyo_ssl.sources.companions`).
+(`poyo_ssl.sources.tables`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ from poyo_ssl.config import Suite2pConfig
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.series import RoiMasks
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.array_files import FIX_FILE, load_npy
 from poyo_ssl.sources.arrays import check_dff_settings, dff_of_fluorescence
-from poyo_ssl.sources.base import Source, clean_name, trim_to_clock
-from poyo_ssl.sources.companions import Companions, check_line
+from poyo_ssl.sources.base import Notes, Source, clean_name, trim_to_clock
+from poyo_ssl.sources.tables import FIX_FILE, Companions, check_line, load_npy, read_npy_header
 
 REMEDY = "give what is needed from it by hand (--rate_hz), and remove it"
-MAX_ITEM_BYTES = 4096
-"""Of one element of an array; a pickle could ask for more than the memory holds."""
+MAX_ITEM_BYTES = 4096  # Of one element of an array; a pickle could ask for more than the memory holds
 
 
 class _Sealed:
@@ -111,6 +109,7 @@ def _unwrap(value: Any, seen: dict[int, Any]) -> Any:
     return seen[id(value)]
 
 
+# Everything that a pickle may name, and what stands for it.
 ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Sealed,
     ("numpy", "dtype"): _DType,
@@ -130,7 +129,6 @@ ALLOWED: dict[tuple[str, str], Any] = {
     # suite2p notes when it ran.
     **{("datetime", name): _Sealed for name in ("datetime", "date", "time", "timedelta", "timezone")},
 }
-"""Everything that a pickle may name, and what stands for it."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -148,30 +146,13 @@ class _Unpickler(pickle.Unpickler):
 def load_pickled(path: Path) -> Any:
     """Return the pickled content of a npy file: dictionaries, lists, texts, numbers and arrays, and nothing else.
 
-    Raises
-    ------
-    RecordingError
-        If the file is missing or damaged, or names anything outside `ALLOWED`, which is then not run.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "ops.npy"
-    >>> np.save(path, np.array({"fs": 30.0, "where": Path("x")}), allow_pickle=True)
-    >>> load_pickled(path)["fs"]
-    30.0
-    >>> np.save(path, np.array({"fs": eval}), allow_pickle=True)
-    >>> load_pickled(path)
-    Traceback (most recent call last):
-    poyo_ssl.errors.RecordingError: ...ops.npy is not unpickled: it would run builtins.eval; ...
+    A file that names anything outside `ALLOWED` is refused, and what it names is not run.
     """
     if not path.is_file():
         raise RecordingError(f"no file {path}", fix=REMEDY)
     try:
         with path.open("rb") as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(stream)
+            shape, dtype = read_npy_header(stream, str(path), pickled=True)
             if not dtype.hasobject:
                 raise RecordingError(f"{path} holds {dtype}", allowed="a pickled dictionary", fix=REMEDY)
             content = _unwrap(_Unpickler(stream, encoding="latin1").load(), {})
@@ -186,11 +167,9 @@ def load_pickled(path: Path) -> Any:
     return content.item() if content.shape == () else list(content)
 
 
-DEFAULT_FS, DEFAULT_TAU = 10.0, 1.0
-"""suite2p's own defaults, which are often left as they are."""
-
-MAX_PADDING = 2
-"""Frames by which the planes of one recording may differ."""
+DEFAULT_FS, DEFAULT_TAU = 10.0, 1.0  # suite2p's own, which are often left as they are
+AXES = ("ypix", "xpix")  # Pixels of a ROI
+MAX_PADDING = 2  # Frames by which the planes of one recording may differ
 
 
 @dataclass(frozen=True)
@@ -216,11 +195,8 @@ class Suite2pSource(Suite2pConfig, Source):
         planes = [plane for plane in input.rglob("plane*") if _is_plane(plane)] if input.is_dir() else []
         found = sorted({plane.parent for plane in planes})
         if not found:
-            raise RecordingError(
-                f"no suite2p output in {input}",
-                allowed="a folder with plane0/F.npy, or such folders below",
-                fix="give one",
-            )
+            allowed = "a folder with plane0/F.npy, or such folders below"
+            raise RecordingError(f"no suite2p output in {input}", allowed=allowed, fix="give one")
         return found
 
     def recording_id(self, path: Path) -> str:
@@ -246,128 +222,96 @@ class Suite2pSource(Suite2pConfig, Source):
 
     def read(self, path: Path) -> Recording:
         """Return the recording of a folder."""
-        warnings: list[str] = []
-        planes = [_Plane(folder, self.cells, warnings) for folder in self._planes(path)]
-        num_frames = self._common_length(planes, warnings)
-        rate_hz, ratio = self._settings(path, planes, warnings)
-        clock = self.companions.read_clock(_home(path))
+        notes, home = Notes(), _home(path)
+        planes = [_Plane(folder, self.cells, notes) for folder in self._planes(path)]
+        num_frames = _common_length(planes, notes)
+        rate_hz, ratio = self._settings(path, planes, notes)
+        clock = self.companions.read_clock(home)
         if clock is None:
-            clock = self.companions.make_clock(num_frames, rate_hz)
+            clock = np.arange(num_frames) / rate_hz
         light = np.concatenate([plane.traces(num_frames) for plane in planes], axis=1)
         neuropil = np.concatenate([plane.neuropil[plane.rows, :num_frames].T for plane in planes], axis=1)
-        light, timestamps, trimmed = trim_to_clock(light, clock, str(path))
+        light, timestamps = trim_to_clock(light, clock, str(path), trimmed := Notes())
         if len(timestamps) < 2:
-            raise RecordingError(f"{path} has {len(timestamps)} frames", allowed="2 or more", fix="check it")
+            raise RecordingError(f"{path} has {len(timestamps)} frames", allowed="2 or more", fix="give a recording")
         measured = float(1 / np.median(np.diff(timestamps)))
         if abs(measured / rate_hz - 1) > 0.02:
-            warnings.append(f"the timestamps have {measured:.4g} Hz, suite2p was told fs {rate_hz:.4g}")
-        dff = dff_of_fluorescence(light, neuropil, ratio, self.dff_procedure, measured, "Fneu.npy", warnings)
-        stimuli, epochs = self.companions.read_stimuli(_home(path), timestamps, warnings)
+            notes.add(f"the timestamps have {measured:.4g} Hz, suite2p was told fs {rate_hz:.4g}")
+        dff = dff_of_fluorescence(light, neuropil, ratio, self.dff_procedure, measured, "Fneu.npy", notes)
+        stimuli, epochs = self.companions.read_stimuli(home, timestamps, notes)
         name = self.recording_id(path)
         origin = f"suite2p, F - {ratio:g} Fneu, dF/F by {self.dff_procedure}"
-        metadata = self.companions.read_metadata(_home(path), {"subject_id": name, "origin": origin})
+        metadata = self.companions.read_metadata(home, {"subject_id": name, "origin": origin})
+        masks = _join_masks(planes, notes)
+        notes.add(*trimmed)
+        check_line(metadata, notes)
+        unit_ids = np.concatenate([plane.unit_ids(len(planes) > 1) for plane in planes])
         return Recording(
             name,
             dff,
             timestamps,
             metadata,
-            unit_ids=np.concatenate([plane.unit_ids(len(planes) > 1) for plane in planes]),
-            roi_masks=_join_masks(planes, warnings),
+            unit_ids=unit_ids,
+            roi_masks=masks,
             stimuli=stimuli,
             epochs=epochs,
-            warnings=tuple(warnings + trimmed + check_line(metadata)),
+            warnings=tuple(notes),
         )
 
     def _planes(self, path: Path) -> list[Path]:
         """Return the one folder, the combined one, or all planes."""
         if _is_plane(path):
             return [path]
-        planes = sorted(
-            (plane for plane in path.glob("plane*") if plane.name[5:].isdecimal()), key=lambda p: int(p.name[5:])
-        )
-        without = [plane for plane in planes if not (plane / "F.npy").is_file()]
-        planes = [plane for plane in planes if plane not in without]
-        if len(planes) > 1 and (path / "combined" / "F.npy").is_file():
+        planes = [plane for plane in path.glob("plane*") if plane.name[5:].isdecimal() and _is_plane(plane)]
+        if len(planes) > 1 and _is_plane(path / "combined"):
             return [path / "combined"]
         if not planes:
-            raise RecordingError(
-                f"{path} has no traces: suite2p found no ROIs, or was stopped", fix="run suite2p again"
-            )
-        return planes
+            problem = f"{path} has no traces: suite2p found no ROIs, or was stopped"
+            raise RecordingError(problem, fix="run suite2p again")
+        return sorted(planes, key=lambda plane: int(plane.name[5:]))
 
-    def _common_length(self, planes: list[_Plane], warnings: list[str]) -> int:
-        lengths = [plane.num_frames for plane in planes]
-        if max(lengths) - min(lengths) > MAX_PADDING:
-            raise RecordingError(
-                f"planes of {min(lengths)} to {max(lengths)} frames",
-                allowed=f"a difference of {MAX_PADDING}",
-                fix="check them",
-            )
-        num_frames = min(lengths)
-        if len(planes) > 1:
-            warnings.append(
-                f"{len(planes)} planes on one clock: a plane is imaged up to one frame time later than the first"
-            )
-        padded = max(plane.padding for plane in planes)
-        if padded or max(lengths) > num_frames:
-            cut = max(lengths) - num_frames + padded
-            warnings.append(f"some planes are shorter: the last {cut} frames of all are left out")
-        return num_frames - padded
-
-    def _settings(self, path: Path, planes: list[_Plane], warnings: list[str]) -> tuple[float, float]:
+    def _settings(self, path: Path, planes: list[_Plane], notes: Notes) -> tuple[float, float]:
         """Return the rate in Hz and the neuropil ratio: given, or as suite2p was told."""
         told, missed = _read_settings(planes[0].folder, path)
-        warnings += missed
+        notes.add(*missed)
         rate_hz = self.companions.rate_hz
         if rate_hz is None:
             rate_hz = _positive(told.get("fs"))
             if rate_hz is None:
-                raise RecordingError(
-                    f"{planes[0].folder} does not say the imaging rate: {', and '.join(missed)}",
-                    fix="give --rate_hz (frames per second and plane)",
-                )
+                problem = f"{planes[0].folder} does not say the imaging rate: {', and '.join(missed)}"
+                raise RecordingError(problem, fix="give --rate_hz (frames per second and plane)")
+            usual = "suite2p's default, which is often left wrong;"
             if rate_hz == DEFAULT_FS:
-                warnings.append(
-                    "fs is 10 Hz, suite2p's default, which is often left wrong; give --rate_hz if it is not true"
-                )
+                notes.add(f"fs is 10 Hz, {usual} give --rate_hz if it is not true")
             if _positive(told.get("tau")) == DEFAULT_TAU:
-                warnings.append(
-                    "tau is 1 s, suite2p's default, which is often left wrong; only its spikes depend on it"
-                )
+                notes.add(f"tau is 1 s, {usual} only its spikes depend on it")
         ratio = self.neuropil_ratio
         if ratio is None:
             ratio = _positive(told.get("neucoeff"))
         if ratio is None:
-            warnings.append("the neuropil ratio is not known: 0.7 is taken")
+            notes.add("the neuropil ratio is not known: 0.7 is taken")
         return rate_hz, 0.7 if ratio is None else ratio
 
 
 class _Plane:
     """Traces and ROIs of one plane, memory-mapped, and which rows are cells."""
 
-    def __init__(self, folder: Path, cells: str, warnings: list[str]) -> None:
+    def __init__(self, folder: Path, cells: str, notes: Notes) -> None:
         self.folder = folder
         self.light, self.neuropil = (_load_traces(folder / name) for name in ("F.npy", "Fneu.npy"))
-        num_rois = len(self.light)
+        num_rois, self.num_frames = self.light.shape
         if self.neuropil.shape != self.light.shape:
-            raise RecordingError(
-                f"{folder}: F.npy has shape {self.light.shape}, Fneu.npy {self.neuropil.shape}",
-                allowed="the same",
-                fix="copy the folder again",
-            )
-        if self.light.shape[0] > self.light.shape[1]:
-            warnings.append(
-                f"{folder.name}/F.npy has more ROIs ({num_rois}) than frames; suite2p writes (ROIs, frames)"
-            )
+            problem = f"{folder}: F.npy has shape {self.light.shape}, Fneu.npy {self.neuropil.shape}"
+            raise RecordingError(problem, allowed="the same", fix="copy the folder again")
+        if num_rois > self.num_frames:
+            notes.add(f"{folder.name}/F.npy has more ROIs ({num_rois}) than frames; suite2p writes (ROIs, frames)")
         self.rows = np.arange(num_rois)
         if cells == "iscell":
             self.rows = np.flatnonzero(self._read_iscell(num_rois))
             if len(self.rows) == 0:
                 raise RecordingError(f"{folder}: no ROI is called a cell", fix="curate iscell.npy or pass --cells all")
-            warnings.append(
-                f"{folder.name}: {len(self.rows)} of {num_rois} ROIs are called cells; the others are left out"
-            )
-        self.num_frames = self.light.shape[1]
+            called = f"{len(self.rows)} of {num_rois} ROIs are called cells"
+            notes.add(f"{folder.name}: {called}; the others are left out")
         self.padding = self._count_padding()
 
     def _read_iscell(self, num_rois: int) -> NDArray[np.bool_]:
@@ -376,14 +320,12 @@ class _Plane:
             raise RecordingError(f"no {path}", fix="add it, or pass --cells all")
         iscell = load_npy(path)
         if iscell.ndim not in (1, 2) or iscell.dtype.kind not in "biuf" or 0 in iscell.shape:
-            raise RecordingError(
-                f"{path} holds {iscell.dtype} of shape {iscell.shape}", allowed="(ROIs, 2)", fix="add it again"
-            )
+            problem = f"{path} holds {iscell.dtype} of shape {iscell.shape}"
+            raise RecordingError(problem, allowed="(ROIs, 2)", fix="copy it again")
         flag = iscell if iscell.ndim == 1 else iscell[:, 0]
         if len(flag) != num_rois:
-            raise RecordingError(
-                f"{path} has {len(flag)} rows, F.npy {num_rois} ROIs", allowed="as many", fix="copy the folder again"
-            )
+            problem = f"{path} has {len(flag)} rows, F.npy {num_rois} ROIs"
+            raise RecordingError(problem, allowed="as many", fix="copy the folder again")
         if not np.isin(flag, (0, 1)).all():
             raise RecordingError(f"{path} has labels other than 0 and 1", fix="save the labels in column 0")
         return np.asarray(flag, bool)
@@ -396,7 +338,7 @@ class _Plane:
         return int((~tail[alive].all(axis=0)).sum()) if alive.any() else 0
 
     def traces(self, num_frames: int) -> NDArray[np.float32]:
-        """``(num_frames, units)``."""
+        """F of the cells, ``(num_frames, units)``."""
         return np.asarray(self.light[self.rows, :num_frames].T, np.float32)
 
     def unit_ids(self, several: bool) -> NDArray[np.str_]:
@@ -408,12 +350,25 @@ class _Plane:
 def _load_traces(path: Path) -> NDArray:
     traces = load_npy(path)
     if traces.ndim != 2 or traces.dtype.kind not in "iuf" or 0 in traces.shape:
-        raise RecordingError(
-            f"{path} holds {traces.dtype} of shape {traces.shape}",
-            allowed="numbers of (ROIs, frames)",
-            fix="copy it again",
-        )
+        problem = f"{path} holds {traces.dtype} of shape {traces.shape}"
+        raise RecordingError(problem, allowed="numbers of (ROIs, frames)", fix="copy it again")
     return traces
+
+
+def _common_length(planes: list[_Plane], notes: Notes) -> int:
+    """Return the number of frames that all planes have."""
+    lengths = [plane.num_frames for plane in planes]
+    shortest, longest = min(lengths), max(lengths)
+    if longest - shortest > MAX_PADDING:
+        problem, allowed = f"planes of {shortest} to {longest} frames", f"a difference of {MAX_PADDING}"
+        raise RecordingError(problem, allowed=allowed, fix="give planes of one recording")
+    if len(planes) > 1:
+        notes.add(f"{len(planes)} planes on one clock: a plane is imaged up to one frame time later than the first")
+    padded = max(plane.padding for plane in planes)
+    if padded or longest > shortest:
+        cut = longest - shortest + padded
+        notes.add(f"some planes are shorter: the last {cut} frames of all are left out")
+    return shortest - padded
 
 
 def _read_settings(plane: Path, path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -454,36 +409,32 @@ def _positive(value: Any) -> float | None:
     return number if np.isfinite(number) and number > 0 else None
 
 
-def _join_masks(planes: list[_Plane], warnings: list[str]) -> RoiMasks | None:
+def _join_masks(planes: list[_Plane], notes: Notes) -> RoiMasks | None:
     """Return the pixels of the cells, if stat.npy can be read; planes lie side by side only in 'combined'."""
     if len(planes) > 1:
         return None
     plane = planes[0]
     if not (plane.folder / "stat.npy").is_file():
-        warnings.append("no stat.npy: the ROIs have no masks")
+        notes.add("no stat.npy: the ROIs have no masks")
         return None
     try:
         stat = load_pickled(plane.folder / "stat.npy")
-        unit, row, column = [], [], []
         if len(stat) != len(plane.light):
             raise ValueError(f"{len(stat)} ROIs in stat.npy, {len(plane.light)} in F.npy")
-        for place, roi in enumerate(plane.rows):
-            pixels = [np.asarray(stat[roi][key], np.int64).reshape(-1) for key in ("ypix", "xpix")]
-            unit.append(np.full(len(pixels[0]), place))
-            row.append(pixels[0])
-            column.append(pixels[1])
-        parts = [np.concatenate(part) for part in (unit, row, column)]
-        if len(parts[1]) != len(parts[2]) or (len(parts[1]) and min(parts[1].min(), parts[2].min()) < 0):
+        rows, columns = ([np.asarray(stat[roi][key], np.int64).reshape(-1) for roi in plane.rows] for key in AXES)
+        unit = np.repeat(np.arange(len(rows)), [len(pixels) for pixels in rows])
+        row, column = np.concatenate(rows), np.concatenate(columns)
+        if len(row) != len(column) or (len(row) and min(row.min(), column.min()) < 0):
             raise ValueError("pixels outside the image")
     except (RecordingError, ValueError, KeyError, TypeError, IndexError) as error:
-        warnings.append(f"the ROIs have no masks: {' '.join(str(error).split())}")
+        notes.add(f"the ROIs have no masks: {' '.join(str(error).split())}")
         return None
-    height, width = (int(part.max(initial=0)) + 1 for part in parts[1:])
+    height, width = (int(part.max(initial=0)) + 1 for part in (row, column))
     if max(height, width) > 1 << 15:
-        warnings.append(f"the ROIs have no masks: pixels at row {height - 1} and column {width - 1}")
+        notes.add(f"the ROIs have no masks: pixels at row {height - 1} and column {width - 1}")
         return None
-    unit_of, rows, columns = (part.astype(np.int32) for part in parts)
-    return RoiMasks(unit_of, rows, columns, image_shape=(height, width))
+    unit, row, column = (part.astype(np.int32) for part in (unit, row, column))
+    return RoiMasks(unit, row, column, image_shape=(height, width))
 
 
 def _is_plane(path: Path) -> bool:

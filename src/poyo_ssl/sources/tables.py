@@ -1,23 +1,222 @@
-"""Stimulus tables of laboratories (csv): one row per presentation, in seconds on the recording's clock."""
+"""Files of laboratories: arrays, and what is kept beside the traces (clock, stimulus table, pixels, who was recorded).
+
+Numbers come from npy, npz, csv and MATLAB files: no pickle, nothing allocated on a header's word. A stimulus table (csv)
+has one row per presentation, in seconds on the recording's clock. What lies beside the traces is a setting (a path, or
+the rate), or else a file of a fixed name in the recording's folder: ``timestamps.npy`` (or npz, csv, mat),
+``stimuli.csv``, ``pixels`` (a folder), ``recording.json``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+import tempfile
+import tokenize
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl import protocol
 from poyo_ssl.data.intervals import merge
+from poyo_ssl.data.recording import METADATA_FIELDS, RecordingMetadata
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations
-from poyo_ssl.errors import RecordingError, suggest
-from poyo_ssl.sources.base import clean_name, name_rows
-from poyo_ssl.sources.coding import count_occurrences
+from poyo_ssl.errors import ConfigError, RecordingError, suggest
+from poyo_ssl.sources.base import Notes, check_size, clean_name, name_rows
+from poyo_ssl.sources.coding import GRATINGS, SPONTANEOUS, code_feature, count_occurrences
+from poyo_ssl.sources.hdf5 import get_dataset, open_hdf5, read_numbers
 
-SPONTANEOUS = "spontaneous"
+if TYPE_CHECKING:
+    import pandas as pd
 
+SUFFIXES = (".npy", ".npz", ".csv", ".mat")
+FIX_FILE = "the file is damaged; copy or write it again"
+# What numpy raises on a damaged header, which it reads as Python text.
+HEADER_DAMAGE = (
+    *(ValueError, OSError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError),
+    *(zlib.error, tokenize.TokenError),
+)
+ZIP_DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+MATLAB_NUMBERS = (
+    "double",
+    "single",
+    "logical",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+
+
+def load_array(path: Path, key: str | None = None) -> NDArray:
+    """Return one numeric array of a file, memory-mapped where it is a npy file.
+
+    A csv file has rows by lines; a line of names is skipped. `key` names the array in a npz or mat file; it is not
+    needed if there is only one.
+    """
+    _require_file(path)
+    readers: dict[str, Callable[[], NDArray]] = {
+        ".npy": lambda: load_npy(path),
+        ".npz": lambda: _load_npz(path, key),
+        ".csv": lambda: _load_csv(path),
+        ".mat": lambda: _load_mat73(path, key) if h5py.is_hdf5(path) else _load_mat(path, key),
+    }
+    if path.suffix.lower() not in readers:
+        allowed = ", ".join(SUFFIXES)
+        raise RecordingError(f"{path} is not a file of arrays", allowed=allowed, fix="save it as one of these")
+    array = readers[path.suffix.lower()]()
+    if array.dtype.kind not in "biuf":
+        raise RecordingError(f"{path} holds values of type {array.dtype}", allowed="real numbers", fix="save numbers")
+    return array
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise RecordingError(f"no file {path}", fix="check the path")
+
+
+def _incomplete(what: Path | str, kind: str, error: BaseException) -> RecordingError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return RecordingError(f"{what} is not a complete {kind} ({reason})", fix=FIX_FILE)
+
+
+def load_npy(path: Path) -> NDArray:
+    """Memory-map a npy file, which numpy checks against its size."""
+    _require_file(path)
+    try:
+        with path.open("rb") as stream:
+            shape, dtype = read_npy_header(stream, str(path))
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, OverflowError) as error:
+        raise _incomplete(path, "npy file", error) from None
+
+
+def read_npy_header(stream: Any, what: str, *, pickled: bool = False) -> tuple[tuple[int, ...], np.dtype]:
+    """Return shape and type of the npy data in a stream; refuse pickled objects unless they are expected."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        with warnings.catch_warnings():
+            # Headers of Python 2 are read with a warning.
+            warnings.simplefilter("ignore")
+            shape, _, dtype = read(stream)
+    except HEADER_DAMAGE as error:
+        raise _incomplete(what, "npy file", error) from None
+    if dtype.hasobject and not pickled:
+        raise RecordingError(f"{what} holds pickled objects, which can run code", fix="save it as an array of numbers")
+    if any(size < 0 for size in shape):
+        raise RecordingError(f"{what} has shape {shape}", fix=FIX_FILE)
+    return shape, dtype
+
+
+def _pick(path: Path, key: str | None, names: list[str]) -> str:
+    """Return the array to read among those that a file has."""
+    allowed = ", ".join(names[:20])
+    if key is not None and key not in names:
+        problem = f"{path} has no array '{key}'{suggest(key, names)}"
+        raise RecordingError(problem, allowed=allowed or "it has none", fix="correct --key")
+    if key is None and not names:
+        raise RecordingError(f"{path} holds no arrays", fix="save an array of numbers in it")
+    if key is None and len(names) > 1:
+        raise RecordingError(f"{path} holds several arrays", allowed=allowed, fix="say which with --key")
+    return key if key is not None else names[0]
+
+
+def list_npz(path: Path) -> list[str]:
+    """Return the names of the arrays in a npz file, sorted."""
+    _require_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sorted(name.removesuffix(".npy") for name in archive.namelist())
+    except ZIP_DAMAGE as error:
+        raise _incomplete(path, "npz file", error) from None
+
+
+def _load_npz(path: Path, key: str | None) -> NDArray:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {item.filename.removesuffix(".npy"): item for item in archive.infolist()}
+            name = _pick(path, key, sorted(members))
+            what = f"array '{name}' of {path}"
+            with archive.open(members[name]) as stream:
+                shape, dtype = read_npy_header(stream, what)
+            check_size(shape, dtype, what, stored=members[name].compress_size)
+            with archive.open(members[name]) as stream:
+                return np.lib.format.read_array(stream, allow_pickle=False)
+    except ZIP_DAMAGE as error:
+        raise _incomplete(path, "npz file", error) from None
+
+
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    """Read a file of comma-separated values with pandas."""
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path, encoding="utf-8-sig", **options)
+    except (ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecordingError(f"{path} is not a table ({reason})", fix="write it as comma-separated values") from None
+
+
+def _load_csv(path: Path) -> NDArray:
+    import pandas as pd
+
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+        has_names = not all(_is_number(cell) for cell in stream.readline(1 << 20).split(","))
+    table = read_csv(path, header=0 if has_names else None, low_memory=False)
+    if table.empty:
+        raise RecordingError(f"{path} has a line of names and no numbers", fix="write the numbers below it")
+    for place in range(table.shape[1]):
+        column = table.iloc[:, place]
+        if column.dtype.kind in "biuf":
+            continue
+        text = pd.to_numeric(column, errors="coerce").isna() & column.notna()
+        row = int(text.to_numpy().argmax())
+        where = f"'{str(column.iloc[row])[:40]}' in row {row + 1} of the numbers, column {place + 1}"
+        allowed = "numbers below one line of names"
+        raise RecordingError(f"{path}: {where}", allowed=allowed, fix="write a number or leave the cell empty")
+    return table.to_numpy(np.float64)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.strip() or "nan")
+    except ValueError:
+        return False
+    return True
+
+
+def _load_mat(path: Path, key: str | None) -> NDArray:
+    from scipy import io
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            kinds = {name: (shape, kind) for name, shape, kind in io.whosmat(path)}
+            name = _pick(path, key, sorted(name for name, (_, kind) in kinds.items() if kind in MATLAB_NUMBERS))
+            check_size(kinds[name][0], np.dtype(np.float64), f"array '{name}' of {path}", stored=path.stat().st_size)
+            return np.asarray(io.loadmat(path, variable_names=[name])[name])
+    except RecordingError:
+        raise
+    except Exception as error:
+        # scipy's reader trusts its input: on a damaged file it raises whatever its arithmetic happens to meet.
+        raise _incomplete(path, "MATLAB file", error) from None
+
+
+def _load_mat73(path: Path, key: str | None) -> NDArray:
+    with open_hdf5(path) as file:
+        dataset = file[_pick(path, key, sorted(name for name in file if get_dataset(file, name) is not None))]
+        # MATLAB's first axis is HDF5's last.
+        return read_numbers(dataset, dataset.ndim).T
+
+
+# Other spellings of the columns of a stimulus table.
 ALIASES = {
     "start": ("start_time", "onset"),
     "stop": ("stop_time", "end", "end_time", "offset"),
@@ -27,98 +226,57 @@ ALIASES = {
     "temporal_frequency": ("temporal_frequency_in_hz",),
     "blank_sweep": ("is_blank_sweep",),
 }
-"""Other spellings of the columns."""
-
+# What the stimuli whose name begins so must say of each presentation to be decoded.
 NEEDED = {"drifting_gratings": "orientation", MOVIE_PREFIX: "frame"}
-"""What the stimuli whose name begins so must say of each presentation to be decoded."""
-
-INTEGERS = ("frame", "repeat")
-GRATINGS = {
-    "orientation": protocol.GRATING_DIRECTIONS_DEG,
-    "temporal_frequency": protocol.GRATING_TEMPORAL_FREQUENCIES_HZ,
-}
 
 
+@dataclass(frozen=True)
 class StimulusTable:
-    """Rows of all stimuli of one recording, before they meet its clock.
+    """Rows of all stimuli of one recording, before they meet its clock."""
 
-    Parameters
-    ----------
-    start, stop : ndarray
-        ``(K,)`` seconds.
-    name : ndarray
-        ``(K,)`` text.
-    columns : dict
-        ``(K,)`` arrays, NaN or an empty text where a column is not the row's.
-    what : str
-        File, for messages.
-    """
+    start: NDArray[np.float64]  # (K,) s
+    stop: NDArray[np.float64]  # (K,) s
+    name: NDArray[np.str_]  # (K,)
+    columns: Mapping[str, NDArray]  # (K,) each; NaN or an empty text where a column is not the row's
+    what: str  # File, for messages
 
-    def __init__(
-        self,
-        start: NDArray[np.float64],
-        stop: NDArray[np.float64],
-        name: NDArray[np.str_],
-        columns: Mapping[str, NDArray],
-        what: str,
-    ) -> None:
-        self.start, self.stop, self.name, self.columns, self.what = start, stop, name, dict(columns), what
+    def __post_init__(self) -> None:
+        start, stop = self.start, self.stop
         bad = np.flatnonzero(~(np.isfinite(start) & np.isfinite(stop) & (stop >= start)))
         if len(bad):
             row = int(bad[0])
-            raise RecordingError(
-                f"{what}: row {row} ({name[row]}) runs from {start[row]:g} s to {stop[row]:g} s",
-                allowed="finite seconds, stop not before start",
-                fix="correct the table",
-            )
+            problem = f"{self.what}: row {row} ({self.name[row]}) runs from {start[row]:g} s to {stop[row]:g} s"
+            allowed = "finite seconds, stop not before start"
+            raise RecordingError(problem, allowed=allowed, fix="write start and stop in this order")
 
     def place(
-        self, timestamps: NDArray[np.float64], movie_frames: Mapping[str, int], warnings: list[str]
+        self, timestamps: NDArray[np.float64], movie_frames: Mapping[str, int], notes: Notes
     ) -> tuple[dict[str, Presentations], dict[str, NDArray[np.float64]]]:
-        """Put the rows on a recording's clock.
+        """Put the rows on a recording's clock: presentations (not of ``spontaneous``) and epochs in s, by stimulus.
 
-        Parameters
-        ----------
-        timestamps : ndarray
-            ``(T,)`` seconds.
-        movie_frames : dict
-            Number of frames of each movie whose pixels are known: a movie without the column `frame` has one row per
-            repeat, over which its frames are laid evenly.
-        warnings : list of str
-            What is repaired or left out is appended.
-
-        Returns
-        -------
-        tuple of dict
-            Presentations by stimulus, without ``spontaneous``; ``(K, 2)`` seconds of epochs by stimulus.
-
-        Raises
-        ------
-        RecordingError
-            If no row lies in the recording, or a column is not what it must be.
+        `movie_frames` are the numbers of frames of the movies whose pixels are known: a movie without the column
+        `frame` has one row per repeat, over which its frames are laid evenly.
         """
         step = float(np.median(np.diff(timestamps)))
         inside = (self.start >= timestamps[0] - step) & (self.stop <= timestamps[-1] + 1.5 * step)
         if len(inside) and not inside.any():
+            span = f"({self.start.min():g} to {self.stop.max():g} s) lies within the recording"
             raise RecordingError(
-                f"{self.what}: none of {len(inside)} rows ({self.start.min():g} to {self.stop.max():g} s) lies within "
-                f"the recording ({timestamps[0]:g} to {timestamps[-1]:g} s)",
+                f"{self.what}: none of {len(inside)} rows {span} ({timestamps[0]:g} to {timestamps[-1]:g} s)",
                 fix="give the table on the recording's clock, in seconds",
             )
         if not inside.all():
             outside = np.flatnonzero(~inside)
-            warnings.append(f"{self.what}: {name_rows(outside)} reach outside the recording: left out")
+            notes.add(f"{self.what}: {name_rows(outside)} reach outside the recording: left out")
         if inside.any() and self.stop[inside].max() < timestamps[0] + 0.1 * (timestamps[-1] - timestamps[0]):
-            warnings.append(
-                f"{self.what}: all stimuli lie in the first tenth of the recording; is the table in seconds?"
-            )
+            notes.add(f"{self.what}: all stimuli lie in the first tenth of the recording; is the table in seconds?")
         stimuli, epochs = {}, {}
         for raw in dict.fromkeys(self.name[inside].tolist()):
             rows = np.flatnonzero(inside & (self.name == raw))
             rows = rows[np.argsort(self.start[rows], kind="stable")]
             name = SPONTANEOUS if raw == SPONTANEOUS else clean_name(raw)
             if name != raw:
-                warnings.append(f"{self.what}: stimulus '{raw}' is called '{name}'")
+                notes.add(f"{self.what}: stimulus '{raw}' is called '{name}'")
             if name in epochs:
                 raise RecordingError(f"{self.what}: two stimuli would be called '{name}'", fix="rename one of them")
             start, stop = self.start[rows], self.stop[rows]
@@ -127,56 +285,28 @@ class StimulusTable:
                 continue
             overlap = np.flatnonzero(start[1:] < stop[:-1] - step)
             if len(overlap):
-                warnings.append(f"{name}: {len(overlap)} presentations begin before the one before them ends")
+                notes.add(f"{name}: {len(overlap)} presentations begin before the one before them ends")
             columns = {key: values[rows] for key, values in self.columns.items() if _has_any(values[rows])}
             if "frame" not in columns and name in movie_frames:
                 start, stop, columns = _lay_frames(name, start, stop, columns, movie_frames[name])
-            columns = finish_columns(name, columns, self.what, len(start), movie_frames.get(name))
+            columns = _finish_columns(name, columns, self.what, len(start), movie_frames.get(name))
             stimuli[name] = Presentations.from_times(name, timestamps, start, stop, columns)
             needed = next((key for prefix, key in NEEDED.items() if name.startswith(prefix)), None)
             if needed is not None and needed not in columns:
-                warnings.append(f"{name} has no '{needed}' in {self.what}: it cannot be decoded")
+                notes.add(f"{name} has no '{needed}' in {self.what}: it cannot be decoded")
         return stimuli, epochs
 
 
 def read_table(path: Path) -> StimulusTable:
-    r"""Read a csv table: `start`, `stop` (seconds), `name`, and any other columns.
-
-    Raises
-    ------
-    RecordingError
-        If it is missing, not a table, lacks a column, or a time is not a number.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "stimuli.csv"
-    >>> _ = path.write_text("start,stop,name,orientation\n1,3,drifting_gratings,45\n4,6,drifting_gratings,\n")
-    >>> stimuli, epochs = read_table(path).place(np.arange(300) / 30, {}, [])
-    >>> stimuli["drifting_gratings"].columns["blank_sweep"].tolist(), epochs["drifting_gratings"].tolist()
-    ([False, True], [[1.0, 6.0]])
-    """
-    import pandas as pd
-
+    """Read a csv table: `start`, `stop` (seconds), `name`, and any other columns."""
     if not path.is_file():
         raise RecordingError(f"no stimulus table {path}", fix="check the path")
-    try:
-        table = pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True)
-    except (ValueError, UnicodeDecodeError, OverflowError) as error:
-        raise RecordingError(
-            f"{path} is not a table ({' '.join(str(error).split())[:200]})", fix="write it as comma-separated values"
-        ) from None
+    table = read_csv(path, skipinitialspace=True)
     return make_table({str(key): table[key].to_numpy() for key in table}, str(path))
 
 
 def make_table(columns: Mapping[str, NDArray], what: str) -> StimulusTable:
-    """Make a table from columns by name, in any of their known spellings.
-
-    Raises
-    ------
-    RecordingError
-        If a column is missing, or a time is not a number.
-    """
+    """Make a table from columns by name, in any of their known spellings."""
     spelled = {key.strip().lower(): np.asarray(values) for key, values in columns.items()}
     for wanted, others in ALIASES.items():
         present = [key for key in (wanted, *others) if key in spelled]
@@ -187,24 +317,23 @@ def make_table(columns: Mapping[str, NDArray], what: str) -> StimulusTable:
             raise RecordingError(
                 f"{what} has no column '{wanted}'{suggest(wanted, spelled)} (found: {', '.join(columns)[:80]})",
                 allowed="start, stop (seconds), name, and any others, with commas between them",
-                fix="correct the table",
+                fix="add or rename the column",
             )
     if len(spelled["start"]) == 0:
         raise RecordingError(f"{what} has no rows", fix="add the stimuli, or leave the table out")
-    start, stop = (_numbers(spelled.pop(key), key, what) for key in ("start", "stop"))
+    start, stop = (_seconds(spelled.pop(key), key, what) for key in ("start", "stop"))
     name = np.array([str(value).strip() for value in spelled.pop("name")], dtype=np.str_)
     return StimulusTable(start, stop, name, {key: _plain(values) for key, values in spelled.items()}, what)
 
 
-def _numbers(values: NDArray, key: str, what: str) -> NDArray[np.float64]:
+def _seconds(values: NDArray, key: str, what: str) -> NDArray[np.float64]:
     import pandas as pd
 
     numbers = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64)
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
-        raise RecordingError(
-            f"{what}: '{key}' of row {bad[0]} is '{values[bad[0]]}'", allowed="seconds", fix="correct the table"
-        )
+        problem = f"{what}: '{key}' of row {bad[0]} is '{values[bad[0]]}'"
+        raise RecordingError(problem, allowed="seconds", fix="write a number, or remove the row")
     return numbers
 
 
@@ -233,75 +362,282 @@ def _lay_frames(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, NDArray]]:
     """Turn one row per repeat into one per movie frame."""
     if (stop <= start).any():
-        raise RecordingError(f"{name}: a repeat lasts no time", fix="correct its row")
+        raise RecordingError(f"{name}: a repeat lasts no time", fix="write when it stopped")
     edges = np.arange(num_frames + 1) / num_frames
     spans = start[:, None] + edges * (stop - start)[:, None]
     columns = {key: np.repeat(values, num_frames) for key, values in columns.items()}
     columns["frame"] = np.tile(np.arange(num_frames), len(start))
-    if "repeat" not in columns:
-        columns["repeat"] = np.repeat(np.arange(len(start)), num_frames)
+    columns.setdefault("repeat", np.repeat(np.arange(len(start)), num_frames))
     return spans[:, :-1].reshape(-1), spans[:, 1:].reshape(-1), columns
 
 
-def finish_columns(
-    name: str, columns: Mapping[str, NDArray], what: str, length: int, num_images: int | None = None
+def _finish_columns(
+    name: str, columns: Mapping[str, NDArray], what: str, length: int, num_images: int | None
 ) -> dict[str, NDArray]:
     """Give the columns of one stimulus the types that the tasks expect, and add those that follow from others.
 
     Gratings get `blank_sweep` (True where the orientation is missing) and ids of orientation and temporal frequency;
     movies get `repeat`, counted per frame, if the table has none.
-
-    Raises
-    ------
-    RecordingError
-        If `frame` or `repeat` are not whole numbers, or a frame lies outside the movie.
     """
     done = dict(columns)
-    blank = np.asarray(done.get("blank_sweep", np.zeros(length)))
+    blank = done.get("blank_sweep", np.zeros(length))
     if blank.dtype.kind == "U" or not np.isin(np.nan_to_num(blank.astype(float)), (0, 1)).all():
-        raise RecordingError(f"{what}: blank_sweep of {name} is not 0 or 1", fix="correct the table")
+        raise RecordingError(f"{what}: blank_sweep of {name} is not 0 or 1", fix="write 0, 1 or nothing in its rows")
     blank = np.nan_to_num(blank.astype(float)).astype(bool)
-    for key in INTEGERS:
+    for key in ("frame", "repeat"):
         if key not in done:
             continue
         values = done[key]
         if values.dtype.kind == "U" or not (np.isfinite(values.astype(float)) & (values.astype(float) % 1 == 0)).all():
-            raise RecordingError(f"{what}: '{key}' of {name} is not a whole number everywhere", fix="correct the table")
+            problem = f"{what}: '{key}' of {name} is not a whole number everywhere"
+            raise RecordingError(problem, fix="write whole numbers, counted from 0")
         done[key] = values.astype(np.int64)
     if "frame" in done:
-        frame = done["frame"]
-        allowed = f"0 to {num_images - 1}" if num_images else "0 or more"
-        bad = np.flatnonzero((frame < -1) | (frame >= (num_images or np.iinfo(np.int64).max)))
-        if name.startswith(MOVIE_PREFIX):
-            bad = np.flatnonzero((frame < 0) | (frame >= (num_images or np.iinfo(np.int64).max)))
+        frame, is_movie = done["frame"], name.startswith(MOVIE_PREFIX)
+        bad = np.flatnonzero((frame < (0 if is_movie else -1)) | (frame >= (num_images or np.iinfo(np.int64).max)))
         if len(bad):
             raise RecordingError(
                 f"{what}: presentation {bad[0]} of {name} shows frame {frame[bad[0]]}",
-                allowed=allowed,
-                fix="correct the table or give the stimulus that was shown",
+                allowed=f"0 to {num_images - 1}" if num_images else "0 or more",
+                fix="count frames from 0, or give the stimulus that was shown",
             )
-        if name.startswith(MOVIE_PREFIX) and "repeat" not in done:
+        if is_movie and "repeat" not in done:
             done["repeat"] = count_occurrences(frame)
     if "orientation" in done:
         orientation = done["orientation"]
         if orientation.dtype.kind == "U":
             raise RecordingError(f"{what}: orientation of {name} is not a number everywhere", fix="give degrees")
         done["blank_sweep"] = blank | ~np.isfinite(orientation.astype(float))
-        for key, usual in GRATINGS.items():
+        for key, usual in GRATINGS["drifting_gratings"].items():
             if key in done and done[key].dtype.kind != "U":
-                done |= _identify(key, done[key].astype(float), done["blank_sweep"], usual)
+                values = done[key].astype(float)
+                shown = ~done["blank_sweep"] & np.isfinite(values)
+                levels = np.asarray(usual) if np.isin(values[shown], usual).all() else np.unique(values[shown])
+                done |= code_feature(key, values, shown, levels)
     elif "blank_sweep" in done:
         done["blank_sweep"] = blank
     return done
 
 
-def _identify(
-    key: str, values: NDArray[np.float64], blank: NDArray[np.bool_], usual: tuple[float, ...]
-) -> dict[str, Any]:
-    """Return a column with NaN for blanks, and its id: place among the Allen's values, or among its own."""
-    values = np.where(blank, np.nan, values)
-    shown = np.isfinite(values)
-    choices = np.asarray(usual) if np.isin(values[shown], usual).all() else np.unique(values[shown])
-    ids = np.full(len(values), -1, np.int64)
-    ids[shown] = np.searchsorted(choices, values[shown])
-    return {key: values, f"{key}_id": ids}
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif")
+VIDEOS = (".mp4", ".mov", ".avi", ".mkv")
+MAX_PIXELS = 1 << 26  # Of one picture: eight times the largest screens
+MAX_MOVIE_BYTES = 32 << 30
+
+
+def find_pixels(folder: Path) -> dict[str, Path]:
+    """Return the stimuli of a folder: ``NAME.npy``, ``NAME.mp4``, ``NAME.gif`` or a folder ``NAME`` of pictures."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() or path.suffix.lower() in (".npy", ".gif", *VIDEOS):
+            name = path.name if path.is_dir() else path.stem
+            if name in found:
+                raise RecordingError(f"{path} and {found[name]} are both stimulus '{name}'", fix="remove one of them")
+            found[name] = path
+    return found
+
+
+def read_pixels(path: Path) -> NDArray[np.uint8]:
+    """Return the pixels of one stimulus ``(frames, height, width)``, on disk (mapped) where they are many.
+
+    Colours become luma (ITU-R 601). Frames of a gif or folder must have one size; pictures of a folder are taken in the
+    order of the numbers in their names.
+    """
+    if path.is_dir():
+
+        def place(picture: Path) -> tuple[list[int], str]:
+            return [int(number) for number in re.findall(r"\d+", picture.stem)], picture.name
+
+        pictures = [item for item in path.iterdir() if item.suffix.lower() in PICTURES]
+        return _collect(path, _read_pictures(sorted(pictures, key=place)))
+    _require_file(path)
+    suffix = path.suffix.lower()
+    if suffix == ".gif":
+        return _collect(path, _read_pictures([path]))
+    if suffix in VIDEOS:
+        return _collect(path, _read_video(path))
+    if suffix != ".npy":
+        allowed = f"{', '.join(('.npy', '.gif', *VIDEOS))} or a folder of pictures"
+        raise RecordingError(f"{path} is not a stimulus", allowed=allowed, fix="convert it")
+    pixels = load_npy(path)
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
+        problem = f"{path} holds {pixels.dtype} of shape {pixels.shape}"
+        raise RecordingError(problem, allowed="uint8 of (frames, height, width)", fix="convert it to 8-bit grey")
+    return pixels
+
+
+def _check_pixels(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        problem = f"{path} claims {width} x {height} pixels"
+        raise RecordingError(problem, allowed=f"{MAX_PIXELS} in all", fix="make it smaller")
+
+
+def _read_pictures(paths: list[Path]) -> Iterator[NDArray[np.uint8]]:
+    """Give every frame of every file."""
+    from PIL import Image, ImageSequence
+
+    for path in paths:
+        try:
+            with warnings.catch_warnings():
+                # Pillow warns of pictures that would fill the memory.
+                warnings.simplefilter("error")
+                with Image.open(path) as picture:
+                    _check_pixels(path, *picture.size)
+                    for frame in ImageSequence.Iterator(picture):
+                        if frame.mode.startswith(("I", "F")):
+                            problem = f"{path} has pixels of mode {frame.mode}"
+                            raise RecordingError(problem, allowed="8 bits", fix="convert it to 8-bit grey")
+                        yield np.asarray(frame.convert("L"))
+        except RecordingError:
+            raise
+        except Exception as error:
+            # Pillow's readers raise whatever a damaged file makes them meet.
+            raise _incomplete(path, "picture", error) from None
+
+
+def _read_video(path: Path) -> Iterator[NDArray[np.uint8]]:
+    try:
+        import av
+    except ImportError:
+        raise ConfigError(f"{path} needs PyAV, which is not installed", fix="pip install 'poyo-ssl[video]'") from None
+    try:
+        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+            if not container.streams.video:
+                raise RecordingError(f"{path} has no video", fix=FIX_FILE)
+            stream = container.streams.video[0]
+            _check_pixels(path, stream.width, stream.height)
+            decoded = 0
+            for frame in container.decode(stream):
+                decoded += 1
+                # Full range, whatever range the codec keeps.
+                grey = frame.reformat(format="gray", dst_color_range="JPEG").to_ndarray()
+                yield np.asarray(grey, np.uint8)
+            if decoded < stream.frames:
+                raise RecordingError(f"{path} ends after {decoded} of {stream.frames} frames", fix=FIX_FILE)
+    except (av.FFmpegError, ValueError) as error:
+        raise _incomplete(path, "video", error) from None
+
+
+def _collect(path: Path, frames: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Stack frames in a temporary file, which vanishes with the array."""
+    shape: tuple[int, ...] | None = None
+    count = 0
+    with tempfile.TemporaryFile() as stream:
+        for frame in frames:
+            shape = shape or frame.shape
+            if frame.shape != shape:
+                sizes = f"{frame.shape[0]} x {frame.shape[1]}, not {shape[0]} x {shape[1]}"
+                raise RecordingError(f"{path}: picture {count} is {sizes}", fix="give all the same size")
+            if (count + 1) * frame.size > MAX_MOVIE_BYTES:
+                problem = f"{path} has more than {count} frames of {frame.size} pixels"
+                raise RecordingError(problem, fix="make it smaller")
+            stream.write(np.ascontiguousarray(frame).tobytes())
+            count += 1
+        if shape is None:
+            raise RecordingError(f"{path} holds no picture", allowed=", ".join(PICTURES), fix="put pictures into it")
+        stream.flush()
+        return np.memmap(stream, np.uint8, "r", shape=(count, *shape))
+
+
+CLOCK, TABLE, PIXELS, METADATA = "timestamps", "stimuli.csv", "pixels", "recording.json"
+NUMBERS = ("age_days", "depth_um")
+
+
+@dataclass(frozen=True)
+class Companions(CompanionPaths):
+    """Clock, stimuli, pixels and metadata of traces: files of a fixed name beside them, or the given ones."""
+
+    def files(self, folder: Path) -> list[Path]:
+        """Return those that are there."""
+        tables = self._find(folder, "stimuli", TABLE), self._find(folder, "metadata", METADATA)
+        pixels = self._find(folder, "pixels", PIXELS)
+        inside = sorted(item for item in pixels.rglob("*") if item.is_file()) if pixels else []
+        return [path for path in (self._clock_file(folder), *tables) if path is not None] + inside
+
+    def _find(self, folder: Path, setting: str, name: str) -> Path | None:
+        given: Path | None = getattr(self, setting)
+        if given is not None and not given.exists():
+            raise RecordingError(f"no {given}", fix=f"correct --{setting}")
+        return given or (folder / name if (folder / name).exists() else None)
+
+    def _clock_file(self, folder: Path) -> Path | None:
+        if self.timestamps is not None or self.rate_hz is not None:
+            return self.timestamps
+        return next((path for suffix in SUFFIXES if (path := folder / f"{CLOCK}{suffix}").is_file()), None)
+
+    def read_clock(self, folder: Path) -> NDArray[np.float64] | None:
+        """Return ``(T,)`` seconds, or None if there is no file of timestamps."""
+        path = self._clock_file(folder)
+        if path is None:
+            return None
+        values = load_array(path)
+        if values.size != max(values.shape, default=0):
+            problem = f"{path} holds an array of shape {values.shape}"
+            raise RecordingError(problem, allowed="one second per frame", fix="save one column")
+        return np.asarray(values, np.float64).reshape(-1)
+
+    def read_stimuli(
+        self, folder: Path, timestamps: NDArray[np.float64], notes: Notes
+    ) -> tuple[dict[str, Presentations], dict[str, NDArray[np.float64]]]:
+        """Return presentations and epochs; none, with a note, if there is no table."""
+        path = self._find(folder, "stimuli", TABLE)
+        if path is None:
+            notes.add(f"no stimulus table: nothing can be decoded (give --stimuli or {TABLE})")
+            return {}, {}
+        movie_frames = {name: len(pixels) for name, pixels in self.read_movies(folder)}
+        stimuli, epochs = read_table(path).place(timestamps, movie_frames, notes)
+        for name in movie_frames:
+            if name not in stimuli:
+                notes.add(f"pixels of '{name}', which the table does not mention")
+        return stimuli, epochs
+
+    def read_movies(self, folder: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """Give the pixels of every stimulus by name."""
+        pixels = self._find(folder, "pixels", PIXELS)
+        if pixels is None:
+            return
+        if not pixels.is_dir():
+            allowed = "a folder with one item per stimulus"
+            raise RecordingError(f"{pixels} is a file", allowed=allowed, fix="move it there")
+        for name, path in find_pixels(pixels).items():
+            yield clean_name(name), read_pixels(path)
+
+    def read_metadata(self, folder: Path, defaults: Mapping[str, Any]) -> RecordingMetadata:
+        """Return `defaults`, overruled by the metadata file."""
+        path = self._find(folder, "metadata", METADATA)
+        return RecordingMetadata(**{**defaults, **(read_metadata_file(path) if path else {})})
+
+
+def read_metadata_file(path: Path) -> dict[str, Any]:
+    """Return the fields of a ``recording.json``: text, or numbers for age and depth."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RecordingError(f"{path} is not JSON ({error})", fix='write it as {"subject_id": "mouse7"}') from None
+    if not isinstance(values, dict):
+        problem = f"{path} holds a {type(values).__name__}"
+        raise RecordingError(problem, allowed="fields by name", fix='write it as {"subject_id": "mouse7"}')
+    for key, value in values.items():
+        if key not in METADATA_FIELDS:
+            problem = f"{path} has an unknown field '{key}'{suggest(key, METADATA_FIELDS)}"
+            raise RecordingError(problem, allowed=", ".join(METADATA_FIELDS), fix="rename or remove it")
+        kind, wanted = ("a number", (int, float)) if key in NUMBERS else ("text", str)
+        if isinstance(value, bool) or not isinstance(value, wanted) or "\0" in str(value):
+            problem = f"{path}: '{key}' is {json.dumps(value)[:80]}"
+            raise RecordingError(problem, allowed=kind, fix=f"write {kind} or leave it out")
+    if "depth_um" in values:
+        if not abs(values["depth_um"]) < 1e6:
+            problem = f"{path}: 'depth_um' is {values['depth_um']}"
+            raise RecordingError(problem, allowed="micrometres", fix="write the depth below the pia or leave it out")
+        values["depth_um"] = round(values["depth_um"])
+    return values
+
+
+def check_line(metadata: RecordingMetadata, notes: Notes) -> None:
+    """Note a Cre line that is not one of the Allen's 13, by which neurons are selected per line."""
+    line = metadata.cre_line
+    if line not in protocol.CRE_LINES:
+        known = f"is not one of the Allen's 13{suggest(line, protocol.CRE_LINES)}"
+        notes.add(f"Cre line '{line}' {known}; selection per line does not know it")
