@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from poyo_ssl.sources.base import Source
-    from poyo_ssl.sources.events import EventsConfig, GCaMPConfig, fit_decay, prepare_events
+    from poyo_ssl.sources.events import EventsConfig, GCaMPConfig, prepare_events
     from poyo_ssl.sources.run import Outcome
 
 _HOMES = {
@@ -19,11 +19,10 @@ _HOMES = {
     "GCaMPConfig": "events",
     "Outcome": "run",
     "Source": "base",
-    "fit_decay": "events",
     "prepare_events": "events",
 }
 
-__all__ = ["EventsConfig", "GCaMPConfig", "Outcome", "Source", "fit_decay", "prepare_events"]
+__all__ = ["EventsConfig", "GCaMPConfig", "Outcome", "Source", "prepare_events"]
 
 
 def __getattr__(name: str) -> Any:

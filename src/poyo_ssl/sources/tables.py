@@ -1,9 +1,9 @@
-"""Files of laboratories: arrays, and what is kept beside the traces (clock, stimulus table, pixels, who was recorded).
+"""Files of laboratories: arrays, and what lies beside the traces (clock, stimulus table, pixels, who was recorded).
 
-Numbers come from npy, npz, csv and MATLAB files: no pickle, nothing allocated on a header's word. A stimulus table (csv)
-has one row per presentation, in seconds on the recording's clock. What lies beside the traces is a setting (a path, or
-the rate), or else a file of a fixed name in the recording's folder: ``timestamps.npy`` (or npz, csv, mat),
-``stimuli.csv``, ``pixels`` (a folder), ``recording.json``.
+Numbers come from npy, npz, csv and MATLAB files: no pickle, nothing allocated on a header's word. A stimulus table has
+one row per presentation, in seconds on the recording's clock. What lies beside the traces is a setting (a path, or the
+rate), or else a file of a fixed name in the recording's folder: ``timestamps.npy`` (or npz, csv, mat), ``stimuli.csv``,
+``pixels`` (a folder), ``recording.json``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl import protocol
+from poyo_ssl.data.hdf5 import check_size, get_dataset, open_hdf5, read_numbers
 from poyo_ssl.data.intervals import merge
 from poyo_ssl.data.recording import METADATA_FIELDS, RecordingMetadata
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations
 from poyo_ssl.errors import ConfigError, RecordingError, suggest
-from poyo_ssl.sources.base import Notes, check_size, clean_name, name_rows
+from poyo_ssl.sources.base import Notes, clean_name, name_rows
 from poyo_ssl.sources.coding import GRATINGS, SPONTANEOUS, code_feature, count_occurrences
-from poyo_ssl.sources.hdf5 import get_dataset, open_hdf5, read_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
