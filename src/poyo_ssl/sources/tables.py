@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl import protocol
+from poyo_ssl.config import CompanionPaths
 from poyo_ssl.data.hdf5 import check_size, get_dataset, open_hdf5, read_numbers
 from poyo_ssl.data.intervals import merge
 from poyo_ssl.data.recording import METADATA_FIELDS, RecordingMetadata
