@@ -24,7 +24,7 @@ MOVIE = "natural_movie_one"
 def ask(capsys, monkeypatch):
     """Return a function that runs the command on a path and gives exit code and words."""
     # The width is read when the console is made, which another test may have done.
-    monkeypatch.setattr(console, "width", 200)
+    monkeypatch.setattr(console(), "width", 200)
 
     def run(path, workers=1):
         code = main(["doctor", str(path), f"--workers={workers}"])
@@ -232,7 +232,7 @@ def test_a_folder_gets_a_row_each_and_names_the_damaged(tmp_path, make_recording
     assert code == 2
     assert "c has the traces of a: one recording under two names" in said
     assert "d.h5 is not a complete HDF5 file" in said
-    assert said.endswith("poyo-ssl: 1 of 4 recordings could not be read; mend or remove them, see the lines above")
+    assert said.endswith("poyo-ssl: 1 of 4 recordings could not be read; repair or remove them, see the lines above")
 
 
 def test_a_folder_of_several_kinds(tmp_path, ask):
@@ -255,7 +255,7 @@ def test_a_folder_of_several_kinds(tmp_path, ask):
     assert said.count("cut.nwb") == 1
     # In other processes the same is found.
     assert ask(lab, workers=2) == (code, said)
-    assert said.endswith("poyo-ssl: 1 of 6 recordings could not be read; mend or remove them, see the lines above")
+    assert said.endswith("poyo-ssl: 1 of 6 recordings could not be read; repair or remove them, see the lines above")
 
 
 def test_paths_that_hold_nothing(tmp_path, ask):
