@@ -34,12 +34,12 @@ from .selection.table import fit_selection as fit_selection
 from .sources.allen import AllenSource as AllenSource
 from .sources.arrays import ArraysSource as ArraysSource
 from .sources.brainsets import BrainsetsSource as BrainsetsSource
-from .sources.companions import Companions as Companions
 from .sources.events import EventsSource as EventsSource
 from .sources.nwb import NwbSource as NwbSource
 from .sources.run import Outcome as Outcome
 from .sources.run import convert as convert
 from .sources.suite2p import Suite2pSource as Suite2pSource
+from .sources.tables import Companions as Companions
 from .training.audit import Audit as Audit
 from .training.audit import audit_run as audit_run
 from .training.predict import predict as predict

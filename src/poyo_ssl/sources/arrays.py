@@ -84,11 +84,10 @@ class ArraysSource(ArraysConfig, Source):
         clock = self.companions.read_clock(folder)
         turned = self._is_turned(traces.shape, clock, what, notes)
         traces = traces.T if turned else traces
-        if clock is None and self.companions.rate_hz is None:
-            raise RecordingError(
-                f"{what} has no clock", fix="give --rate_hz, --timestamps, or timestamps.npy beside it"
-            )
         if clock is None:
+            if self.companions.rate_hz is None:
+                fix = "give --rate_hz, --timestamps, or timestamps.npy beside it"
+                raise RecordingError(f"{what} has no clock", fix=fix)
             clock = np.arange(len(traces)) / self.companions.rate_hz
         traces, timestamps = trim_to_clock(traces, clock, what, notes)
         if len(timestamps) < 2:
@@ -101,7 +100,8 @@ class ArraysSource(ArraysConfig, Source):
             from poyo_ssl.sources.events import GCaMPConfig, simulate_dff
 
             events = _read_events(traces, what)
-            dff = simulate_dff(events, *traces.shape, rate_hz, indicator=GCaMPConfig(), seed=self.seed)
+            num_frames, num_units = traces.shape
+            dff = simulate_dff(events, num_frames, num_units, rate_hz, indicator=GCaMPConfig(), seed=self.seed)
         else:
             dff = np.asarray(traces, np.float32)
         stimuli, epochs = self.companions.read_stimuli(folder, timestamps, notes)

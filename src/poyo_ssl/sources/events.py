@@ -316,7 +316,11 @@ def _read_events(path: Path) -> _EventFile:
     specimens = arrays.get("cell_specimen_id", np.full(num_units, -1))
     if not (np.isfinite(specimens).all() and (specimens % 1 == 0).all()):
         raise refuse("cell_specimen_id is not whole everywhere", None, "save whole numbers; -1 is unknown")
-    lengths = {"frame": (frame, len(cell)), "value": (value, len(cell)), "cell_specimen_id": (specimens, num_units)}
+    lengths: dict[str, tuple[NDArray, int]] = {
+        "frame": (frame, len(cell)),
+        "value": (value, len(cell)),
+        "cell_specimen_id": (specimens, num_units),
+    }
     for key, (given, length) in lengths.items():
         if given.shape != (length,):
             each = "cell" if key == "cell_specimen_id" else "event"

@@ -422,7 +422,7 @@ def _join_masks(planes: list[_Plane], notes: Notes) -> RoiMasks | None:
         if len(stat) != len(plane.light):
             raise ValueError(f"{len(stat)} ROIs in stat.npy, {len(plane.light)} in F.npy")
         rows, columns = ([np.asarray(stat[roi][key], np.int64).reshape(-1) for roi in plane.rows] for key in AXES)
-        unit = np.repeat(np.arange(len(rows)), [len(pixels) for pixels in rows])
+        unit = np.repeat(np.arange(len(rows), dtype=np.int32), [len(pixels) for pixels in rows])
         row, column = np.concatenate(rows), np.concatenate(columns)
         if len(row) != len(column) or (len(row) and min(row.min(), column.min()) < 0):
             raise ValueError("pixels outside the image")
@@ -433,8 +433,7 @@ def _join_masks(planes: list[_Plane], notes: Notes) -> RoiMasks | None:
     if max(height, width) > 1 << 15:
         notes.add(f"the ROIs have no masks: pixels at row {height - 1} and column {width - 1}")
         return None
-    unit, row, column = (part.astype(np.int32) for part in (unit, row, column))
-    return RoiMasks(unit, row, column, image_shape=(height, width))
+    return RoiMasks(unit, row.astype(np.int32), column.astype(np.int32), image_shape=(height, width))
 
 
 def _is_plane(path: Path) -> bool:
