@@ -10,11 +10,9 @@ from tests.sources.file_server import serve_files
 
 from poyo_ssl import protocol
 from poyo_ssl.cli import main
-from poyo_ssl.commands import prepare_allen
 from poyo_ssl.data.recording import RecordingMetadata, open_recordings
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.sources.allen_list import (
-    ADDRESS,
     ExperimentFilter,
     experiment_path,
     published_experiments,
@@ -227,10 +225,6 @@ def test_mistakes(tmp_path, capsys, arguments, message):
     assert message in error
     assert error.splitlines()[-1].startswith("poyo-ssl: ")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_help_names_the_address():
-    assert ADDRESS in "".join((prepare_allen.__doc__ or "").split())
 
 
 @pytest.mark.real_data

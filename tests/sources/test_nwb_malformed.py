@@ -186,7 +186,7 @@ DANDI_WARNINGS = {
     "no running": (drop("processing/behavior/BehavioralTimeSeries"), LOST),
     "running's clock": (
         put_item("processing/behavior/BehavioralTimeSeries/running_speed/timestamps", 5, 0.0),
-        "running_speed: timestamps are not finite, increasing, and one per sample; left out",
+        "running_speed: timestamps are not finite and increasing; left out",
     ),
     "no eye data": (
         drop("processing/behavior/EyeTracking", "processing/behavior/PupilTracking"),

@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from poyo_ssl import protocol
 from poyo_ssl.data.hdf5 import open_hdf5
-from poyo_ssl.errors import ConfigError, RecordingError, suggest
+from poyo_ssl.errors import RecordingError, check, choose
 from poyo_ssl.sources.allen import DATA_FOLDER, SESSION_TYPES, UNKNOWN_LINE, parse_cre_line, parse_indicator
 from poyo_ssl.sources.download import check_address, download
 
@@ -25,81 +26,38 @@ PRETRAINING, FINETUNING = "pretraining", "fine-tuning"
 PUBLISHED_ARMS = {PRETRAINING: 134, FINETUNING: 299}
 """Sessions of the published study in each arm (METHOD: section "Data")."""
 
+ADDRESS = "https://allen-brain-observatory.s3.us-west-2.amazonaws.com/visual-coding-2p"
+"""The Allen Institute's public bucket ``allen-brain-observatory`` in the region ``us-west-2``."""
+
+MAX_ID_DIGITS = 12
+
 
 @dataclass(frozen=True)
 class Experiment:
-    """One imaging session in the Allen's lists.
+    """One imaging session in the Allen's lists."""
 
-    Attributes
-    ----------
-    experiment_id : int
-        Names the file.
-    container_id, subject_id : str
-        Field of view and mouse.
-    session_type : str
-        ``three_session_A``, ``_B``, ``_C`` or ``_C2``; other texts are of another project.
-    cre_line, reporter_line : str
-        Driver with "Cre" in its name, or ``unknown``; reporter, or empty.
-    targeted_structure : str
-        Area.
-    depth_um : int
-        Imaging depth.
-    recording_date : str
-        ``YYYY-MM-DD``, or empty.
-    sex : str
-        As the list has it.
-    age_days : float, optional
-        On the day of recording.
-    failed : bool
-        Whether the container was not released.
-    """
-
-    experiment_id: int
+    experiment_id: int  # names the file
     container_id: str
     subject_id: str
-    session_type: str
-    cre_line: str
+    session_type: str  # three_session_A, _B, _C or _C2; other texts are of another project
+    cre_line: str  # driver with "Cre" in its name, or "unknown"
     reporter_line: str
     targeted_structure: str
     depth_um: int
-    recording_date: str = ""
+    recording_date: str = ""  # YYYY-MM-DD
     sex: str = ""
-    age_days: float | None = None
-    failed: bool = False
-
-    @property
-    def indicator(self) -> str:
-        """Indicator that the reporter line expresses; empty if not known."""
-        return parse_indicator(self.reporter_line)
+    age_days: float | None = None  # on the day of recording
+    failed: bool = False  # whether the container was not released
 
     def metadata(self) -> dict[str, Any]:
         """Return what a recording says of itself, as fields of `RecordingMetadata`."""
         taken = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("experiment_id", "failed")}
-        return taken | {"indicator": self.indicator}
+        return taken | {"indicator": parse_indicator(self.reporter_line)}
 
 
 @dataclass(frozen=True)
 class ExperimentFilter:
-    """Which experiments to take; what is not given lets all pass.
-
-    Attributes
-    ----------
-    cre_line, area, session_type : tuple of str
-        Any of these. Session types are A, B, C and C2.
-    min_depth_um, max_depth_um : int, optional
-        Imaging depths from and to, both included.
-
-    Raises
-    ------
-    ConfigError
-        If one of them is none of the Allen's, or the depths are in the wrong order.
-
-    Examples
-    --------
-    >>> ExperimentFilter(cre_line=("Sst-IRES-Kre",))
-    Traceback (most recent call last):
-    poyo_ssl.errors.ConfigError: Cre line 'Sst-IRES-Kre', did you mean 'Sst-IRES-Cre'? (allowed: Cux2-CreERT2, ...
-    """
+    """Which experiments to take: any of the given lines, areas and session types (A, B, C, C2), depths included."""
 
     cre_line: tuple[str, ...] = ()
     area: tuple[str, ...] = ()
@@ -108,22 +66,16 @@ class ExperimentFilter:
     max_depth_um: int | None = None
 
     def __post_init__(self) -> None:
-        known = tuple(name.removeprefix(SESSION_PREFIX) for name in SESSION_TYPES)
-        given = tuple(name.removeprefix(SESSION_PREFIX) for name in self.session_type)
-        for what, values, allowed in (
-            ("Cre line", self.cre_line, protocol.CRE_LINES),
-            ("area", self.area, AREAS),
-            ("session type", given, known),
-        ):
-            for value in values:
-                if value not in allowed:
-                    raise ConfigError(
-                        f"{what} '{value}'{suggest(value, allowed)}", allowed=", ".join(allowed), fix="correct it"
-                    )
-        if self.min_depth_um is not None and self.max_depth_um is not None and self.min_depth_um > self.max_depth_um:
-            raise ConfigError(
-                f"depths from {self.min_depth_um} to {self.max_depth_um} um", fix="give the lesser one as min_depth_um"
-            )
+        for line in self.cre_line:
+            choose("Cre line", line, protocol.CRE_LINES)
+        for area in self.area:
+            choose("area", area, AREAS)
+        for name in self.session_type:
+            known = (kind.removeprefix(SESSION_PREFIX) for kind in SESSION_TYPES)
+            choose("session type", name.removeprefix(SESSION_PREFIX), known)
+        low, high = self.min_depth_um, self.max_depth_um
+        ordered = low is None or high is None or low <= high
+        check(ordered, f"depths from {low} to {high} um", fix="give the lesser one as min_depth_um")
 
     def __bool__(self) -> bool:
         """Tell whether anything is asked for."""
@@ -142,13 +94,7 @@ class ExperimentFilter:
 
 
 def find_list(folder: Path) -> Path | None:
-    """Return the list of experiments of a folder as AllenSDK lays it out, or None; a file is taken as it is.
-
-    Raises
-    ------
-    RecordingError
-        If the folder's manifest is of another layout; `check_manifest` says more.
-    """
+    """Return the list of experiments of a folder as AllenSDK lays it out, or None; a file is taken as it is."""
     if folder.is_file():
         return folder
     if (folder / MANIFEST_FILE).is_file():
@@ -157,20 +103,7 @@ def find_list(folder: Path) -> Path | None:
 
 
 def check_manifest(path: Path) -> None:
-    """Refuse an AllenSDK cache of another layout than that of the Visual Coding experiments.
-
-    Raises
-    ------
-    RecordingError
-        If its manifest is no JSON, has no version, or one other than 1.3; file, record and field are named.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "manifest.json"
-    >>> _ = path.write_text('{"manifest": [{"type": "manifest_version", "value": "1.3"}]}')
-    >>> check_manifest(path)
-    """
+    """Refuse an AllenSDK cache of another layout than that of the Visual Coding experiments."""
     fix = "give the cache of the Visual Coding experiments, or remove the manifest"
     manifest = _read_json(path)
     records = manifest.get("manifest") if isinstance(manifest, Mapping) else None
@@ -181,9 +114,8 @@ def check_manifest(path: Path) -> None:
         raise RecordingError(f"{path} has no record of type 'manifest_version'", fix=fix)
     version = entries[0].get("value")
     if version != MANIFEST_VERSION:
-        raise RecordingError(
-            f"{path}: record 'manifest_version' has '{str(version)[:40]}' as 'value'", allowed=MANIFEST_VERSION, fix=fix
-        )
+        problem = f"{path}: record 'manifest_version' has '{str(version)[:40]}' as 'value'"
+        raise RecordingError(problem, allowed=MANIFEST_VERSION, fix=fix)
 
 
 def _read_json(path: Path) -> Any:
@@ -198,19 +130,7 @@ def _read_json(path: Path) -> Any:
 def read_experiments(path: Path) -> list[Experiment]:
     """Return every experiment of ``ophys_experiments.json`` or ``experiment_containers.json``, sorted by id.
 
-    Raises
-    ------
-    RecordingError
-        If it is no list of such records; file, record and field are named.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "ophys_experiments.json"
-    >>> _ = path.write_text('[{"id": 501574836}]')
-    >>> read_experiments(path)
-    Traceback (most recent call last):
-    poyo_ssl.errors.RecordingError: ...ophys_experiments.json: record 501574836 has no 'specimen'; ...
+    A record that is not as it must be is refused by file, id and field.
     """
     records = _read_json(path)
     if not isinstance(records, list):
@@ -232,22 +152,24 @@ def _flatten(records: list[Any], path: Path) -> Iterator[Any]:
 
 
 def _read_record(record: Any, path: Path) -> Experiment:
-    donor = _field(_field(record, "specimen", Mapping, path, record), "donor", Mapping, path, record)
-    lines = _field(donor, "transgenic_lines", list, path, record)
+    def take(holder: Any, name: str, kind: type) -> Any:
+        return _field(holder, name, kind, path, record)
+
+    donor = take(take(record, "specimen", Mapping), "donor", Mapping)
+    lines = take(donor, "transgenic_lines", list)
     drivers = [name for name in _names(lines, "driver") if "Cre" in name]
     container = record.get("experiment_container")
     date, birth = (str(text or "")[:10] for text in (record.get("date_of_acquisition"), donor.get("date_of_birth")))
-    area = _field(record, "targeted_structure", Mapping, path, record)
     return Experiment(
-        experiment_id=_field(record, "id", int, path, record),
-        container_id=str(_field(record, "experiment_container_id", int, path, record)),
-        subject_id=str(_field(donor, "external_donor_name", str, path, record)),
+        experiment_id=take(record, "id", int),
+        container_id=str(take(record, "experiment_container_id", int)),
+        subject_id=str(take(donor, "external_donor_name", str)),
         session_type=str(record.get("stimulus_name") or ""),
         # A second driver (Camk2a-tTA) only passes the first one on.
         cre_line=drivers[0] if drivers else UNKNOWN_LINE,
         reporter_line=next(iter(_names(lines, "reporter")), ""),
-        targeted_structure=_field(area, "acronym", str, path, record),
-        depth_um=_field(record, "imaging_depth", int, path, record),
+        targeted_structure=take(take(record, "targeted_structure", Mapping), "acronym", str),
+        depth_um=take(record, "imaging_depth", int),
         recording_date=date,
         sex=str(donor.get("sex") or ""),
         age_days=_age_days(date, birth, donor),
@@ -283,70 +205,29 @@ def _age_days(date: str, birth: str, donor: Mapping[str, Any]) -> float | None:
 def select_experiments(
     experiments: Iterable[Experiment], wanted: ExperimentFilter, ids: Iterable[int] | None = None
 ) -> list[Experiment]:
-    """Return the released experiments of the Visual Coding sessions that pass a filter and, if given, are among `ids`.
-
-    Examples
-    --------
-    >>> made = [Experiment(number, "7", "m", "three_session_A", "Sst-IRES-Cre", "", "VISp", 275) for number in (1, 2)]
-    >>> [one.experiment_id for one in select_experiments(made, ExperimentFilter(area=("VISp",)), ids=[2, 3])]
-    [2]
-    """
+    """Return the released Visual Coding experiments that pass a filter and are among `ids`, if given."""
     among = None if ids is None else set(ids)
-    return [
-        one
-        for one in experiments
-        if one.session_type in SESSION_TYPES
-        and not one.failed
-        and wanted.passes(one)
-        and (among is None or one.experiment_id in among)
-    ]
+    released = (one for one in experiments if one.session_type in SESSION_TYPES and not one.failed)
+    return [one for one in released if wanted.passes(one) and (among is None or one.experiment_id in among)]
 
 
 def published_experiments() -> tuple[int, ...]:
-    """Return the ids of the 433 experiments of the published study.
-
-    Examples
-    --------
-    >>> len(published_experiments()), 501574836 in published_experiments()
-    (433, True)
-    """
+    """Return the ids of the 433 experiments of the published study."""
     text = (files("poyo_ssl") / "sources" / "published_experiments.csv").read_text("utf-8")
     return tuple(int(line) for line in text.split()[1:])
 
 
 def published_arm(cre_line: str) -> str:
-    """Return the arm of the published study that a recording of a Cre line belongs to; empty for an unknown line.
-
-    Examples
-    --------
-    >>> published_arm("Vip-IRES-Cre"), published_arm("Cux2-CreERT2"), published_arm("unknown")
-    ('pretraining', 'fine-tuning', '')
-    """
+    """Return the arm of the published study that a recording of a Cre line belongs to; empty for an unknown line."""
     line = parse_cre_line(cre_line)
     if line == UNKNOWN_LINE:
         return ""
     return PRETRAINING if line in protocol.PUBLISHED_PREDICTABLE_LINES else FINETUNING
 
 
-ADDRESS = "https://allen-brain-observatory.s3.us-west-2.amazonaws.com/visual-coding-2p"
-"""The Allen Institute's public bucket ``allen-brain-observatory`` in the region ``us-west-2``."""
-
-MAX_ID_DIGITS = 12
-
-
 @dataclass(frozen=True)
 class Fetched:
-    """What became of one file.
-
-    Attributes
-    ----------
-    experiment_id : int
-        Of the experiment.
-    path : Path
-        Where it is, or would be.
-    error : str
-        Why it is not there; empty if it is.
-    """
+    """What became of a file: where it is or would be, and why it is not there."""
 
     experiment_id: int
     path: Path
@@ -354,39 +235,19 @@ class Fetched:
 
 
 def experiment_path(folder: Path, experiment_id: int) -> Path:
-    """Return where the file of an experiment belongs.
-
-    Examples
-    --------
-    >>> experiment_path(Path("cache"), 501574836).as_posix()
-    'cache/ophys_experiment_data/501574836.nwb'
-    """
+    """Return where the file of an experiment belongs."""
     number = int(experiment_id)
     # Only digits make a name or an address, so that no list of ids can lead out of the folder.
     if number < 0 or len(str(number)) > MAX_ID_DIGITS:
-        raise RecordingError(f"experiment id {number}", allowed=f"up to {MAX_ID_DIGITS} digits", fix="correct the list")
+        problem = f"experiment id {number}"
+        raise RecordingError(problem, allowed=f"up to {MAX_ID_DIGITS} digits", fix="download the list again")
     return folder / DATA_FOLDER / f"{number}.nwb"
 
 
-def download_list(folder: Path, address: str = ADDRESS, **settings: Any) -> Path:
-    """Fetch the list of all experiments, unless it is there.
-
-    Parameters
-    ----------
-    folder : path
-        Folder to write to; made if it is not there.
-    address : str
-        Of the folder ``visual-coding-2p``, or of a mirror of it.
-    **settings
-        As for `poyo_ssl.sources.download.download`.
-
-    Raises
-    ------
-    RecordingError, ConfigError, ResourceError
-        As `download`.
-    """
+def download_list(folder: Path, address: str = ADDRESS) -> Path:
+    """Fetch the list of all experiments, unless it is there; `address` is of ``visual-coding-2p`` or a mirror of it."""
     url = f"{check_address(address)}/{EXPERIMENTS_FILE}"
-    return download(url, folder / EXPERIMENTS_FILE, check=_check_list, **settings)
+    return download(url, folder / EXPERIMENTS_FILE, check=read_experiments)
 
 
 def download_experiments(
@@ -394,59 +255,23 @@ def download_experiments(
     folder: Path,
     address: str = ADDRESS,
     *,
-    progress: Callable[[int, int, int], None] | None = None,
-    done: Callable[[Fetched], None] | None = None,
-    **settings: Any,
-) -> list[Fetched]:
-    """Fetch the files of experiments, one after the other; those that are there are left alone.
+    progress: Callable[[int, int, int], None],
+    done: Callable[[Fetched], None],
+) -> None:
+    """Fetch the files of experiments one after the other, unless they are there.
 
-    A file that the server does not have, or does not send whole, does not stop the others.
-
-    Parameters
-    ----------
-    ids : sequence of int
-        Experiments.
-    folder : path
-        Files go to its ``ophys_experiment_data``.
-    address : str
-        Of the folder ``visual-coding-2p``, or of a mirror of it.
-    progress : callable, optional
-        Called with experiment, bytes that are there, and size.
-    done : callable, optional
-        Called after every file.
-    **settings
-        As for `poyo_ssl.sources.download.download`.
-
-    Raises
-    ------
-    ConfigError
-        If no server answers.
-    ResourceError
-        If the disk is too small.
+    A file that the server does not have, or does not send whole, does not stop the others. `progress` is called with
+    the experiment, the bytes that are there and the size, `done` after every file.
     """
     address = check_address(address)
-    fetched = []
     for number in ids:
         path = experiment_path(folder, number)
-
-        def show(there: int, size: int, number: int = number) -> None:
-            if progress:
-                progress(number, there, size)
-
+        url = f"{address}/{DATA_FOLDER}/{path.name}"
         try:
-            download(f"{address}/{DATA_FOLDER}/{path.name}", path, check=_check_hdf5, progress=show, **settings)
-            result = Fetched(number, path)
+            download(url, path, check=_check_hdf5, progress=partial(progress, number))
+            done(Fetched(number, path))
         except RecordingError as error:
-            result = Fetched(number, path, str(error))
-        fetched.append(result)
-        if done:
-            done(result)
-    return fetched
-
-
-def _check_list(path: Path) -> None:
-    """Read a list of experiments."""
-    read_experiments(path)
+            done(Fetched(number, path, str(error)))
 
 
 def _check_hdf5(path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poyo_ssl.data.hdf5 import (
-    get,
+    decode,
     get_dataset,
     get_group,
     is_hdf5,
@@ -27,11 +27,13 @@ from poyo_ssl.data.hdf5 import (
     read_numbers,
     read_texts,
     refuse_links_outside,
+    require_dataset,
     require_numbers,
 )
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.recording_file import BLANKS_SUFFIX, BRAINSET_ID
 from poyo_ssl.errors import RecordingError
+from poyo_ssl.sources.allen import require_increasing
 from poyo_ssl.sources.base import FilledTraces, Notes, Source
 from poyo_ssl.sources.tables import Companions, check_line
 
@@ -54,39 +56,23 @@ FIX = "prepare it again with brainsets"
 
 @dataclass(frozen=True)
 class BrainsetsSource(Source):
-    """Files of ``brainsets prepare allen_visual_coding_ophys_2016``.
-
-    Attributes
-    ----------
-    how : {'link', 'copy', 'rewrite'}
-        'link' makes a hard link, or a copy on another disk; 'copy' always copies; 'rewrite' writes the recording
-        anew, which is needed where something has to be left out.
-    pixels : path, optional
-        Folder with the pixels of the stimuli by name, as npy, mp4, gif or a folder of pictures.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from poyo_ssl.data.recording import RecordingMetadata
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> dff = np.random.default_rng(0).normal(size=(90, 2))
-    >>> made = Recording("501", dff, np.arange(90) / 30, RecordingMetadata("m"))
-    >>> path = made.save(folder / "501.h5")
-    >>> BrainsetsSource().read(path).dff.shape
-    (90, 2)
-    """
+    """Files of ``brainsets prepare allen_visual_coding_ophys_2016``."""
 
     name: ClassVar[str] = "brainsets"
 
+    # A hard link, or a copy on another disk; always a copy; the recording written anew, to leave something out.
     how: Literal["link", "copy", "rewrite"] = "link"
+    # Folder of the stimuli's pixels by name, as npy, mp4, gif or a folder of pictures.
     pixels: Path | None = None
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
         """Tell whether `path` is an HDF5 file with calcium traces in the layout."""
-        return is_hdf5(
-            path, ".h5", lambda file: _kind(file) == "Data" and get_group(file, "calcium_traces") is not None
-        )
+
+        def has_traces(file: h5py.File) -> bool:
+            return _kind(file) == "Data" and get_group(file, "calcium_traces") is not None
+
+        return is_hdf5(path, ".h5", has_traces)
 
     def find(self, input: Path) -> list[Path]:
         """Return the file, or every ``*.h5`` of the folder or of the brainset's folder in it."""
@@ -109,19 +95,13 @@ class BrainsetsSource(Source):
             yield from Companions(pixels=self.pixels).read_movies(path.parent)
 
     def read(self, path: Path) -> Recording:
-        """Return the recording of one file; its dF/F stays where it is.
-
-        Raises
-        ------
-        RecordingError
-            If the file is damaged or of another layout, or its groups do not fit together.
-        """
-        warnings = Notes()
+        """Return the recording of one file; its dF/F stays where it is."""
+        notes = Notes()
         with open_hdf5(path) as file:
             refuse_links_outside(file)
             _check_objects(file)
             _check_traces(file)
-            _check_tables(file, warnings)
+            _check_tables(file, notes)
             exact, animal = "imaging_clock" in file, "animal_id" in file.get("subject", file).attrs
         recording = Recording.open(path)
         if recording.recording_id != path.stem:
@@ -131,21 +111,15 @@ class BrainsetsSource(Source):
                 fix=f"rename it to {recording.recording_id[:80]}.h5",
             )
         if not exact:
-            warnings.append("no exact timestamps: those of the mean rate are used")
+            notes.add("no exact timestamps: those of the mean rate are used")
         if not animal:
-            warnings.append("no animal: the container, of which an animal may have several, is taken as one")
-        check_line(recording.metadata, warnings)
-        recording.warnings += tuple(warnings)
+            notes.add("no animal: the container, of which an animal may have several, is taken as one")
+        check_line(recording.metadata, notes)
+        recording.warnings += tuple(notes)
         return recording
 
     def save(self, recording: Recording, path: Path, target: Path) -> None:
-        """Link to the file or copy it; a recording that had to be changed is written anew if that was asked for.
-
-        Raises
-        ------
-        RecordingError
-            If the file cannot be taken as it is.
-        """
+        """Link to the file or copy it; write a recording anew only if that was asked for."""
         if self.how == "rewrite":
             recording.save(target, overwrite=True)
             return
@@ -179,51 +153,47 @@ def _place(path: Path, target: Path, *, link: bool) -> None:
 
 
 def _kind(group: h5py.Group) -> str:
-    value = group.attrs.get("object", "")
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return decode(group.attrs.get("object", ""))
+
+
+def _refuse(item: h5py.Group | h5py.Dataset, problem: str, allowed: str | None = None) -> RecordingError:
+    return RecordingError(f"{name_of(item)}{problem}", allowed=allowed, fix=FIX)
 
 
 def _check_objects(file: h5py.File) -> None:
     """Refuse groups without a known `object`, missing ones, and arrays that are kept elsewhere or claim too much."""
     if _kind(file) != "Data":
-        raise RecordingError(
-            f"{file.filename} is no object 'Data' but '{_kind(file)[:40]}'", fix="give a file that brainsets prepared"
-        )
+        problem = f"{file.filename} is no object 'Data' but '{_kind(file)[:40]}'"
+        raise RecordingError(problem, fix="give a file that brainsets prepared")
     for name, kind in REQUIRED.items():
         group = get_group(file, name)
         if group is None:
             raise RecordingError(f"{file.filename}: no group '{name}' (found: {', '.join(file)})", fix=FIX)
         if _kind(group) != kind:
-            raise RecordingError(f"{name_of(group)} is an object '{_kind(group)[:40]}'", allowed=kind, fix=FIX)
-    for name in file:
-        group = get_group(file, name)
-        if group is None:
-            continue
+            raise _refuse(group, f" is an object '{_kind(group)[:40]}'", kind)
+    for group in _groups(file):
         if _kind(group) not in KINDS:
-            raise RecordingError(
-                f"{name_of(group)} has {f'object {_kind(group)[:40]!r}' if _kind(group) else 'no attribute object'}",
-                allowed=", ".join(KINDS),
-                fix=FIX,
-            )
+            has = f"object {_kind(group)[:40]!r}" if _kind(group) else "no attribute object"
+            raise _refuse(group, f" has {has}", ", ".join(KINDS))
         for key in group:
-            item = get(group, key)
-            if isinstance(item, h5py.Dataset):
-                _check_array(item)
+            dataset = get_dataset(group, key)
+            if dataset is None:
+                continue
+            if dataset.dtype.kind != "S":
+                whole = dataset.name != "/calcium_traces/df_over_f"
+                require_numbers(dataset, dataset.ndim or 1, whole=whole)
+            elif dataset.ndim != 1:
+                raise _refuse(dataset, f" has shape {dataset.shape}", "a list of texts")
+            else:
+                read_texts(dataset)
 
 
-def _check_array(dataset: h5py.Dataset) -> None:
-    if dataset.dtype.kind == "S":
-        if dataset.ndim != 1:
-            raise RecordingError(f"{name_of(dataset)} has shape {dataset.shape}", allowed="a list of texts", fix=FIX)
-        read_texts(dataset)
-    else:
-        require_numbers(dataset, dataset.ndim or 1, whole=dataset.name != "/calcium_traces/df_over_f")
+def _groups(file: h5py.File) -> Iterator[h5py.Group]:
+    return (group for name in file if (group := get_group(file, name)) is not None)
 
 
 def _require(group: h5py.Group, name: str, ndim: int) -> h5py.Dataset:
-    dataset = get_dataset(group, name)
-    if dataset is None:
-        raise RecordingError(f"{name_of(group)} has no '{name}' (found: {', '.join(group)})", fix=FIX)
+    dataset = require_dataset(group, name, fix=FIX)
     require_numbers(dataset, ndim, whole=False)
     return dataset
 
@@ -234,103 +204,86 @@ def _check_traces(file: h5py.File) -> None:
     dataset = _require(group, "df_over_f", 2)
     rate = group.attrs.get("sampling_rate")
     if not isinstance(rate, (float, int, np.floating, np.integer)) or not (np.isfinite(rate) and rate > 0):
-        raise RecordingError(f"{name_of(group)}: sampling_rate is {rate!r}", allowed="above 0 Hz", fix=FIX)
+        raise _refuse(group, f": sampling_rate is {rate!r}", "above 0 Hz")
     num_frames, num_units = dataset.shape
     domain = get_group(group, "domain")
     if domain is None:
-        raise RecordingError(f"{name_of(group)} has no 'domain'", fix=FIX)
-    spans = _read_spans(domain)
-    if not len(spans):
-        raise RecordingError(f"{name_of(domain)} is empty", allowed="the time that was imaged", fix=FIX)
-    rois = get_dataset(file["rois"], "id")
-    if rois is None:
-        raise RecordingError(f"{name_of(file['rois'])} has no 'id'", fix=FIX)
+        raise _refuse(group, " has no 'domain'")
+    spans = _read_domain(domain)
+    rois = require_dataset(file["rois"], "id", fix=FIX)
     claimed = float(spans[-1, 1] - spans[0, 0]) * float(rate)
     if abs(claimed - num_frames) > 1.5:
         turned = abs(claimed - num_units) <= 1.5 and rois.shape == (num_frames,)
-        raise RecordingError(
-            f"{name_of(dataset)} has shape {dataset.shape} for a domain of {claimed:.6g} frames"
-            + (": transposed" if turned else ""),
-            allowed="(frames, ROIs)",
-            fix=FIX,
-        )
+        problem = f" has shape {dataset.shape} for a domain of {claimed:.6g} frames{': transposed' if turned else ''}"
+        raise _refuse(dataset, problem, "(frames, ROIs)")
     for key in file["rois"]:
         column = get_dataset(file["rois"], key)
         if column is not None and column.shape[:1] != (num_units,):
-            raise RecordingError(
-                f"{name_of(column)} has shape {column.shape} for {num_units} traces", allowed="one per ROI", fix=FIX
-            )
+            raise _refuse(column, f" has shape {column.shape} for {num_units} traces", "one per ROI")
+
+
+def _read_domain(group: h5py.Group) -> NDArray[np.float64]:
+    """Return the intervals of a domain, of which there must be some."""
+    spans = _read_spans(group)
+    if not len(spans):
+        raise _refuse(group, " is empty", "the time that was imaged")
+    return spans
 
 
 def _read_spans(group: h5py.Group) -> NDArray[np.float64]:
-    """Return the intervals of a group ``(K, 2)`` after checking them.
-
-    Raises
-    ------
-    RecordingError
-        If they are not finite or not in order.
-    """
+    """Return the intervals of a group ``(K, 2)``; refuse those that are not finite or not in order."""
     start, end = (read_numbers(_require(group, name, 1), 1).astype(np.float64) for name in ("start", "end"))
     if len(start) != len(end):
-        raise RecordingError(f"{name_of(group)}: {len(start)} starts and {len(end)} ends", allowed="as many", fix=FIX)
+        raise _refuse(group, f" has {len(start)} starts and {len(end)} ends", "as many")
     bad = np.flatnonzero(~(np.isfinite(start) & np.isfinite(end) & (end >= start)))
     if not len(bad):
         bad = np.flatnonzero(np.diff(start) < 0) + 1
     if len(bad):
-        row = int(bad[0])
-        raise RecordingError(
-            f"{name_of(group)}: row {row} runs from {start[row]:g} to {end[row]:g} s",
-            allowed="finite times in their order, end not before start",
-            fix=FIX,
-        )
+        problem = f": row {bad[0]} runs from {start[bad[0]]:g} to {end[bad[0]]:g} s"
+        raise _refuse(group, problem, "finite times in their order, end not before start")
     return np.stack([start, end], axis=1)
 
 
-def _check_tables(file: h5py.File, warnings: list[str]) -> None:
+def _check_tables(file: h5py.File, notes: Notes) -> None:
     """Refuse intervals and series that are out of order, of unequal length or outside the recording."""
-    whole = _read_spans(file["domain"])
-    if not len(whole):
-        raise RecordingError(f"{name_of(file['domain'])} is empty", allowed="the time that was imaged", fix=FIX)
+    whole = _read_domain(file["domain"])
     first, last = whole[0, 0], whole[:, 1].max()
-    frame = 1 / float(file["calcium_traces"].attrs["sampling_rate"])
+    frame_s = 1 / float(file["calcium_traces"].attrs["sampling_rate"])
     if "spontaneous_domain" not in file:
         # Every session of the Allen's has some.
-        warnings.append("no spontaneous_domain: when the screen was gray is not known")
-    for name in file:
-        group = get_group(file, name)
-        if group is None or name == "domain":
-            continue
-        if _kind(group) == "Interval":
-            spans = _read_spans(group)
-            _check_lengths(group, len(spans))
-            # A recording that was prepared here has an empty one as a rule.
-            if not len(spans) and name != "masked_domain":
-                warnings.append(f"{name} is empty")
-            if name.endswith("_domain"):
-                shown = name.removesuffix("_domain")
-                if shown.startswith(tuple(COLUMNS)) and not any(shown.startswith(key) for key in file):
-                    warnings.append(f"no table {shown}: {name} says that it was shown")
-            else:
-                _check_inside(group, spans, (first, last), frame)
-                # The two noises of session C2 share a table and have a domain each.
-                known = name.removesuffix(BLANKS_SUFFIX)
-                if not any(key.startswith(known) and key.endswith("_domain") for key in file):
-                    warnings.append(f"no {name}_domain: the blocks of {name} are not known")
-                _check_columns(name, group, warnings)
-        elif _kind(group) == "IrregularTimeSeries":
+        notes.add("no spontaneous_domain: when the screen was gray is not known")
+    for group in _groups(file):
+        name = str(group.name).lstrip("/")
+        if _kind(group) == "IrregularTimeSeries":
             times = read_numbers(_require(group, "timestamps", 1), 1)
-            bad = np.flatnonzero(~(np.isfinite(times) & (np.diff(times, prepend=-np.inf) > 0)))
-            if len(bad):
-                raise RecordingError(
-                    f"{name_of(group)}: timestamp {bad[0]} is {times[bad[0]]:g}",
-                    allowed="finite seconds that increase",
-                    fix=FIX,
-                )
+            require_increasing(times, name_of(group), FIX)
             _check_lengths(group, len(times))
+        if _kind(group) != "Interval" or name == "domain":
+            continue
+        spans = _read_spans(group)
+        _check_lengths(group, len(spans))
+        # A recording that was prepared here has an empty one as a rule.
+        if not len(spans) and name != "masked_domain":
+            notes.add(f"{name} is empty")
+        if name.endswith("_domain"):
+            shown = name.removesuffix("_domain")
+            if shown.startswith(tuple(COLUMNS)) and not any(shown.startswith(key) for key in file):
+                notes.add(f"no table {shown}: {name} says that it was shown")
+            continue
+        bad = np.flatnonzero((spans[:, 0] < first - frame_s) | (spans[:, 1] > last + frame_s))
+        if len(bad):
+            start, end = spans[bad[0]]
+            problem = f": row {bad[0]} ({start:g} to {end:g} s) lies outside the recording"
+            raise _refuse(group, problem, f"{first:g} to {last:g} s")
+        # The two noises of session C2 share a table and have a domain each.
+        known = name.removesuffix(BLANKS_SUFFIX)
+        if not any(key.startswith(known) and key.endswith("_domain") for key in file):
+            notes.add(f"no {name}_domain: the blocks of {name} are not known")
+        _check_columns(name, group, notes)
 
 
-def _check_columns(name: str, group: h5py.Group, warnings: list[str]) -> None:
-    """Refuse a stimulus that lacks a column, or has a text where a number belongs; warn of missing codes of classes."""
+def _check_columns(name: str, group: h5py.Group, notes: Notes) -> None:
+    """Refuse a stimulus that lacks a column, or has a text where a number belongs; note missing codes of classes."""
     wanted = {key for kind, keys in COLUMNS.items() if name.startswith(kind) for key in keys}
     numbers = {key for key in group if key in NUMBERS or key.endswith("_id")}
     for key in sorted(wanted | numbers):
@@ -338,25 +291,11 @@ def _check_columns(name: str, group: h5py.Group, warnings: list[str]) -> None:
     codes = sorted(f"{key}_id" for key in wanted if name.endswith("_gratings"))
     missing = [key for key in codes if key not in group]
     if missing:
-        warnings.append(f"{name} has no {', '.join(missing)}: what was shown cannot be decoded by them")
-
-
-def _check_inside(group: h5py.Group, spans: NDArray[np.float64], whole: tuple[float, float], frame: float) -> None:
-    """Refuse presentations that begin or end more than a frame outside the recording."""
-    bad = np.flatnonzero((spans[:, 0] < whole[0] - frame) | (spans[:, 1] > whole[1] + frame))
-    if len(bad):
-        start, end = spans[bad[0]]
-        raise RecordingError(
-            f"{name_of(group)}: row {bad[0]} ({start:g} to {end:g} s) lies outside the recording",
-            allowed=f"{whole[0]:g} to {whole[1]:g} s",
-            fix=FIX,
-        )
+        notes.add(f"{name} has no {', '.join(missing)}: what was shown cannot be decoded by them")
 
 
 def _check_lengths(group: h5py.Group, length: int) -> None:
     for key in group:
         column = get_dataset(group, key)
         if column is not None and not key.startswith("timestamp_indices") and column.shape[:1] != (length,):
-            raise RecordingError(
-                f"{name_of(column)} has shape {column.shape} for {length} rows", allowed="one value per row", fix=FIX
-            )
+            raise _refuse(column, f" has shape {column.shape} for {length} rows", "one value per row")

@@ -144,3 +144,34 @@ def find_blocks(name: str, spans: NDArray[np.int64], session_type: str, notes: N
     if len(blocks) > MOST_BLOCKS:
         notes.add(f"{name}: {len(blocks)} blocks, of which the Allen's sessions have up to {MOST_BLOCKS}")
     return blocks
+
+
+def code_images(
+    name: str,
+    frame: NDArray[np.int64],
+    num_images: int | None,
+    what: str,
+    notes: Notes,
+    *,
+    rows: NDArray[np.int64] | None = None,
+) -> dict[str, NDArray]:
+    """Return the columns of one of the Allen's movies, scenes (-1 for a blank) or sparse noises.
+
+    `num_images` is the length of the template, by default the published one; `rows` are the places in the file.
+    """
+    known = MOVIE_FRAMES.get(name) or NOISE_FRAMES.get(name) or NUM_SCENES
+    length = known if num_images is None else num_images
+    lowest = -1 if name == SCENES else 0
+    bad = np.flatnonzero((frame < lowest) | (frame >= length))
+    if len(bad):
+        problem = f"{what}: row {bad[0] if rows is None else rows[bad[0]]} shows image {frame[bad[0]]}"
+        raise RecordingError(problem, allowed=f"{lowest} to {length - 1}", fix="download the file again")
+    if name in NOISE_FRAMES:
+        return {"frame": frame, "pixel_size": np.full(len(frame), NOISE_PIXEL_DEG[name])}
+    if name == SCENES:
+        return {"frame": frame}
+    repeat = count_repeats(name, frame, length, what)
+    shown = len(frame) // max(length, 1)
+    if shown != MOVIE_REPEATS:
+        notes.add(f"{name} has {shown} repeats where {MOVIE_REPEATS} were shown")
+    return {"frame": frame, "repeat": repeat}

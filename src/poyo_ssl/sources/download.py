@@ -34,31 +34,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to try.
+    """How long to try."""
 
-    Attributes
-    ----------
-    attempts : int
-        So many attempts in a row may fail without the file having grown.
-    first_wait_s, longest_wait_s : float
-        Wait after a failure; it doubles from failure to failure.
-    timeout_s : float
-        Silence of the server that counts as a failure.
-    """
-
-    attempts: int = 6
-    first_wait_s: float = 1.0
+    attempts: int = 6  # that may fail in a row without the file having grown
+    first_wait_s: float = 1.0  # after a failure; it doubles from failure to failure
     longest_wait_s: float = 60.0
-    timeout_s: float = 60.0
+    timeout_s: float = 60.0  # silence of the server that counts as a failure
 
     def wait_s(self, failures: int) -> float:
-        """Return the wait after so many failures in a row.
-
-        Examples
-        --------
-        >>> [Patience().wait_s(failures) for failures in (1, 2, 3, 9)]
-        [1.0, 2.0, 4.0, 60.0]
-        """
+        """Return the wait after so many failures in a row."""
         return min(self.first_wait_s * 2 ** (failures - 1), self.longest_wait_s)
 
 
@@ -71,21 +55,10 @@ class _AttemptError(Exception):
 
 
 def check_address(address: str) -> str:
-    """Return the address of a folder on the web, without a final slash.
-
-    Raises
-    ------
-    ConfigError
-        If it is not ``http://`` or ``https://`` with a host.
-
-    Examples
-    --------
-    >>> check_address("https://example.org/files/")
-    'https://example.org/files'
-    """
+    """Return the address of a folder on the web, without a final slash."""
     parts = urllib.parse.urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-        raise ConfigError(f"address '{address}'", allowed="http:// or https:// and a folder", fix="correct it")
+        raise ConfigError(f"address '{address}'", allowed="http:// or https:// and a folder")
     return address.rstrip("/")
 
 
@@ -93,38 +66,16 @@ def download(
     url: str,
     target: Path,
     *,
-    check: Callable[[Path], None] | None = None,
+    check: Callable[[Path], object] | None = None,
     progress: Progress | None = None,
     patience: Patience = Patience(),
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
     """Fetch one file; a file that is there is taken as it is, since only a checked one ever gets the name.
 
-    Size and, where the server gives one, MD5 checksum must be those that were announced.
-
-    Parameters
-    ----------
-    url : str
-        ``http://`` or ``https://``.
-    target : path
-        File to write.
-    check : callable, optional
-        Is given the complete file before it gets its name; raises `RecordingError` if it is not what it must be.
-    progress : callable, optional
-        Called with the bytes that are there and the size, after every megabyte.
-    patience : Patience
-        When to give up.
-    sleep : callable
-        Waits for seconds.
-
-    Raises
-    ------
-    RecordingError
-        If the server has no such file, or does not send it whole.
-    ConfigError
-        If no server answers.
-    ResourceError
-        If the disk is too small.
+    Size and, where the server gives one, MD5 checksum must be those that were announced. `check` is given the complete
+    file before it gets its name, and raises `RecordingError` if it is not what it must be. `progress` is called with
+    the bytes that are there and the size, after every megabyte.
     """
     if target.is_file():
         return target
@@ -166,7 +117,6 @@ class _Partial:
         self.target = target
         self.path = target.with_name(target.name + ".partial")
         self.note = target.with_name(target.name + ".partial.json")
-        self.etag, self.total, self.md5 = "", 0, ""
         try:
             facts = json.loads(self.note.read_text("utf-8"))
             self.etag, self.total, self.md5 = str(facts["etag"]), int(facts["total"]), str(facts["md5"])
@@ -198,15 +148,7 @@ class _Partial:
 
 
 def _attempt(url: str, partial: _Partial, progress: Progress | None, timeout_s: float) -> None:
-    """Ask once for what is missing, and write what comes.
-
-    Raises
-    ------
-    _AttemptError
-        If the rest did not arrive.
-    RecordingError
-        If the server will not send the file.
-    """
+    """Ask once for what is missing, and write what comes; refuse a server that will not send the file."""
     headers = {"Accept-Encoding": "identity", "User-Agent": f"poyo-ssl/{version('poyo-ssl')}"}
     if not partial.note.exists():
         partial.restart()
@@ -245,15 +187,15 @@ def _opener() -> urllib.request.OpenerDirector:
     """Return an opener of HTTP alone: no redirection leads to a file of this machine."""
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
     ):
-        opener.add_handler(handler)
+        opener.add_handler(handler())
     return opener
 
 
@@ -300,7 +242,7 @@ def _announced_md5(headers: Any) -> str:
     return tag if of_s3 and re.fullmatch(r"[0-9a-f]{32}", tag) else ""
 
 
-def _verify(partial: _Partial, check: Callable[[Path], None] | None) -> None:
+def _verify(partial: _Partial, check: Callable[[Path], object] | None) -> None:
     """Check a complete file; a wrong one is thrown away."""
     try:
         if partial.size != partial.total:
@@ -312,9 +254,6 @@ def _verify(partial: _Partial, check: Callable[[Path], None] | None) -> None:
                 raise _AttemptError(f"the checksum is {found}, announced was {partial.md5}")
         if check:
             check(partial.path)
-    except RecordingError as error:
+    except (RecordingError, _AttemptError) as error:
         partial.restart()
         raise _AttemptError(str(error)) from None
-    except _AttemptError:
-        partial.restart()
-        raise

@@ -44,30 +44,9 @@ def is_prepared(path: Path) -> bool:
 
 
 def recognise(path: Path) -> list[tuple[type[Source] | None, Path]]:
-    """Find out what a path holds.
+    """Return source (None for a prepared recording) and path of every recording of a path, sorted by path.
 
-    Parameters
-    ----------
-    path : path
-        A recording (file or folder) of any source, a prepared one, or a folder of some, even of different sources.
-
-    Returns
-    -------
-    list of tuple of source class and Path
-        For every recording its source, or None for prepared ones, and its path; sorted by path.
-
-    Raises
-    ------
-    RecordingError
-        If there is nothing, or nothing that any source knows.
-
-    Examples
-    --------
-    >>> import tempfile, numpy as np
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> np.save(folder / "dff.npy", np.zeros((900, 4)))
-    >>> for kind, path in recognise(folder): print(kind.name)
-    arrays
+    The path is a recording of any source, a prepared one, or a folder of some, even of different sources.
     """
     if not path.exists():
         raise RecordingError(f"nothing at {path}", fix="check the path")
@@ -83,10 +62,8 @@ def recognise(path: Path) -> list[tuple[type[Source] | None, Path]]:
         # A file that cannot be opened at all is answered with the reason.
         with open_hdf5(path) as file:
             held = ", ".join(sorted(file)[:12]) or "nothing"
-        raise RecordingError(
-            f"{path} is HDF5 (holds {held}), but of no kind that is known", allowed=_known(), fix="check the file"
-        )
-    raise RecordingError(f"{path} holds no recording of any kind that is known", allowed=_known(), fix="check the path")
+        raise RecordingError(f"{path} is HDF5 (holds {held}), but of no kind that is known", allowed=_known())
+    raise RecordingError(f"{path} holds no recording of any kind that is known", allowed=_known())
 
 
 def _kind_of(path: Path) -> type[Source] | None:
