@@ -295,8 +295,8 @@ class NwbReader:
             then = f" after which {offset:g} is added" if offset else ""
             self.notes.add(f"{item.name} is multiplied by {factor:g}{then}")
         dataset = self.values_of(item)
-        settings = {"by_roi": layout.turned, "keep": layout.units.keep, "factor": factor, "offset": offset}
-        return StoredTraces(dataset, len(layout.timestamps), **settings)
+        dataset, num_frames, keep = self.values_of(item), len(layout.timestamps), layout.units.keep
+        return StoredTraces(dataset, num_frames, by_roi=layout.turned, keep=keep, factor=factor, offset=offset)
 
     def is_turned(self, shape: tuple[int, ...], num_rois: int | None, num_stamps: int | None, name: str) -> bool:
         """Tell whether traces are stored as (ROIs, frames); NWB 2 has frames first, which not every writer knows."""
