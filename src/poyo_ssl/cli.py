@@ -24,7 +24,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from poyo_ssl import commands
 from poyo_ssl.config import from_plain
-from poyo_ssl.errors import ConfigError, PoyoError, suggest
+from poyo_ssl.errors import ConfigError, PoyoError, StoppedError, suggest
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run(arguments)
         except PoyoError as error:
             sys.stderr.write(f"poyo-ssl: {error}{_notes(error)}\n")
-            return 2
+            return 128 + signal.SIGTERM if isinstance(error, StoppedError) else 2
         except OSError as error:
             sys.stderr.write(
                 f"poyo-ssl: {error.strerror or error}: {error.filename or ''}; check the path and the disk\n"

@@ -46,6 +46,7 @@ Chosen = Annotated[Path | None, "Folder of 'poyo-ssl select'; needed unless --wi
 Words = list[str] | None
 Output = Annotated[Path, "Data folder to make, or to complete after an interruption."]
 Overwrite = Annotated[bool, "Replace an earlier result of this command; a folder with any other file in it is refused."]
+Unfinished = Annotated[bool, "Also take runs whose training was stopped or still goes on."]
 Devices = Annotated[int, "GPUs per machine, or CPU processes if there is no GPU.", 1]
 Nodes = Annotated[int, "Machines.", 1]
 Workers = Annotated[int | None, "Parallel processes; all cores by default."]
@@ -709,6 +710,7 @@ def finetune(
     devices: Devices = 1,
     nodes: Nodes = 1,
     overwrite: Overwrite = False,
+    allow_unfinished: Unfinished = False,
 ) -> None:
     """Fine-tune an encoder with a readout on one task, or train both from scratch."""
     # Embeddings are adapted with the settings of the fine-tuned run, whatever these say.
@@ -726,6 +728,7 @@ def finetune(
         devices=devices,
         nodes=nodes,
         overwrite=overwrite,
+        allow_unfinished=allow_unfinished,
     )
     loaded = read_json(run, "run.json").get("loaded")
     if loaded:
@@ -770,6 +773,7 @@ def evaluate(
     seed: BootstrapSeed = 0,
     margin: Margin = 0.02,
     overwrite: Overwrite = False,
+    allow_unfinished: Unfinished = False,
 ) -> None:
     """Score fine-tuned runs beside the simple baselines, or predictions files without any model.
 
@@ -812,6 +816,7 @@ def evaluate(
                 seed=seed,
                 margin=margin,
                 overwrite=overwrite,
+                allow_unfinished=allow_unfinished,
                 progress=status.update,
             )
     show_scores(scores.rows)
@@ -884,7 +889,10 @@ def leaderboard(
 
 
 def audit(
-    runs: Annotated[list[Path], "Folders of 'poyo-ssl pretrain' or 'poyo-ssl finetune'."], *, data: MovedData = None
+    runs: Annotated[list[Path], "Folders of 'poyo-ssl pretrain' or 'poyo-ssl finetune'."],
+    *,
+    data: MovedData = None,
+    allow_unfinished: Unfinished = False,
 ) -> None:
     """Check runs for leaks: whether anything of a test part reached training, as far as files can tell.
 
@@ -898,7 +906,7 @@ def audit(
     from poyo_ssl.data.leaks import require_no_leaks
     from poyo_ssl.training.audit import audit_run
 
-    audits = [audit_run(run, data) for run in runs]
+    audits = [audit_run(run, data, allow_unfinished=allow_unfinished) for run in runs]
     for found in audits:
         rows = [(leak.check, leak.recording_id, leak.problem) for leak in found.leaks]
         show_table(str(found.folder), ("check", "recording", "problem"), rows)

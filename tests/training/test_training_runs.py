@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
+from poyo_ssl.cli import main
 from poyo_ssl.config import OptimConfig
 from poyo_ssl.data.recording import Recording, open_recordings
 from poyo_ssl.errors import (
@@ -388,6 +389,21 @@ def test_sigterm_says_how_to_go_on(terminated, pair, finetune_config, tmp_path):
     assert_same_weights(whole, resume(folder, progress=False))
 
 
+def test_the_command_line_answers_sigterm_with_143(terminated, tmp_path, monkeypatch, capsys):
+    start = SeededModule.on_train_batch_start
+
+    def ask(module, batch, batch_idx):
+        if module.trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return start(module, batch, batch_idx)
+
+    monkeypatch.setattr(SeededModule, "on_train_batch_start", ask)
+    again = tmp_path / "again"
+    assert main(["finetune", "--config", str(terminated[0] / "config.yaml"), "--out", str(again)]) == 143
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("poyo-ssl: ")]
+    assert said == [f"poyo-ssl: the training of {again} was stopped (SIGTERM); go on with 'poyo-ssl resume {again}'"]
+
+
 def test_unfinished_runs_are_used_only_when_allowed(terminated, pair, finetune_config, tmp_path):
     folder, _ = terminated
     config = replace(finetune_config, optim=OptimConfig(epochs=1, batch_size=64))
@@ -411,6 +427,12 @@ def test_unfinished_runs_are_used_only_when_allowed(terminated, pair, finetune_c
     assert TrainedRun.open(folder, allow_unfinished=True).folder == folder
     assert open_task(folder, allow_unfinished=True).tests
     assert audit_run(folder, allow_unfinished=True).leaks == ()
+    for command in (
+        ["audit", str(folder)],
+        ["evaluate", str(folder), "--out", str(tmp_path / "x"), "--baselines=none"],
+    ):
+        assert main(command) == 2
+        assert main([*command, "--allow-unfinished"]) == 0
     new = finetune(pair, tmp_path / "new", config=config, pretrained=folder, allow_unfinished=True, progress=False)
     assert read_json(new, "run.json")["allow_unfinished"] is True
     assert read_settings(new).allow_unfinished

@@ -161,6 +161,7 @@ def evaluate(
     seed: int = 0,
     margin: float = MARGIN,
     overwrite: bool = False,
+    allow_unfinished: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Scores:
     """Predict every test part with every run and baseline, and score them against each other.
@@ -188,6 +189,8 @@ def evaluate(
         Largest difference between scores of 0 to 1 that counts as none, for "equivalent" and "no worse".
     overwrite : bool
         Replace results that are there.
+    allow_unfinished : bool
+        Also evaluate runs whose training was stopped or still goes on.
     progress : callable, optional
         Called with a line of text before each step.
 
@@ -220,9 +223,10 @@ def evaluate(
             known.append(Predictions.load(run))
             continue
         tell(f"predicting with {arm}")
-        task = open_task(run, data)
+        task = open_task(run, data, allow_unfinished=allow_unfinished)
         for part in task.tests:
             _check_same(parts.setdefault((task.name, part), task), task, part, arm)
+        # The task was opened, so the run is finished or need not be.
         known += _predict_run(arm, run, task, seed=seed if controls else None, devices=devices, nodes=nodes)
     if baselines != "none" and first:
         for name in dict.fromkeys(name for name, _ in parts):
@@ -261,7 +265,7 @@ def _predict_run(
     """
     means = _mean_frames(task)
     for part in task.tests:
-        model = TrainedRun.open(run, validation=task.validation_of(part))
+        model = TrainedRun.open(run, validation=task.validation_of(part), allow_unfinished=True)
         made = [predict_test(model, task, part, arm=arm, devices=devices, nodes=nodes)]
         if seed is not None and made[0].kind == "model":
             made += control_predictions(model, task, part, arm=arm, seed=seed, devices=devices, nodes=nodes)

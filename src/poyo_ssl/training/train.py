@@ -13,6 +13,7 @@ import os
 import pickle
 import shutil
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -609,7 +610,11 @@ def _interruptible(folder: Path) -> Iterator[None]:
 
     The next Ctrl-C is heard again.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    handler, on_sigterm = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    in_charge = threading.current_thread() is threading.main_thread() and on_sigterm is not None
+    if in_charge:
+        # Lightning would call the command line's handler too, which does not wait for the end of the batch.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         yield
     except SIGTERMException:
@@ -619,6 +624,9 @@ def _interruptible(folder: Path) -> Iterator[None]:
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from None
+    finally:
+        if in_charge:
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @contextmanager
