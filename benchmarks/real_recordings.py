@@ -51,7 +51,7 @@ from poyo_ssl.data.units import fit_normalisation
 from poyo_ssl.data.windows import WindowTable
 from poyo_ssl.evaluation.baselines import Baseline, cebra_decoder, frame_number_baselines, gratings_baselines
 from poyo_ssl.evaluation.features import bin_features
-from poyo_ssl.evaluation.statistics import paired_interval, t_interval
+from poyo_ssl.evaluation.statistics import t_interval
 from poyo_ssl.sources.events import EventsConfig, prepare_events
 from poyo_ssl.training.predict import predict_windows
 from poyo_ssl.training.run_folder import TrainedRun, decide_frame
@@ -328,7 +328,7 @@ def gains(results: Sequence[Mapping[str, Any]], model: str, against: Sequence[st
         return [result["scores"][name]["test"] for result in results]
 
     best = max(against, key=lambda name: float(np.mean(of(name))))
-    found = {name: str(paired_interval(of(model), of(name))) for name in against}
+    found = {name: str(t_interval(np.subtract(of(model), of(name)))) for name in against}
     return found | {f"best of these ({best})": found[best]}
 
 

@@ -20,13 +20,169 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from poyo_ssl.evaluation.calibration import check_margins, check_tables, check_trainings, seed_power
-from poyo_ssl.evaluation.simulated_scores import SCATTER
+from poyo_ssl.evaluation.leaderboard import compare_arms
+from poyo_ssl.evaluation.statistics import FloatArray, crossed_error, estimate_mean
+
+World = Literal["between", "within", "skewed"]
+
+SCATTER: dict[World, tuple[float, float, float]] = {
+    "between": (1.0, 0.5, 0.3),
+    "within": (0.0, 0.0, 1.0),
+    "skewed": (1.0, 0.5, 0.3),
+}
+"""Standard deviations over animals, recordings and blocks; a skewed world's animals follow a gamma distribution."""
+GAMMA_SHAPE = 4.0
+"""Its skewness is 2 / sqrt(shape), 1."""
+REPEATS, BLOCKS = 2, 6
+BLOCK_CORRELATION = 0.5
+
+
+def simulate_arms(
+    rng: np.random.Generator, num_animals: int, world: World, *, num_arms: int = 2
+) -> dict[str, pd.DataFrame]:
+    """Simulate score tables of arms whose true means are all 0, on the same animals with one to three recordings each.
+
+    All share the animals' difficulty (standard deviation 1) and have noise of their own, correlated from block to
+    block; each but the first has scatter of the world's kind besides.
+    """
+    animal = np.repeat(np.arange(num_animals), rng.integers(1, 4, num_animals))
+    shared = rng.normal(size=num_animals)[animal]
+    between, recording, within = SCATTER[world]
+    frame = _frame(animal)
+    tables = {}
+    for index in range(num_arms):
+        value = shared[:, None, None] + within * _block_noise(rng, len(animal))
+        if index:
+            if world == "skewed":
+                own = (rng.gamma(GAMMA_SHAPE, size=num_animals) - GAMMA_SHAPE) / np.sqrt(GAMMA_SHAPE)
+            else:
+                own = rng.normal(size=num_animals)
+            value += (between * own[animal] + recording * rng.normal(size=len(animal)))[:, None, None]
+        tables[f"arm{index}"] = frame.assign(value=value.ravel())
+    return tables
+
+
+def _block_noise(rng: np.random.Generator, num_recordings: int) -> FloatArray:
+    """Return ``(recordings, repeats, blocks)`` of unit variance, autoregressive over the blocks of a repeat."""
+    noise = rng.normal(size=(num_recordings, REPEATS, BLOCKS))
+    for block in range(1, BLOCKS):
+        fresh = np.sqrt(1 - BLOCK_CORRELATION**2) * noise[:, :, block]
+        noise[:, :, block] = BLOCK_CORRELATION * noise[:, :, block - 1] + fresh
+    return noise
+
+
+def _frame(animal: np.ndarray) -> pd.DataFrame:
+    recording, repeat, block = (i.ravel() for i in np.indices((len(animal), REPEATS, BLOCKS)))
+    columns = {"recording_id": recording, "subject_id": animal[recording], "repeat": repeat, "block": block}
+    return pd.DataFrame(columns | {"stimulus": "natural_movie_one", "metric": "accuracy", "num_targets": 300})
+
+
+def simulate_trainings(
+    rng: np.random.Generator,
+    num_tables: int,
+    num_animals: int,
+    num_seeds: int,
+    *,
+    seed_scatter: float,
+    animal_scatter: float = 0.5,
+) -> FloatArray:
+    """``(tables, animals, seeds)`` paired differences of two trained arms whose true difference is 0.
+
+    Scatters are standard deviations of a training's luck, shared by all animals, and of an animal's own difference.
+    """
+    animal = animal_scatter * rng.normal(size=(num_tables, num_animals, 1))
+    training = seed_scatter * rng.normal(size=(num_tables, 1, num_seeds))
+    return animal + training + 0.4 * rng.normal(size=(num_tables, num_animals, num_seeds))
+
+
+NUM_ARMS = 4
+MARGIN = 0.5
+"""In units of the standard deviation over animals."""
+ALPHA = 0.05
+
+Shares = dict[str, float]
+"""Share of the simulated tables in which each thing happened."""
+
+
+def check_tables(world: World, num_animals: int, num_tables: int, rng: np.random.Generator) -> Shares:
+    """Count how often intervals cover the truth, and how often a difference is claimed that is not there."""
+    counts = dict.fromkeys(("mean", "difference", "effect size", "p < 0.05", "claim"), 0)
+    pairs = [("arm0", f"arm{index}") for index in range(1, NUM_ARMS)]
+    for _ in range(num_tables):
+        tables = simulate_arms(rng, num_animals, world, num_arms=NUM_ARMS)
+        mean = estimate_mean(tables["arm1"], "accuracy", rng=rng).interval()
+        found = compare_arms(tables, pairs, "accuracy", rng=rng)
+        counts["mean"] += mean.low <= 0 <= mean.high
+        counts["difference"] += found[0].low <= 0 <= found[0].high
+        counts["effect size"] += found[0].effect_low <= 0 <= found[0].effect_high
+        counts["p < 0.05"] += found[0].p < ALPHA
+        counts["claim"] += any(comparison.verdict in ("better", "worse") for comparison in found)
+    return _shares(counts, num_tables)
+
+
+def check_margins(num_animals: int, num_tables: int, rng: np.random.Generator) -> Shares:
+    """Count false "no worse" and "equivalent" where the true difference is just the margin."""
+    counts = dict.fromkeys(("no worse", "equivalent"), 0)
+    for _ in range(num_tables):
+        tables = simulate_arms(rng, num_animals, "between", num_arms=2)
+        tables["arm0"] = tables["arm0"].assign(value=tables["arm0"]["value"] - MARGIN)
+        [found] = compare_arms(tables, [("arm0", "arm1")], "accuracy", rng=rng, margin=MARGIN)
+        counts["no worse"] += found.p_no_worse < ALPHA
+        counts["equivalent"] += found.p_equivalent < ALPHA
+    return _shares(counts, num_tables)
+
+
+def check_trainings(
+    num_animals: int,
+    num_tables: int,
+    rng: np.random.Generator,
+    *,
+    seed_scatter: float,
+    num_seeds: int = 5,
+    effect: float = 0.0,
+) -> Shares:
+    """Count significant differences between two trained arms, and how often their interval covers the truth.
+
+    With an `effect` the share of significant ones is the power. With one animal trainings alone are the replicate and
+    the claim is about that animal, so it has no difference of its own here. 'animals alone' leaves the trainings' error
+    out.
+    """
+    scatter = {"seed_scatter": seed_scatter, "animal_scatter": 0.5 if num_animals > 1 else 0.0}
+    difference = effect + simulate_trainings(rng, num_tables, num_animals, num_seeds, **scatter)
+    animals, trainings = difference.mean(axis=2), difference.mean(axis=1)
+    if num_animals == 1:
+        low, high = stats.ttest_1samp(trainings, 0, axis=-1).confidence_interval()
+        alone = float("nan")
+    else:
+        # What `estimate_difference` makes of a score table with seeds, of all tables at once.
+        error, degrees = crossed_error(animals, trainings)
+        reach = stats.t.ppf(1 - ALPHA / 2, degrees) * error
+        low, high = animals.mean(axis=1) - reach, animals.mean(axis=1) + reach
+        alone = _share_beside(*stats.ttest_1samp(animals, 0, axis=-1).confidence_interval(), 0.0)
+    covered, significant = 1 - _share_beside(low, high, effect), _share_beside(low, high, 0.0)
+    return {"covered": covered, "significant": significant, "animals alone": alone}
+
+
+def _share_beside(low: FloatArray, high: FloatArray, truth: float) -> float:
+    """Share of intervals that do not hold the truth."""
+    return float(((low > truth) | (high < truth)).mean())
+
+
+def seed_power(num_seeds: int, effect: float, num_tables: int, rng: np.random.Generator) -> float:
+    """Share of comparisons over trainings alone that show a true effect, in standard deviations of the differences."""
+    differences = effect + rng.normal(size=(num_tables, num_seeds))
+    return _share_beside(*stats.ttest_1samp(differences, 0, axis=-1).confidence_interval(), 0.0)
+
+
+def _shares(counts: dict[str, int], num_tables: int) -> Shares:
+    return {name: float(count) / num_tables for name, count in counts.items()}
+
 
 ANIMALS = (3, 5, 10, 30)
 SEED_EFFECTS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)

@@ -40,6 +40,7 @@ from poyo_ssl.errors import CheckpointError
 from poyo_ssl.evaluation.baselines import split_baselines
 from poyo_ssl.evaluation.evaluate import evaluate
 from poyo_ssl.evaluation.features import Part
+from poyo_ssl.evaluation.leaderboard import Row
 from poyo_ssl.observatory import WORLDS, generate_observatory
 from poyo_ssl.selection.table import Selection, fit_selection
 from poyo_ssl.training.run_folder import TrainedRun
@@ -144,18 +145,18 @@ def run_world(out: Path, world: str, seeds: Sequence[int], epochs: tuple[int, in
     arms = train_arms(out / "runs", selected, others, selection, seeds, epochs)
     targets = others[len(selected) :]
     rows = evaluate(arms, out / "results", data=targets, baselines="with_cebra", overwrite=True).rows
-    own = [row for row in rows if row["metric"] == METRIC]
+    own = [row for row in rows if row.metric == METRIC and not row.minus]
     print_table(
         ("arm", "kind", METRIC, "95 % interval", "n"),
-        [(r["arm"], r["kind"], f"{r['value']:.3f}", _interval(r), f"{r['n']} {r['unit']}") for r in own],
+        [(r.arm, r.kind, f"{r.value:.3f}", _interval(r), f"{r.n} {r.unit}") for r in own],
     )
     wanted = {(SELECTED, OTHERS): "gain of selection, pretraining", (SELECTED, SCRATCH): "", (OTHERS, SCRATCH): ""}
     compared = []
     for row in rows:
-        metric, _, other = row["metric"].partition(" minus ")
-        if metric == METRIC and ((row["arm"], other) in wanted or row.get("best_baseline")):
-            what = wanted.get((row["arm"], other)) or f"{row['arm']} less {other}"
-            compared.append((what, f"{row['value']:+.3f}", _interval(row), row["verdict"]))
+        is_named = (row.arm, row.minus) in wanted
+        if row.metric == METRIC and row.minus and (is_named or row.best_baseline or row.best_on_test):
+            what = wanted.get((row.arm, row.minus)) or f"{row.arm} less {row.minus}"
+            compared.append((what, f"{row.value:+.3f}", _interval(row), row.verdict))
     first, second = lda_accuracy(selected, seeds), lda_accuracy(others, seeds)
     welch = stats.ttest_ind(first, second, equal_var=False).confidence_interval()
     gain = f"{first.mean() - second.mean():+.3f}"
@@ -165,8 +166,8 @@ def run_world(out: Path, world: str, seeds: Sequence[int], epochs: tuple[int, in
     print(f"{(time.process_time() - started) / 60:.1f} minutes of CPU.\n", flush=True)
 
 
-def _interval(row: dict[str, Any]) -> str:
-    return "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+def _interval(row: Row) -> str:
+    return f"{row.low:.3f} to {row.high:.3f}" if row.has_interval else "-"
 
 
 def main() -> None:

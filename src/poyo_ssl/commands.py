@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
+    from poyo_ssl.evaluation.leaderboard import Row
     from poyo_ssl.sources.allen_list import Experiment, ExperimentFilter, Fetched
     from poyo_ssl.sources.base import Source
     from poyo_ssl.sources.doctor import Examination
@@ -824,33 +826,32 @@ def evaluate(
         say(f"results in {out}")
 
 
-def show_scores(rows: list[dict]) -> None:
+def show_scores(rows: list[Row]) -> None:
     """Show the scores of every arm, a table for each task and split, and how the models differ from the other arms."""
     from poyo_ssl.evaluation.metrics import headline_metric
 
-    def interval(row: dict) -> str:
-        return "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+    def interval(row: Row) -> str:
+        return f"{row.low:.3f} to {row.high:.3f}" if row.has_interval else "-"
 
-    parts = {(row["task"], row["split"]): f"{row['task']} on {row['split']}" for row in rows}
-    plain = [row for row in rows if " minus " not in row["metric"]]
+    parts = {(row.task, row.split): f"{row.task} on {row.split}" for row in rows}
+    plain = [row for row in rows if not row.minus]
     for part, title in parts.items():
         cells = [
-            (row["metric"], row["arm"], row["kind"], f"{row['value']:.3f}", interval(row), f"{row['n']} {row['unit']}")
-            for row in sorted(plain, key=lambda r: r["metric"])
-            if (row["task"], row["split"]) == part
+            (row.metric, row.arm, row.kind, f"{row.value:.3f}", interval(row), f"{row.n} {row.unit}")
+            for row in sorted(plain, key=lambda r: r.metric)
+            if (row.task, row.split) == part
         ]
         show_table(f"{title}: scores", ("metric", "arm", "kind", "value", "95 % interval", "n"), cells)
     for part, title in parts.items():
-        headline = headline_metric(*part, [row["metric"] for row in plain if (row["task"], row["split"]) == part])
-        cells = []
+        headline = headline_metric(*part, [row.metric for row in plain if (row.task, row.split) == part])
+        compared: list[Sequence[str]] = []
         for row in rows:
-            metric, _, other = row["metric"].partition(" minus ")
-            if other and metric == headline and (row["task"], row["split"]) == part:
-                marked = f"{other} (best baseline)" if row["best_baseline"] else other
-                numbers = ["-" if row[k] is None else f"{row[k]:.3f}" for k in ("effect_size", "p_holm")]
-                cells.append((row["arm"], marked, f"{row['value']:+.3f}", interval(row), *numbers, row["verdict"]))
+            if row.minus and row.metric == headline and (row.task, row.split) == part:
+                numbers = [f"{x:.3f}" if isfinite(x) else "-" for x in (row.effect_size, row.p_holm)]
+                minus = f"{row.minus} ({row.marks})" if row.marks else row.minus
+                compared.append((row.arm, minus, f"{row.value:+.3f}", interval(row), *numbers, row.verdict))
         columns = ("model", "minus", "difference", "95 % interval", "effect size", "p (Holm)", "verdict")
-        show_table(f"{title}: comparisons in {headline}", columns, cells)
+        show_table(f"{title}: comparisons in {headline}", columns, compared)
 
 
 def leaderboard(
@@ -871,7 +872,7 @@ def leaderboard(
     if not folder.is_dir():
         raise ConfigError(f"no folder {folder}", fix="check the path")
     from poyo_ssl.evaluation.leaderboard import find_predictions, make_leaderboards
-    from poyo_ssl.report.leaderboard import SEVERAL, cells, header, write_leaderboard
+    from poyo_ssl.report.leaderboard import HEADLINE_COLUMNS, SEVERAL, cells, header, write_leaderboard
 
     paths, others = find_predictions(folder)
     if others:
@@ -882,8 +883,8 @@ def leaderboard(
         say(SEVERAL.format(len(boards)))
     for board in boards:
         # The terminal shows the headline metric; the files have the others.
-        rows = [cells(board, entry)[:9] for entry in board.entries]
-        show_table(f"{board.task} on {board.split}", header(board)[:9], rows)
+        rows = [cells(board, entry)[:HEADLINE_COLUMNS] for entry in board.entries]
+        show_table(f"{board.task} on {board.split}", header(board)[:HEADLINE_COLUMNS], rows)
         say(*board.notes)
     say(*(f"wrote {path}" for path in write_leaderboard(boards, out or folder)))
 

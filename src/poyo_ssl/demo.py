@@ -25,6 +25,7 @@ from poyo_ssl.config import (
 from poyo_ssl.data.recording import open_recordings
 from poyo_ssl.data.task import allowed_domain
 from poyo_ssl.evaluation.evaluate import evaluate
+from poyo_ssl.evaluation.leaderboard import Row, read_results, write_rows
 from poyo_ssl.files import new_folder, write_beside
 from poyo_ssl.observatory import generate_observatory, get_size
 from poyo_ssl.report import write_report
@@ -141,7 +142,7 @@ def _run(out: Path, seed: int, console: Console) -> None:
             trained.setdefault(config.task, {})[arm] = run
 
     console.rule("evaluation")
-    rows = []
+    rows: list[Row] = []
     (out / "predictions").mkdir()
     for name, arms in trained.items():
         results = out / f"evaluation-{name}"
@@ -151,29 +152,30 @@ def _run(out: Path, seed: int, console: Console) -> None:
         for path in (results / "predictions").iterdir():
             path.replace(out / "predictions" / path.name)
         shutil.rmtree(results)
-    write_beside(out / "results.json", json.dumps(rows, indent=1))
+    write_rows(out, rows)
 
 
 def _headline(out: Path) -> list[str]:
     """Say in sentences what the figures say, whichever way they fall."""
-    rows = {(r["arm"], r["task"], r["split"], r["metric"]): r for r in json.loads((out / "results.json").read_text())}
-    ssim, correlation = "ssim_32x64", "spatial_correlation_centred_32x64"
+    gratings, known, unseen = "Gratings direction", "Known frames, SSIM", "Unseen frames, correlation"
+    # Task, split, metric, what it is called, and which arms are subtracted beside the best baselines.
+    compared = (
+        ("gratings", "gratings", "accuracy", gratings, ("chance", "from scratch")),
+        ("frames", "repeat", "ssim_32x64", known, ("mean frame", "from scratch")),
+        ("frames", "clip", "spatial_correlation_centred_32x64", unseen, ("true events", "true rates")),
+    )
+    rows = [row for row in read_results(out) if row.arm == "pretrained" and row.minus]
+    sentences = []
+    for task, split, metric, what, others in compared:
+        own = {row.minus: row for row in rows if (row.task, row.split, row.metric) == (task, split, metric)}
+        best = [name for name, row in own.items() if row.best_baseline]
+        best += [name for name, row in own.items() if row.best_on_test and name not in best]
+        sentences += [_sentence(own[name], what) for name in dict.fromkeys((*others, *best))]
+    return sentences
 
-    def gain(task: str, split: str, metric: str, other: str, what: str) -> str:
-        row = rows[("pretrained", task, split, f"{metric} minus {other}" if other else metric)]
-        low, high = row["low"], row["high"]
-        judged = "above zero" if low > 0 else "below zero" if high < 0 else "not distinguishable from zero"
-        return f"{what}: {row['value']:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, {row['n']} animals), {judged}."
 
-    return [
-        gain("gratings", "gratings", "accuracy minus chance", "", "Gratings direction, fine-tuned minus chance"),
-        gain("gratings", "gratings", "accuracy", "from scratch", "Gratings direction, pretrained minus scratch"),
-        gain("gratings", "gratings", "accuracy", "shrunk lda", "Gratings direction, fine-tuned minus shrunk LDA"),
-        gain("frames", "repeat", ssim, "mean frame", "Known frames, SSIM, fine-tuned minus mean frame"),
-        gain("frames", "repeat", ssim, "from scratch", "Known frames, SSIM, pretrained minus scratch"),
-        gain("frames", "repeat", ssim, "knn lookup", "Known frames, SSIM, fine-tuned minus kNN lookup"),
-        *(
-            gain("frames", "clip", correlation, other, f"Unseen frames, correlation, fine-tuned minus {other}")
-            for other in ("ridge", "true events", "true rates")
-        ),
-    ]
+def _sentence(row: Row, what: str) -> str:
+    name = f"{row.minus} ({row.marks})" if row.marks else row.minus
+    judged = "above zero" if row.low > 0 else "below zero" if row.high < 0 else "not distinguishable from zero"
+    interval = f"95 % interval {row.low:+.3f} to {row.high:+.3f}, {row.n} animals"
+    return f"{what}, pretrained minus {name}: {row.value:+.3f} ({interval}), {judged}."

@@ -80,7 +80,7 @@ RUN = (
 )
 SELECTION = ("selection.csv", "selection.json", "selection.png")
 RESULTS = (
-    *("results.json", "evaluation.json", "predictions/*.h5", "report.html"),
+    *("results.json", "evaluation.json", "predictions/*.h5", "predictions/targets_*.npy", "report.html"),
     *(f"{where}leaderboard.{kind}" for where in ("", "predictions/") for kind in ("html", "csv", "md")),
 )
 DEMO = (

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation.leaderboard import Comparison, compare_arms, effect_size, holm
+from poyo_ssl.evaluation.leaderboard import Row, compare_arms
+from poyo_ssl.evaluation.statistics import effect_size, holm
 
 
 def make_table(values: Any, metric: str = "accuracy", seed: int | None = None) -> pd.DataFrame:
@@ -24,7 +25,7 @@ def make_table(values: Any, metric: str = "accuracy", seed: int | None = None) -
     return table if seed is None else table.assign(seed=seed)
 
 
-def compare(a: Any, b: Any, metric: str = "accuracy", **options: Any) -> Comparison:
+def compare(a: Any, b: Any, metric: str = "accuracy", **options: Any) -> Row:
     tables = {"a": make_table(a, metric), "b": make_table(b, metric)}
     [found] = compare_arms(tables, [("a", "b")], metric, rng=np.random.default_rng(0), **options)
     return found
@@ -82,7 +83,7 @@ def test_p_values_are_those_of_scipy() -> None:
     assert found.p_no_worse == pytest.approx(above)
     assert found.p_equivalent == pytest.approx(max(above, below))
     low, high = stats.ttest_1samp(d, 0).confidence_interval(0.95)
-    assert (found.interval.low, found.interval.high) == (pytest.approx(low), pytest.approx(high))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
 
 
 def test_every_kind_of_claim_is_a_family_of_its_own() -> None:
@@ -111,7 +112,7 @@ def test_a_result_does_not_depend_on_the_other_arms_or_their_order() -> None:
     tables = {name: make_table(rng.normal(0.5, 0.1, 14)) for name in "abc"}  # enough animals for the bootstrap
     first = compare_arms(tables, [("a", "b"), ("a", "c")], "accuracy", rng=np.random.default_rng(1))
     second = compare_arms(tables, [("a", "c"), ("a", "b")], "accuracy", rng=np.random.default_rng(1))
-    assert first[0].interval.method == "bootstrap"
+    assert first[0].method == "bootstrap"
     assert first == second[::-1]
 
 
@@ -138,7 +139,7 @@ def test_verdicts(metric: str, difference: np.ndarray, verdict: str) -> None:
 
 def test_one_animal_is_not_judged_and_a_margin_must_be_positive() -> None:
     found = compare([0.5], [0.4])
-    assert (found.verdict, found.interval.value) == ("not judged", pytest.approx(0.1))
+    assert (found.verdict, found.value) == ("not judged", pytest.approx(0.1))
     for margin in (0.0, -0.1, float("nan")):
         with pytest.raises(ConfigError, match=r"margin.*above 0"):
             compare([0.5, 0.6], [0.4, 0.3], margin=margin)

@@ -14,7 +14,14 @@ import pytest
 
 from poyo_ssl.cli import main
 from poyo_ssl.errors import PoyoError
-from poyo_ssl.evaluation.leaderboard import Leaderboard, compare_arms, find_predictions, make_leaderboards
+from poyo_ssl.evaluation.leaderboard import (
+    BestBaseline,
+    Leaderboard,
+    compare_arms,
+    find_predictions,
+    make_leaderboards,
+)
+from poyo_ssl.evaluation.metrics import format_number
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.evaluation.scores import score_table
 from poyo_ssl.report.leaderboard import cells, gain_bars, header, to_csv, to_html, to_markdown, write_leaderboard
@@ -84,7 +91,8 @@ def test_arms_are_ranked_and_gains_refer_to_the_baseline_that_validation_chose(s
     assert [entry.arm for entry in board.entries] == ["true rates", "ours", "lda", "bayes", "shuffled"]
     assert [entry.rank for entry in board.entries] == [None, 1, 2, 3, None]
     # 'lda' is better on the test part, but that is not for the choice to know.
-    assert board.best == "bayes"
+    assert (board.best.arm, board.best.on_test) == ("bayes", "lda")
+    assert board.notes[1] == "The best baseline on the test set is 'lda'; gains over it stand beside."
     assert board.notes[0] == "Gains refer to the best simple baseline, 'bayes', chosen by its validation score."
     assert board.headline == board.metrics[0] == "accuracy"
     ours = board.entries[1]
@@ -94,7 +102,16 @@ def test_arms_are_ranked_and_gains_refer_to_the_baseline_that_validation_chose(s
     assert ours.num_seeds == 2
     assert ours.scores["accuracy"].value == pytest.approx(means["ours"])
     assert ours.scores["accuracy"].n == ANIMALS
-    assert ours.gains["accuracy"].interval.value == pytest.approx(means["ours"] - means["bayes"])
+    assert ours.gains["accuracy"].value == pytest.approx(means["ours"] - means["bayes"])
+    assert ours.gains_on_test["accuracy"].value == pytest.approx(means["ours"] - hits[2])
+    assert [text.split()[0] for text in cells(board, ours)[5:7]] == [
+        f"+{format_number(ours.gains['accuracy'].value)}",
+        f"+{format_number(ours.gains_on_test['accuracy'].value)}",
+    ]
+    assert [cells(board, entry)[5:7] for entry in board.entries[2:4]] == [
+        [cells(board, board.entries[2])[5], "best on test"],
+        ["best baseline", cells(board, board.entries[3])[6]],
+    ]
     assert ours.gains["accuracy"].verdict == "better"
     assert board.entries[3].gains == {}
     assert set(board.entries[2].gains) == set(board.metrics)
@@ -115,7 +132,7 @@ def test_gains_are_those_of_the_comparison_and_corrected_over_all_arms(save: Sav
 def test_without_validation_scores_the_table_says_that_the_test_chose(save: Save) -> None:
     files = (decode("ours", 0.8), decode("lda", 0.6, kind="baseline"), decode("bayes", 0.5, kind="baseline"))
     [board] = boards_of(save(*files))
-    assert board.best == "lda"
+    assert (board.best.arm, board.best.on_test) == ("lda", "lda")
     assert "chosen by its test score, which is optimistic for the baseline" in board.notes[0]
     assert board.notes[1].startswith("Without a validation score: ")
     assert board.notes[1].endswith("and 1 more.")
@@ -126,13 +143,13 @@ def test_validation_scores_of_several_metrics_do_not_choose(save: Save) -> None:
     other = {"validation_metric": "log_likelihood", "validation_score": -1.0}
     files = (decode("lda", 0.6, kind="baseline", **valid(0.1)), decode("bayes", 0.5, kind="baseline", **other))
     [board] = boards_of(save(*files))
-    assert board.best == "lda"
+    assert (board.best.arm, board.best.on_test) == ("lda", "lda")
     assert board.notes[1] == "The baselines' validation scores are of different metrics and cannot be compared."
 
 
 def test_without_baselines_there_is_no_gain(save: Save) -> None:
     [board] = boards_of(save(decode("ours", 0.8), decode("theirs", 0.6)))
-    assert board.best == ""
+    assert board.best == BestBaseline()
     assert all(not entry.gains for entry in board.entries)
     assert board.notes[0].startswith("No file is of kind 'baseline'")
     assert cells(board, board.entries[0])[5] == "-"
@@ -221,11 +238,13 @@ def test_files_hold_what_the_boards_say(save: Save, tmp_path: Path) -> None:
     score, gain = board.entries[1].scores["accuracy"], board.entries[1].gains["accuracy"]
     assert [float(ours[k]) for k in ("value", "low", "high")] == [score.value, score.low, score.high]
     assert [float(ours[k]) for k in ("gain", "gain_low", "p_holm")] == [
-        gain.interval.value,
-        gain.interval.low,
+        gain.value,
+        gain.low,
         gain.p_holm,
     ]
     assert (ours["rank"], ours["best_baseline"], ours["verdict"]) == ("1", "bayes", "better")
+    on_test = board.entries[1].gains_on_test["accuracy"]
+    assert (ours["best_on_test"], float(ours["gain_on_test"])) == ("lda", on_test.value)
     best = next(row for row in rows if row["arm"] == "bayes")
     assert best["gain"] == best["p_holm"] == ""
     table = [line for line in paths[2].read_text().splitlines() if line.startswith("|")]

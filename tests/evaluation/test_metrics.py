@@ -261,3 +261,24 @@ def test_confusion_matrix_equals_scikit_learn() -> None:
         metrics.confusion_matrix(prediction, target, 8),
         sklearn_confusion_matrix(target, prediction, labels=range(8)),
     )
+
+
+def test_examples_by_hand() -> None:
+    assert metrics.subtract_mean_frame(np.full((1, 1, 1), 255), np.zeros((1, 1))).item() == 255
+    assert metrics.psnr(np.full((1, 2, 2), 255), np.zeros((1, 2, 2))).tolist() == [0]
+    frames = np.array([[[0, 1, 2]], [[5, 5, 5]]])
+    np.testing.assert_allclose(metrics.spatial_correlation(frames, np.array([[[4, 2, 0]], [[4, 2, 0]]])), [-1, 0])
+    assert metrics.constant_frames(np.array([[[3, 3]], [[3, 4]]])).tolist() == [True, False]
+    assert metrics.identification(np.array([[0.5, 0.9, 0.1]]), np.array([0]), 2).tolist() == [0.5]
+    assert metrics.rank_of_truth(np.array([[0.5, 0.9, 0.5]]), np.array([0])).tolist() == [2.5]
+
+
+def test_metrics_and_numbers_as_text() -> None:
+    found = metrics.describe_metric("identification_50way_64x128")
+    assert (found.label, found.resolution, found.better) == ("right frame among 50", "64 x 128 px", "higher")
+    assert metrics.describe_metric("brightness_x").label == "brightness x"
+    names = ["ssim_64x128", "spatial_correlation_centred_64x128"]
+    assert [metrics.headline_metric("frames", split, names) for split in ("repeat", "clip")] == names
+    numbers = (0.59349, 21.5, 123.45, -0.0001, float("nan"))
+    assert [metrics.format_number(x) for x in numbers] == ["0.593", "21.50", "123.5", "0.000", "-"]
+    assert [metrics.format_p(p) for p in (0.0312, 0.00004, float("nan"))] == ["0.031", "< 0.001", "-"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-import pandas as pd
 import pytest
 
-from poyo_ssl.evaluation.predictions import Predictions, PredictionsError
+from poyo_ssl.evaluation.checks import PredictionsError, check_same_targets, interval_index, target_keys
+from poyo_ssl.evaluation.predictions import Predictions
 
 
 def make_frames(count: int = 12, movie_frames: int = 6) -> Predictions:
@@ -136,15 +137,103 @@ def test_frames_of_another_size_or_range() -> None:
             replace(good, **change).validate()
 
 
-def test_expected_targets() -> None:
+def test_targets_that_differ_from_most_are_named() -> None:
     good = make_classes()
-    expected = pd.DataFrame({"recording_id": good.recording_id, "time": good.time})
-    good.validate(expected)
-    with pytest.raises(PredictionsError, match=r"recording r at 15.000000 s is not among"):
-        good.validate(expected.iloc[:5])
-    extra = pd.concat([expected, pd.DataFrame({"recording_id": ["r", "r"], "time": [99.0, 100.0]})])
-    with pytest.raises(PredictionsError, match=r"recording r at 99.000000 s is missing \(2 such\)"):
-        good.validate(extra)
+    whole = target_keys(good.recording_id, good.time)
+    extra = target_keys("r", np.append(good.time, [99.0, 100.0]))
+    check_same_targets({"a": whole, "b": whole[::-1]})
+    with pytest.raises(
+        PredictionsError, match=r"c against a: target of recording r at 99.000000 s is not among .*2 su"
+    ):
+        check_same_targets({"a": whole, "b": whole, "c": extra})
+    with pytest.raises(PredictionsError, match=r"c against a: target of recording r at 15.000000 s is missing"):
+        check_same_targets({"a": whole, "b": whole, "c": whole[:5]})
+    with pytest.raises(PredictionsError, match=r"c against a: recording r is missing \(1 such\)"):
+        check_same_targets({"a": whole, "b": whole, "c": whole.assign(recording_id="s")})
+
+
+def test_interval_of_each_time() -> None:
+    found = interval_index(np.array([0.5, 1.5, 2.5]), np.array([[2.0, 3.0], [0.0, 1.0]]))
+    assert found.tolist() == [1, -1, 0]
+
+
+def load_beside(folder: Path) -> Predictions:
+    """Load two arms that share their target frames; return the second."""
+    for name in ("one", "two"):
+        replace(make_frames(), arm=name).save(folder / f"{name}.h5", frames_beside=True)
+    return Predictions.load(folder / "two.h5")
+
+
+def test_target_frames_of_a_folder_are_stored_once(tmp_path: Path) -> None:
+    made, loaded = make_frames(), load_beside(tmp_path)
+    for f in fields(Predictions):
+        if f.name != "arm":
+            assert_same(getattr(made, f.name), getattr(loaded, f.name))
+    [frames] = tmp_path.glob("*.npy")
+    content = frames.read_bytes()
+    assert frames.name == f"targets_{hashlib.sha256(content).hexdigest()[:12]}.npy"
+    assert_same(np.load(frames), made.target_frames)
+    with h5py.File(tmp_path / "two.h5") as file:
+        assert "target_frames" not in file
+    # Copied with its own frames again, from predicted frames that stay in the first file.
+    loaded.save(tmp_path / "alone" / "two.h5")
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["two.h5"]
+    assert_same(np.asarray(Predictions.load(tmp_path / "alone" / "two.h5").prediction), made.prediction)
+    # Other frames get a file of their own; damaged ones are written again.
+    other = replace(make_frames(), target_frames=255 - made.target_frames)
+    other.save(tmp_path / "other.h5", frames_beside=True)
+    frames.write_bytes(content[:99])
+    made.save(tmp_path / "three.h5", frames_beside=True)
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+    assert frames.read_bytes() == content
+
+
+def test_a_file_that_was_moved_alone_names_what_it_lacks(tmp_path: Path) -> None:
+    load_beside(tmp_path / "first")
+    [frames] = (tmp_path / "first").glob("*.npy")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "first" / "two.h5").rename(tmp_path / "second" / "two.h5")
+    with pytest.raises(PredictionsError, match=f"two.h5 lacks its target frames, .*second/{frames.name}; ") as caught:
+        Predictions.load(tmp_path / "second" / "two.h5")
+    assert "\n" not in str(caught.value)
+
+
+def _cut(frames: Path) -> None:
+    frames.write_bytes(frames.read_bytes()[:-1])
+
+
+def _pickle(frames: Path) -> None:
+    np.save(frames, np.array([{}], dtype=object))
+
+
+def _claim(frames: Path) -> None:
+    """Write a header of many more frames than follow, with the checksum that goes with it."""
+    content = frames.read_bytes().replace(b"(6, 16, 20)", b"(6, 160, 20)")
+    frames.write_bytes(content)
+    with h5py.File(frames.with_name("two.h5"), "r+") as file:
+        file.attrs["target_frames_sha256"] = hashlib.sha256(content).hexdigest()
+
+
+def _elsewhere(frames: Path) -> None:
+    with h5py.File(frames.with_name("two.h5"), "r+") as file:
+        file.attrs["target_frames_file"] = f"../{frames.parent.name}/{frames.name}"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (_cut, "does not hold the target frames of two.h5"),
+        (_pickle, "does not hold the target frames of two.h5"),
+        (_claim, "two.h5 is damaged"),
+        (_elsewhere, r"target_frames_file '\.\./.*allowed: an .npy file beside it"),
+    ],
+)
+def test_hostile_frames_beside_are_refused(spoil: Any, text: str, tmp_path: Path) -> None:
+    load_beside(tmp_path)
+    spoil(next(tmp_path.glob("*.npy")))
+    with pytest.raises(PredictionsError, match=text) as caught:
+        Predictions.load(tmp_path / "two.h5")
+    assert "\n" not in str(caught.value)
 
 
 def test_other_programs_may_write_floats_for_classes(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,14 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation.leaderboard import holm
 from poyo_ssl.evaluation.statistics import (
+    Estimate,
     Interval,
+    effect_size,
     estimate_difference,
     estimate_mean,
-    paired_interval,
-    paired_p_value,
-    t_bounds,
+    holm,
     t_interval,
 )
 
@@ -72,8 +73,8 @@ def test_t_interval_covers_on_simulated_tables(animals: int) -> None:
         + rng.normal(0, 0.5, (4000, animals, 2, 1))
         + rng.normal(0, 0.3, (4000, animals, 2, 2))
     )
-    low, high = t_bounds(value.mean(axis=(2, 3)))
-    assert abs(((low <= 0) & (high >= 0)).mean() - 0.95) < 0.02
+    intervals = [t_interval(own) for own in value.mean(axis=(2, 3))]
+    assert abs(np.mean([own.low <= 0 <= own.high for own in intervals]) - 0.95) < 0.02
 
 
 def test_averages_are_taken_inside_the_animal_first() -> None:
@@ -126,30 +127,33 @@ def test_pairing_names_the_first_offender() -> None:
             estimate_difference(a, b, "accuracy", rng=rng).interval()
 
 
-def test_paired_test_and_effect_size_equal_scipy() -> None:
+def p_value(a: Any, b: Any) -> float:
+    return Estimate.of(np.subtract(a, b)).p_two_sided()
+
+
+def test_paired_test_equals_scipy() -> None:
     rng = np.random.default_rng(5)
     a, b = rng.normal(size=(2, 6))
-    assert paired_p_value(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert p_value(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue)
     low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
-    found = paired_interval(a, b)
+    found = t_interval(a - b)
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
 
 
 def test_equal_differences_and_single_pairs() -> None:
-    assert paired_p_value([1, 2], [1, 2]) == 1.0
-    assert np.isnan(paired_p_value([1], [2]))
-    with pytest.raises(ConfigError, match="2 scores paired with 1"):
-        paired_interval([1, 2], [1])
+    assert p_value([1, 2], [1, 2]) == 1.0
+    assert np.isnan(p_value([1], [2]))
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 6, 9])
 def test_equal_differences_are_judged_by_their_number(n: int) -> None:
     """Coarse scores of few animals are often equal by chance; the sign test is exact there."""
-    scores = np.linspace(0, 0.5, n)
     expected = stats.binomtest(n, n).pvalue
-    assert paired_p_value(scores + 0.25, scores) == pytest.approx(expected)
-    assert paired_p_value(scores, scores + 0.25) == pytest.approx(expected)
-    interval = paired_interval(scores + 0.25, scores)
+    assert Estimate.of([0.25] * n).p_two_sided() == pytest.approx(expected)
+    assert Estimate.of([-0.25] * n).p_two_sided() == pytest.approx(expected)
+    scores = np.linspace(0, 0.5, n)  # differences that are equal up to rounding
+    assert p_value(scores + 0.25, scores) == pytest.approx(expected)
+    interval = t_interval((scores + 0.25) - scores)
     if expected < 0.05:
         assert (interval.low, interval.high) == (pytest.approx(0.25), pytest.approx(0.25))
     else:
@@ -159,7 +163,7 @@ def test_equal_differences_are_judged_by_their_number(n: int) -> None:
 def test_false_positives_are_rare_where_scores_are_coarse() -> None:
     """Two arms of equal skill on 16 trials of each of two animals: equal differences happen in one table of twelve."""
     hits = np.random.default_rng(4).binomial(16, 0.3, (2, 2000, 2)) / 16
-    p = np.array([paired_p_value(a, b) for a, b in zip(*hits, strict=True)])
+    p = np.array([p_value(a, b) for a, b in zip(*hits, strict=True)])
     assert 0.03 < np.mean((hits[0, :, 0] - hits[1, :, 0] == hits[0, :, 1] - hits[1, :, 1]) & (p < 1)) < 0.15
     assert np.mean(p < 0.05) <= 0.05
 
@@ -175,6 +179,13 @@ def test_holm_lies_between_no_correction_and_bonferroni(p: list[float]) -> None:
     adjusted = holm(p)
     assert (adjusted >= np.array(p)).all()
     assert (adjusted <= np.minimum(np.array(p) * len(p), 1) + 1e-12).all()
+
+
+def test_examples_by_hand() -> None:
+    found = effect_size([0.4, 0.3, 0.2, 0.1])
+    assert [round(x, 2) for x in (found.value, found.low, found.high)] == [1.40, 0.11, 2.66]
+    assert str(t_interval([1.0, 2.0, 3.0])) == "2.000 [-0.484, 4.484] (n=3, t)"
+    assert Estimate.of([1.0, 2.0, 3.0]).p_two_sided() == pytest.approx(0.0742, abs=1e-4)
 
 
 def test_interval_reads_as_one_line() -> None:

@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 
 from poyo_ssl.errors import PoyoError
+from poyo_ssl.evaluation.baselines import frame_baselines, frame_number_baselines, gratings_baselines
 from poyo_ssl.evaluation.leaderboard import (
     CHANCE,
+    SIMPLEST_FIRST,
+    BestBaseline,
+    Candidate,
+    Row,
     ScoredFile,
     best_baseline,
     evaluate_files,
     free_path,
-    gather_parts,
+    gather_arms,
     read_results,
     summarise,
 )
@@ -56,7 +61,13 @@ def valid(score: float, metric: str = "accuracy") -> dict[str, Any]:
 
 def rows_of(*files: Predictions, **options: Any) -> dict[tuple[str, str], dict[str, Any]]:
     scores = summarise([ScoredFile.of(p) for p in files], rng=np.random.default_rng(0), **options)
-    return {(row["arm"], row["metric"]): row for row in scores.rows}
+    return {
+        (row.arm, f"{row.metric} minus {row.minus}" if row.minus else row.metric): row.to_json() for row in scores.rows
+    }
+
+
+def plain(rows: list[Row]) -> list[dict[str, Any]]:
+    return [row.to_json() for row in rows]
 
 
 OURS = decode("ours", [16, 15, 14, 15])
@@ -93,6 +104,12 @@ def test_only_the_best_baseline_by_validation_is_marked() -> None:
         "accuracy minus shuffled": "",
         "accuracy minus chance": "",
     }
+    assert [metric for (_, metric), row in rows.items() if row["best_on_test"] and metric.startswith("accuracy")] == [
+        "accuracy",
+        "accuracy minus lda",
+    ]
+    assert rows["bayes", "accuracy"]["best_baseline"] == "validation"
+    assert rows["lda", "accuracy"]["best_baseline"] == ""
 
 
 def test_a_control_of_a_model_is_compared_with_that_model_alone() -> None:
@@ -127,10 +144,48 @@ def test_how_the_best_baseline_is_chosen(validations: tuple[dict[str, Any], ...]
         decode(name, hits, kind="baseline", **own)
         for (name, hits), own in zip({"lda": 12, "bayes": 10}.items(), validations, strict=True)
     ]
-    [part] = gather_parts(ScoredFile.of(p) for p in files)
-    assert best_baseline(part, {"lda": 0.75, "bayes": 0.625}) == expected
-    [alone] = gather_parts([ScoredFile.of(OURS)])
-    assert best_baseline(alone, {"ours": 1.0}) == ("", "")
+    [own] = gather_arms(ScoredFile.of(p) for p in files)
+    _, best = own.scores(np.random.default_rng(0))
+    assert (best.arm, best.how, best.on_test) == (*expected, "lda")
+    [alone] = gather_arms([ScoredFile.of(OURS)])
+    assert alone.scores(np.random.default_rng(0))[1] == BestBaseline()
+
+
+ONE_TRIAL = 1 / 16
+TIES: dict[str, tuple[list[tuple[str, float]], str]] = {
+    "the simpler of three": ([("linear svm", 0.5), ("shrunk lda", 0.5), ("majority", 0.5)], "majority"),
+    "whatever the order": ([("majority", 0.5), ("linear svm", 0.5), ("shrunk lda", 0.5)], "majority"),
+    "up to rounding": ([("cebra knn", 0.1 + 0.2), ("ridge", 0.3)], "ridge"),
+    "not one trial worse": ([("linear svm", 0.5 + ONE_TRIAL), ("majority", 0.5)], "linear svm"),
+    "lookups": ([("naive bayes lookup", 0.5), ("knn lookup", 0.5), ("mean frame", 0.4)], "knn lookup"),
+    "unknown ones last, by name": ([("zeta", 0.5), ("alpha", 0.5), ("cebra unet", 0.5)], "cebra unet"),
+    "unknown ones by name": ([("zeta", 0.5), ("alpha", 0.5)], "alpha"),
+}
+
+
+@pytest.mark.parametrize(("scores", "expected"), TIES.values(), ids=TIES)
+def test_ties_go_to_the_simpler_baseline(scores: list[tuple[str, float]], expected: str) -> None:
+    by_validation = [Candidate(arm, 1 - score, "accuracy", score) for arm, score in scores]
+    assert (best_baseline(by_validation, "accuracy").arm, best_baseline(by_validation, "accuracy").how) == (
+        expected,
+        "validation",
+    )
+    by_test = [Candidate(arm, score) for arm, score in scores]
+    assert best_baseline(by_test, "accuracy") == BestBaseline(expected, "test", expected)
+
+
+def test_every_baseline_has_a_place_in_the_order_of_simplicity() -> None:
+    frames = np.zeros((9, 16, 16), np.uint8)
+    made = [*gratings_baselines(num_classes=8), *frame_number_baselines(num_frames=9, tolerance=3)]
+    made += frame_baselines(frames, tolerance=3)
+    assert {baseline.name.replace("_", " ") for baseline in made} <= set(SIMPLEST_FIRST)
+
+
+def test_a_baseline_without_a_test_score_is_not_the_best() -> None:
+    candidates = [Candidate("majority", float("nan")), Candidate("ridge", 0.1)]
+    assert best_baseline(candidates, "accuracy").arm == "ridge"
+    lower = [Candidate("majority", 3.0), Candidate("ridge", 1.0)]
+    assert best_baseline(lower, "circular_error_deg").arm == "ridge"
 
 
 def test_a_baseline_of_several_files_has_their_mean_validation_score() -> None:
@@ -143,9 +198,10 @@ def test_a_baseline_of_several_files_has_their_mean_validation_score() -> None:
         return whole
 
     files = [fold("a", 0.9, 0), fold("a", 0.3, 1), fold("b", 0.7, 0), fold("b", 0.7, 1)]
-    [part] = gather_parts(ScoredFile.of(p) for p in files)
-    assert part.arms["a"].validation_score("accuracy") == pytest.approx(0.6)
-    assert best_baseline(part, {"a": 0.0, "b": 0.0}) == ("b", "validation")
+    [part] = gather_arms(ScoredFile.of(p) for p in files)
+    assert part.arms["a"].candidate(0.5) == Candidate("a", 0.5, "accuracy", pytest.approx(0.6))
+    best = best_baseline([arm.candidate(0.0) for arm in part.arms.values()], "accuracy")
+    assert (best.arm, best.how, best.on_test) == ("b", "validation", "a")
     # Folds cut the blocks of a recording; together they are the whole again.
     assert part.arms["a"].table["num_targets"].sum() == 3 * ANIMALS * TRIALS
 
@@ -240,24 +296,33 @@ def test_what_is_written_suffices_and_is_strict_json(tmp_path: Path) -> None:
         paths.append(tmp_path / "given" / f"{p.arm}.h5")
     scores = evaluate_files(paths, tmp_path / "out")
     text = (tmp_path / "out" / "results.json").read_text()
-    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) == scores.rows
-    assert read_results(tmp_path / "out") == scores.rows
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) == plain(scores.rows)
+    assert plain(read_results(tmp_path / "out")) == plain(scores.rows)
     copies = sorted((tmp_path / "out" / "predictions").iterdir())
     assert [path.name for path in copies] == [f"{arm}-gratings-gratings.h5" for arm in ("bayes", "lda", "ours")]
-    assert evaluate_files([copies[2], copies[1], copies[0]]).rows == scores.rows
+    assert plain(evaluate_files([copies[2], copies[1], copies[0]]).rows) == plain(scores.rows)
     facts = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (facts["seed"], facts["files"]) == (0, [str(path) for path in paths])
     with pytest.raises(PoyoError, match="exists"):
         evaluate_files(paths, tmp_path / "out")
-    assert evaluate_files(paths[:1], tmp_path / "out", overwrite=True).rows == read_results(tmp_path / "out")
+    again = evaluate_files(paths[:1], tmp_path / "out", overwrite=True)
+    assert plain(again.rows) == plain(read_results(tmp_path / "out"))
 
 
 def test_results_that_are_missing_or_damaged(tmp_path: Path) -> None:
-    with pytest.raises(PoyoError, match=r"no results in .*run 'poyo-ssl evaluate' first"):
+    with pytest.raises(PoyoError, match=r"no results.json in .*run 'poyo-ssl evaluate' first"):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text("[{")
-    with pytest.raises(PoyoError, match="no results in"):
+    with pytest.raises(PoyoError, match=r"results\.json is damaged"):
         read_results(tmp_path)
+
+
+def test_rows_of_earlier_results_are_read(tmp_path: Path) -> None:
+    """They name the arm that is subtracted in the metric."""
+    old = {"arm": "ours", "task": "gratings", "split": "gratings", "metric": "accuracy minus lda", "value": 0.1}
+    (tmp_path / "results.json").write_text(json.dumps([old | {"low": None, "high": None, "n": 1}]))
+    [row] = read_results(tmp_path)
+    assert (row.metric, row.minus, row.interval) == ("accuracy", "lda", "no interval")
 
 
 def test_files_of_one_arm_get_names_of_their_own(tmp_path: Path) -> None:

@@ -7,8 +7,14 @@ from skimage.metrics import structural_similarity
 from sklearn.metrics import confusion_matrix
 
 from poyo_ssl.errors import PoyoError
-from poyo_ssl.report import figure_confusion, figure_frames, rank_recordings, to_png
-from poyo_ssl.report.figures import score_names, spread_rows
+from poyo_ssl.report.figures import (
+    figure_confusion,
+    figure_frames,
+    rank_recordings,
+    score_names,
+    spread_rows,
+    to_png,
+)
 
 
 def test_confusion_shows_the_shares_of_scikit_learn():

@@ -15,7 +15,7 @@ from report_samples import ARMS, RECORDINGS, gratings_predictions, row, write_re
 
 from poyo_ssl.errors import PoyoError
 from poyo_ssl.report import write_report
-from poyo_ssl.report.results import SPLITS, read_results
+from poyo_ssl.report.results import SPLITS, open_results
 
 VOID = {"meta", "img", "br", "line", "circle"}
 
@@ -251,7 +251,7 @@ def test_damaged_files_leave_no_page(results_folder, name, text):
 
 
 def test_models_and_best_baseline(results_folder):
-    results = read_results(results_folder)
+    results = open_results(results_folder)
     assert results.models == ["pretrained", "from scratch"]
     assert results.best_baseline("frames", "clip") == "ridge"
     assert results.best_baseline("gratings", "gratings") == "majority"

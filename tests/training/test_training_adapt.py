@@ -67,8 +67,8 @@ def test_the_new_animal_is_the_only_one_and_its_parts_are_disjoint(source, adapt
 
 def test_the_subject_split_is_scored_like_any_other(adapted, tmp_path):
     scores = evaluate({"adapted": adapted}, tmp_path / "results", baselines="core", controls=False)
-    assert {row["split"] for row in scores.rows} == {"subject_repeat", "subject_clip"}
-    stored = [Predictions.load(path) for path in (tmp_path / "results" / "predictions").iterdir()]
+    assert {row.split for row in scores.rows} == {"subject_repeat", "subject_clip"}
+    stored = [Predictions.load(path) for path in (tmp_path / "results" / "predictions").glob("*.h5")]
     assert {p.subject_id[0] for p in stored} == {ANIMAL}
     data = open_task(adapted)
     assert data.tests == ("test_subject_repeat", "test_subject_clip")

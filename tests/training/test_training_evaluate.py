@@ -3,7 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
-from operator import itemgetter
+from operator import attrgetter
 
 import numpy as np
 import pandas as pd
@@ -63,45 +63,44 @@ def test_rows_pair_every_arm_on_the_same_trials(gratings_runs, tmp_path):
     scores = evaluate(
         dict(zip("ab", gratings_runs, strict=True)), tmp_path / "results", baselines="core", controls=False
     )
-    assert read_results(tmp_path / "results") == scores.rows
-    keys = {"arm", "task", "split", "metric", "value", "low", "high", "n"}
-    assert all(keys <= set(row) for row in scores.rows)
-    metrics = {(row["arm"], row["metric"]) for row in scores.rows}
-    for pair in ("b", "majority", "shrunk lda"):
-        assert ("a", f"accuracy minus {pair}") in metrics
-    assert ("b", "accuracy minus shrunk lda") in metrics
-    assert not any(arm == "majority" and " minus " in metric for arm, metric in metrics)
-    assert {row["n"] for row in scores.rows} == {4}
-    value = {(row["arm"], row["metric"]): row["value"] for row in scores.rows}
-    assert value["a", "accuracy minus b"] == pytest.approx(value["a", "accuracy"] - value["b", "accuracy"])
-    assert value["a", "accuracy minus chance"] == pytest.approx(value["a", "accuracy"] - 1 / 8)
-    files = [Predictions.load(path) for path in (tmp_path / "results" / "predictions").iterdir()]
+    assert [row.to_json() for row in read_results(tmp_path / "results")] == [row.to_json() for row in scores.rows]
+    compared = {(row.arm, row.minus) for row in scores.rows if row.metric == "accuracy"}
+    assert {("a", "b"), ("a", "majority"), ("a", "shrunk lda"), ("b", "shrunk lda")} <= compared
+    assert ("majority", "shrunk lda") not in compared
+    assert {row.n for row in scores.rows} == {4}
+    value = {(row.arm, row.minus): row.value for row in scores.rows if row.metric == "accuracy"}
+    assert value["a", "b"] == pytest.approx(value["a", ""] - value["b", ""])
+    assert value["a", "chance"] == pytest.approx(value["a", ""] - 1 / 8)
+    files = [Predictions.load(path) for path in (tmp_path / "results" / "predictions").glob("*.h5")]
     assert {p.arm for p in files} == {"a", "b", "majority", "naive bayes", "shrunk lda", "true rates"}
     for predictions in files:
         np.testing.assert_array_equal(predictions.time, files[0].time)
         np.testing.assert_array_equal(predictions.target, files[0].target)
     chosen = {p.arm: p.validation_score for p in files if p.kind == "baseline"}
     assert {p.validation_metric for p in files if p.kind == "baseline"} == {"accuracy"}
-    best = max(chosen, key=chosen.__getitem__)
-    marked = {row["metric"]: row.get("best_baseline") for row in scores.rows if row["arm"] == "a"}
-    assert marked[f"accuracy minus {best}"] == "validation"
+    [best] = {row.minus for row in scores.rows if row.minus and row.best_baseline}
+    assert chosen[best] == max(chosen.values())
+    assert {row.best_baseline for row in scores.rows if row.minus == best} == {"validation"}
 
 
 def test_predictions_files_alone_give_the_same_rows(gratings_runs, tmp_path):
     first = evaluate({"a": gratings_runs[0]}, tmp_path / "first", baselines="core")
-    files = sorted((tmp_path / "first" / "predictions").iterdir())
+    files = sorted((tmp_path / "first" / "predictions").glob("*.h5"))
     again = evaluate_files(files, tmp_path / "again")
-    key = itemgetter("arm", "metric")
-    assert sorted(again.rows, key=key) == sorted(first.rows, key=key)
-    assert read_results(tmp_path / "again") == again.rows
+    key = attrgetter("arm", "metric", "minus")
+    first, again, read = (
+        [row.to_json() for row in sorted(rows, key=key)]
+        for rows in (first.rows, again.rows, read_results(tmp_path / "again"))
+    )
+    assert first == again == read
 
 
 def test_every_test_frame_is_scored_once_on_both_splits(frames_run, tiny, tmp_path):
     scores = evaluate({"model": frames_run}, tmp_path / "results", baselines="core", controls=False)
-    assert {row["split"] for row in scores.rows} == {"repeat", "clip"}
-    value = {(r["arm"], r["split"], r["metric"]): r["value"] for r in scores.rows}
+    assert {row.split for row in scores.rows} == {"repeat", "clip"}
+    value = {(r.arm, r.split, r.metric): r.value for r in scores.rows if not r.minus}
     assert value["mean frame", "repeat", "spatial_correlation_mean_subtracted_16x32"] == 0
-    stored = [Predictions.load(path) for path in (tmp_path / "results" / "predictions").iterdir()]
+    stored = [Predictions.load(path) for path in (tmp_path / "results" / "predictions").glob("*.h5")]
     ceilings = {(p.arm, p.split) for p in stored if p.kind == "ceiling"}
     both = {("nearest training frame", split) for split in ("repeat", "clip")}
     both |= {("true rates", split) for split in ("repeat", "clip")}
@@ -112,6 +111,8 @@ def test_every_test_frame_is_scored_once_on_both_splits(frames_run, tiny, tmp_pa
     for constant in ("mean frame", "grey frame"):
         assert value[constant, "clip", "spatial_correlation_centred_16x32"] == 0
     assert {p.arm for p in stored if p.kind == "ceiling"} == {"nearest training frame", "true rates", "true events"}
+    # The movie is stored once for all of them.
+    assert len(list((tmp_path / "results" / "predictions").glob("targets_*.npy"))) == 1
     [mean_frame] = [p.validation_score for p in stored if (p.arm, p.split) == ("mean frame", "clip")]
     assert mean_frame == 0
     data = open_task(frames_run)
@@ -138,7 +139,7 @@ def test_unseen_frames_choose_their_own_epoch_and_baselines(frames_run, tmp_path
         assert facts["best_epoch"][part] == best["epoch"]
         assert facts["valid_loss"][part] == pytest.approx(best[f"{part}/loss"], rel=1e-5)
     evaluate({"model": frames_run}, tmp_path / "results", baselines="core", controls=False)
-    stored = {(p.arm, p.split): p for p in map(Predictions.load, (tmp_path / "results" / "predictions").iterdir())}
+    stored = {(p.arm, p.split): p for p in map(Predictions.load, (tmp_path / "results" / "predictions").glob("*.h5"))}
     data = open_task(frames_run)
     for split, validation in (("repeat", "valid"), ("clip", "valid_clip")):
         assert stored["model", split].model_id == TrainedRun.open(frames_run, validation=validation).model_id()

@@ -188,7 +188,7 @@ def test_one_and_two_processes_evaluate_alike(pair, finetuned, finetune_config, 
     evaluate(runs, tmp_path / "with1", baselines="none")
     finish(both)
     found = {
-        devices: {path.name: Predictions.load(path) for path in (tmp_path / f"with{devices}/predictions").iterdir()}
+        devices: {path.name: Predictions.load(path) for path in (tmp_path / f"with{devices}/predictions").glob("*.h5")}
         for devices in (1, 2)
     }
     assert {p.task for p in found[1].values()} == {"gratings", "frame_number", "frames"}
@@ -211,7 +211,7 @@ def test_one_and_two_processes_evaluate_alike(pair, finetuned, finetune_config, 
     for rank in range(2):
         np.testing.assert_allclose(np.load(tmp_path / f"with2_{rank}.npy"), alone, atol=1e-5)
     scores = [
-        {(row["arm"], row["task"], row["split"], row["metric"]): row["value"] for row in read_results(tmp_path / name)}
+        {(r.arm, r.task, r.split, r.metric, r.minus): r.value for r in read_results(tmp_path / name)}
         for name in ("with1", "with2")
     ]
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)

@@ -19,7 +19,7 @@ from poyo_ssl.errors import ConfigError
 from poyo_ssl.evaluation.baselines import BaselineSet, SplitBaseline, load_cebra, shift_windows, split_baselines
 from poyo_ssl.evaluation.features import Part
 from poyo_ssl.evaluation.frame_images import mean_training_frame
-from poyo_ssl.evaluation.leaderboard import MARGIN, ScoredFile, Scores, free_path, summarise, write_results
+from poyo_ssl.evaluation.leaderboard import MARGIN, ScoredFile, Scores, save_into, summarise, write_results
 from poyo_ssl.evaluation.predictions import ArmKind, Predictions
 from poyo_ssl.evaluation.scores import headline_score
 from poyo_ssl.training import run_folder
@@ -238,7 +238,7 @@ def evaluate(
     scores = summarise([ScoredFile.of(p) for p in known], rng=np.random.default_rng(seed), margin=margin)
     with files.new_folder(out, "results", overwrite=overwrite, inputs=inputs) as folder:
         for p in known:
-            p.save(free_path(folder / "predictions", p.arm, p.task, p.split, p.seed))
+            save_into(folder, p)
         write_results(folder, scores, runs=[{"arm": arm, "run": run} for arm, run in named], seed=seed, margin=margin)
     return scores
 

@@ -10,168 +10,167 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from scipy import optimize, special, stats
 
 from poyo_ssl.errors import ConfigError, PoyoError, suggest
-from poyo_ssl.evaluation.checks import KEYS, Truth, check_same_truth
-from poyo_ssl.evaluation.metrics import describe_metric, headline_metric
-from poyo_ssl.evaluation.predictions import FORMAT, ArmKind, Predictions, PredictionsError, check_same_targets
+from poyo_ssl.evaluation.checks import KEYS, PredictionsError, Truth, check_same_targets, check_same_truth
+from poyo_ssl.evaluation.metrics import Metric, describe_metric, format_number, headline_metric
+from poyo_ssl.evaluation.predictions import FORMAT, ArmKind, Predictions
 from poyo_ssl.evaluation.scores import merge_folds, score_table
 from poyo_ssl.evaluation.statistics import (
     MIN_SEEDS,
-    TINY,
     Estimate,
-    FloatArray,
-    Interval,
+    effect_size,
     estimate_difference,
     estimate_mean,
+    holm,
 )
 from poyo_ssl.files import check_new, new_folder, plain, versions, write_beside
 
 MARGIN = 0.02
 """A difference of scores between 0 and 1 that nobody would act on."""
 ALPHA = 0.05
-MAX_EXACT_T = 35.0
-"""Beyond this t the noncentral distribution loses its digits; the effect size counts as normal there."""
+CHANCE = "chance"
+RESULTS_FILE = "results.json"
+
+
+# One row of results.json.
+
+OF_DIFFERENCES = ("effect_size", "effect_low", "effect_high", "p", "p_holm", "margin", "p_no_worse", "p_equivalent")
 
 
 @dataclass(frozen=True)
-class EffectSize:
-    """A standardised mean difference with its interval; NaN for fewer than two pairs."""
-
-    value: float
-    low: float
-    high: float
-
-
-def effect_size(differences: npt.ArrayLike, level: float = 0.95) -> EffectSize:
-    """Hedges' g of paired differences: their mean over their standard deviation (Cohen's d_z), less its bias.
-
-    The interval inverts the noncentral t distribution (Hedges and Olkin 1985; Cumming and Finch 2001) and so takes
-    differences as normal. Of the effect sizes for pairs this one decides how many animals a test needs. It grows
-    with the tightness of the pairing, so read it beside the difference itself. Infinite where all
-    differences are equal and not 0.
-
-    Parameters
-    ----------
-    differences : array_like
-        ``(n,)`` one per independent unit (animal).
-    level : float
-        Coverage.
-
-    Examples
-    --------
-    >>> g = effect_size([0.4, 0.3, 0.2, 0.1])
-    >>> print(f"{g.value:.2f} [{g.low:.2f}, {g.high:.2f}]")
-    1.40 [0.11, 2.66]
-    """
-    d = np.asarray(differences, dtype=np.float64).ravel()
-    n = len(d)
-    if n < 2:
-        return EffectSize(np.nan, np.nan, np.nan)
-    mean, spread = float(d.mean()), float(d.std(ddof=1))
-    if spread <= TINY * max(1.0, float(np.abs(d).max())):
-        return EffectSize(*[0.0 if abs(mean) <= TINY else float(np.copysign(np.inf, mean))] * 3)
-    degrees, dz, tail = n - 1, mean / spread, (1 - level) / 2
-    if abs(dz) * np.sqrt(n) > MAX_EXACT_T:
-        reach = stats.norm.ppf(1 - tail) * np.sqrt(1 / n + dz**2 / (2 * degrees))
-        bounds = [dz - reach, dz + reach]
-    else:
-        bounds = [_noncentrality(dz * np.sqrt(n), degrees, p) / np.sqrt(n) for p in (1 - tail, tail)]
-    unbiased = np.exp(special.gammaln(degrees / 2) - special.gammaln((degrees - 1) / 2)) / np.sqrt(degrees / 2)
-    # With one degree of freedom the correction is 0: two pairs say nothing about a spread.
-    return EffectSize(*(float(unbiased * x) for x in (dz, *bounds))) if degrees > 1 else EffectSize(*[np.nan] * 3)
-
-
-def _noncentrality(t: float, degrees: int, probability: float) -> float:
-    """Which noncentrality puts this probability below `t`."""
-
-    def excess(centre: float) -> float:
-        below = float(special.nctdtr(degrees, centre, t))
-        # Where it is 0 or 1 to all digits, SciPy may answer NaN.
-        return (float(centre < t) if np.isnan(below) else below) - probability
-
-    reach = 8.0 + 3.0 * abs(t)
-    return float(optimize.brentq(excess, t - reach, t + reach, xtol=1e-6))
-
-
-def holm(p_values: Sequence[float]) -> FloatArray:
-    """Adjust p values for several comparisons (Holm 1979, step-down Bonferroni).
-
-    Parameters
-    ----------
-    p_values : sequence of float
-        Unadjusted; NaN (no test was possible) stays NaN and does not count as a comparison.
-
-    Returns
-    -------
-    ndarray
-        Adjusted p values in the given order, at most 1.
-
-    Examples
-    --------
-    >>> holm([0.01, 0.04, 0.03])
-    array([0.03, 0.06, 0.06])
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    adjusted = np.full(p.shape, np.nan)
-    tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1.0)
-    return adjusted
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One arm less another, in one metric.
-
-    Attributes
-    ----------
-    arm, other, metric : str
-        What was compared.
-    interval : Interval
-        Of the paired difference, 95 %.
-    effect : EffectSize
-        See `effect_size`.
-    p, p_holm : float
-        Two-sided p of "no difference", as it is and for the whole family.
-    margin : float
-        Largest difference that counts as none; NaN where no margin was stated for this metric.
-    p_no_worse : float
-        p of "the arm is worse by the margin or more" (non-inferiority), Holm-adjusted over the family.
-    p_equivalent : float
-        p of "they differ by the margin or more" (two one-sided tests, Schuirmann 1987), Holm-adjusted over the family.
-    num_seeds : int
-        Pairs of trainings behind it.
-    verdict : str
-        ``better``, ``worse`` (``higher``, ``lower`` for a metric without a direction), ``equivalent``, ``no worse``,
-        ``inconclusive``; ``no claim: k of 5 seeds`` between two trained arms with too few; ``not judged`` without an
-        error.
-    """
+class Row:
+    """The mean score of an arm in one metric, or its paired difference from the arm in `minus`."""
 
     arm: str
-    other: str
+    task: str
+    split: str
     metric: str
-    interval: Interval
-    effect: EffectSize
-    p: float
-    p_holm: float
-    margin: float
-    p_no_worse: float
-    p_equivalent: float
-    num_seeds: int
-    verdict: str
+    minus: str  # arm subtracted; empty for a score
+    value: float
+    low: float  # 95 % interval; NaN where there is none
+    high: float
+    n: int  # independent values
+    unit: str = ""  # what is independent: animals, recordings, repeats or seeds
+    method: str = ""  # of the interval: t, bootstrap or none
+    num_seeds: int = 0  # trainings; of a difference, pairs of them
+    kind: str = ""  # of the arm; empty for a difference
+    # Whether the arm, of a difference the one subtracted, is the best baseline: how it was chosen ('validation' or
+    # 'test', else empty), and whether it is the best on the test part.
+    best_baseline: str = ""
+    best_on_test: bool = False
+    # Of differences alone.
+    effect_size: float = math.nan  # Hedges' g
+    effect_low: float = math.nan
+    effect_high: float = math.nan
+    p: float = math.nan  # two-sided, of "no difference"
+    p_holm: float = math.nan  # p for the whole family
+    margin: float = math.nan  # largest difference that counts as none; NaN where none was stated for this metric
+    p_no_worse: float = math.nan  # "worse by the margin or more" (non-inferiority), for the whole family
+    p_equivalent: float = math.nan  # "they differ by the margin or more" (Schuirmann 1987), for the whole family
+    # better, worse (higher, lower for a metric without a direction), equivalent, no worse, inconclusive; 'no claim: k
+    # of 5 seeds' between two trained arms with too few; 'not judged' without an error.
+    verdict: str = ""
+
+    @property
+    def shown(self) -> Metric:
+        """How the metric is shown."""
+        return describe_metric(self.metric)
+
+    @property
+    def text(self) -> str:
+        """The value."""
+        return format_number(self.value)
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there are bounds."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def interval(self) -> str:
+        """The interval as text, or 'no interval'."""
+        return f"[{format_number(self.low)}, {format_number(self.high)}]" if self.has_interval else "no interval"
+
+    @property
+    def marks(self) -> str:
+        """Whether the arm, of a difference the one subtracted, is the best baseline."""
+        return ", ".join(["best baseline"] * bool(self.best_baseline) + ["best on test"] * self.best_on_test)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what applies to a score or a difference; NaN and infinity are no JSON, so they become null."""
+        left_out = ("kind",) if self.minus else (*OF_DIFFERENCES, "verdict")
+        values = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}
+
+    @classmethod
+    def of_json(cls, row: Mapping[str, Any]) -> Row:
+        """Read a row that may lack what `evaluate` adds to arm, task, split, metric, value, low, high and n."""
+        metric, minus = str(row["metric"]), row.get("minus")
+        if minus is None:  # before `minus` had a key of its own
+            metric, _, minus = metric.partition(" minus ")
+        found: dict[str, Any] = {k: str(row[k]) for k in ("arm", "task", "split")}
+        found |= {k: _number(row[k]) for k in ("value", "low", "high")}
+        found |= {k: _number(row.get(k)) for k in OF_DIFFERENCES}
+        found |= {k: str(row.get(k) or "") for k in ("unit", "method", "kind", "best_baseline", "verdict")}
+        found |= {"num_seeds": int(row.get("num_seeds") or 0), "best_on_test": bool(row.get("best_on_test"))}
+        return cls(metric=metric, minus=str(minus), n=int(row["n"]), **found)
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def write_results(folder: Path, scores: Scores, **facts: Any) -> None:
+    """Write results.json, and evaluation.json with what it was made from."""
+    write_rows(folder, scores.rows)
+    write_beside(folder / "evaluation.json", json.dumps(plain(facts | {"versions": versions()}), indent=1))
+
+
+def write_rows(folder: Path, rows: Iterable[Row]) -> None:
+    """Write results.json."""
+    write_beside(folder / RESULTS_FILE, json.dumps([row.to_json() for row in rows], indent=1))
+
+
+def read_results(folder: Path | str) -> list[Row]:
+    """Read results.json; the first row that is incomplete is named."""
+    path = Path(folder) / RESULTS_FILE
+    if not path.is_file():
+        raise PoyoError(f"no {RESULTS_FILE} in {folder}", fix="run 'poyo-ssl evaluate' first or check the path")
+    found = read_json(path)
+    if not isinstance(found, list) or not found:
+        raise PoyoError(f"{path} holds no list of rows", fix="run 'poyo-ssl evaluate' again")
+    rows = []
+    for number, row in enumerate(found):
+        try:
+            rows.append(Row.of_json(row))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PoyoError(
+                f"row {number} of {path} is incomplete ({type(error).__name__}: {error})",
+                allowed="arm, task, split, metric, value, low, high, n",
+                fix="run 'poyo-ssl evaluate' again",
+            ) from None
+    return rows
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PoyoError(f"{path} is damaged ({error})", fix="make it again") from None
+
+
+# Comparisons.
 
 
 def compare_arms(
@@ -180,38 +179,16 @@ def compare_arms(
     metric: str,
     *,
     rng: np.random.Generator,
+    task: str = "",
+    split: str = "",
     trained: frozenset[str] = frozenset(),
     margin: float = MARGIN,
-) -> list[Comparison]:
-    """Compare pairs of arms in one metric; all of them are one family for Holm's correction.
+) -> list[Row]:
+    """Compare pairs of arms (score tables on the same targets) in one metric; all are one family for Holm's correction.
 
-    Differences, "no worse" and "equivalent" are three families of their own: each kind of claim is wrong anywhere
-    in its family with a probability of at most 5 %.
-
-    Parameters
-    ----------
-    tables : mapping
-        Score table by arm, on the same targets.
-    pairs : sequence of (arm, other)
-        What to compare.
-    metric : str
-        The metric.
-    rng : numpy.random.Generator
-        For the bootstrap over ten or more animals.
-    trained : frozenset of str
-        Arms that depend on a seed. Between two of them a claim is about trainings, and is refused below `MIN_SEEDS`.
-    margin : float
-        Largest difference that counts as none, stated before the scores are seen; used for scores of which 1 is best.
-
-    Returns
-    -------
-    list of Comparison
-        In the order of `pairs`.
-
-    Raises
-    ------
-    ConfigError
-        If the arms' rows do not match, see `estimate_difference`, or the margin is not above 0.
+    Differences, "no worse" and "equivalent" are three families of their own: each kind of claim is wrong anywhere in
+    its family with a probability of at most 5 %. A claim between two `trained` arms is about trainings, and is refused
+    below `MIN_SEEDS`. The margin is stated before the scores are seen; it is used for scores of which 1 is best.
 
     Examples
     --------
@@ -219,71 +196,76 @@ def compare_arms(
     ...                      "value": [0.6, 0.7, 0.65, 0.8], "num_targets": 100})
     >>> tables = {"ours": ours, "lda": ours.assign(value=[0.5, 0.55, 0.5, 0.7])}
     >>> [found] = compare_arms(tables, [("ours", "lda")], "accuracy", rng=np.random.default_rng(0))
-    >>> print(found.interval, found.verdict)
-    0.125 [0.079, 0.171] (n=4 animals, t) better
+    >>> print(found.text, found.interval, found.n, found.unit, found.verdict)
+    0.125 [0.079, 0.171] 4 animals better
     """
     if not margin > 0:
         raise ConfigError(f"margin {margin}", allowed="above 0", fix="pass the largest difference that does not matter")
     shown = describe_metric(metric)
-    margin = margin if shown.is_share else float("nan")
+    margin = margin if shown.is_share else math.nan
     found = []
     for arm, other in pairs:
         # Every pair draws the same animals, so that no result depends on the order of the arms.
         estimate = estimate_difference(tables[arm], tables[other], metric, rng=deepcopy(rng))
-        found.append(_compare(estimate, arm, other, metric, margin))
-    adjusted = {name: holm([getattr(c, name) for c in found]) for name in ("p", "p_no_worse", "p_equivalent")}
-    judged = []
-    for index, comparison in enumerate(found):
-        corrected = replace(
-            comparison,
-            p_holm=float(adjusted["p"][index]),
-            p_no_worse=float(adjusted["p_no_worse"][index]),
-            p_equivalent=float(adjusted["p_equivalent"][index]),
+        row = _row(estimate, arm=arm, task=task, split=split, metric=metric, minus=other)
+        effect = effect_size(estimate.units)
+        p_no_worse = math.nan if math.isnan(margin) else estimate.p_above(-margin)
+        found.append(
+            replace(
+                row,
+                effect_size=effect.value,
+                effect_low=effect.low,
+                effect_high=effect.high,
+                p=estimate.p_two_sided(),
+                margin=margin,
+                p_no_worse=p_no_worse,
+                p_equivalent=math.nan if math.isnan(margin) else max(p_no_worse, estimate.p_below(margin)),
+                num_seeds=estimate.num_seeds,
+            )
         )
-        about_trainings = {comparison.arm, comparison.other} <= trained
-        judged.append(replace(corrected, verdict=_verdict(corrected, shown.better, about_trainings=about_trainings)))
+    adjusted = [holm([getattr(row, name) for row in found]) for name in ("p", "p_no_worse", "p_equivalent")]
+    judged = []
+    for row, p, no_worse, equivalent in zip(found, *adjusted, strict=True):
+        row = replace(row, p_holm=float(p), p_no_worse=float(no_worse), p_equivalent=float(equivalent))
+        about_trainings = {row.arm, row.minus} <= trained
+        judged.append(replace(row, verdict=_verdict(row, shown.better, about_trainings=about_trainings)))
     return judged
 
 
-def _compare(estimate: Estimate, arm: str, other: str, metric: str, margin: float) -> Comparison:
-    if np.isnan(margin):
-        p_no_worse = p_equivalent = float("nan")
-    else:
-        p_no_worse = estimate.p_above(-margin)
-        p_equivalent = max(p_no_worse, estimate.p_below(margin))
-    return Comparison(
-        arm=arm,
-        other=other,
-        metric=metric,
-        interval=estimate.interval(),
-        effect=effect_size(estimate.units),
-        p=estimate.p_two_sided(),
-        p_holm=float("nan"),
-        margin=margin,
-        p_no_worse=p_no_worse,
-        p_equivalent=p_equivalent,
-        num_seeds=estimate.num_seeds,
-        verdict="",
+def _row(estimate: Estimate, **place: Any) -> Row:
+    found = estimate.interval()
+    return Row(
+        value=found.value, low=found.low, high=found.high, n=found.n, unit=found.unit, method=found.method, **place
     )
 
 
-def _verdict(c: Comparison, better: str, *, about_trainings: bool) -> str:
+def _verdict(row: Row, better: str, *, about_trainings: bool) -> str:
     """Return the strongest claim that the family-wise p values carry."""
-    if np.isnan(c.p):
+    if math.isnan(row.p):
         return "not judged"
-    if about_trainings and c.num_seeds < MIN_SEEDS:
-        return f"no claim: {c.num_seeds} of {MIN_SEEDS} seeds"
-    if c.p_holm < ALPHA:
-        above = c.interval.value > 0
+    if about_trainings and row.num_seeds < MIN_SEEDS:
+        return f"no claim: {row.num_seeds} of {MIN_SEEDS} seeds"
+    if row.p_holm < ALPHA:
+        above = row.value > 0
         if not better:
             return "higher" if above else "lower"
         return "better" if above == (better == "higher") else "worse"
-    if c.p_equivalent < ALPHA:
+    if row.p_equivalent < ALPHA:
         return "equivalent"
-    return "no worse" if c.p_no_worse < ALPHA else "inconclusive"
+    return "no worse" if row.p_no_worse < ALPHA else "inconclusive"
 
 
-CHANCE = "chance"
+# The best simple baseline.
+
+SIMPLEST_FIRST = (
+    *("majority", "grey frame", "mean frame", "pixel median", "blurred mean", "running speed", "time in session"),
+    *("knn", "knn lookup", "whitened knn", "whitened knn lookup", "naive bayes", "naive bayes lookup", "ridge"),
+    *("shrunk lda", "shrunk lda lookup", "cosine lda", "cosine lda lookup", "logistic regression", "linear svm"),
+    *("unet", "cebra knn", "cebra unet"),
+)
+"""Baselines by their names in tables, in the order in which ties are broken; others follow, by name."""
+TIE = 1e-9
+"""Scores this close are equal: a validation part of a few trials gives several baselines the same share."""
 BEST_BASELINE = {
     "validation": "chosen by its validation score",
     "test": "chosen by its test score, which is optimistic for the baseline",
@@ -292,24 +274,58 @@ BEST_BASELINE = {
 
 
 @dataclass(frozen=True)
-class ScoredFile:
-    """What the comparison of arms needs of a predictions file, once it is scored.
+class Candidate:
+    """A baseline that may be the best: of kind 'baseline', so no control, ceiling or oracle."""
 
-    Attributes
-    ----------
-    name : str
-        What to call the file in messages.
-    task, split, arm, kind, model_id, seed, data_checksum, validation_metric, validation_score
-        As in `Predictions`.
-    num_classes : int
-        Number of classes; 0 for frames.
-    truth : Truth
-        What was to be decoded.
-    table : DataFrame
-        Score table.
+    arm: str
+    test_score: float  # in the headline metric
+    validation_metric: str = ""  # empty unless all of its files have a score in one metric
+    validation_score: float = math.nan
+
+
+@dataclass(frozen=True)
+class BestBaseline:
+    """The baseline that gains refer to, how it was chosen (a key of `BEST_BASELINE`), and the best on the test part."""
+
+    arm: str = ""
+    how: str = ""
+    on_test: str = ""
+
+
+def best_baseline(candidates: Sequence[Candidate], headline: str) -> BestBaseline:
+    """Choose the best simple baseline, without a look at test scores where that can be; ties go to the simpler one.
+
+    It is the best by validation score. Unless all baselines have one in the same metric, the best on the test part is
+    taken: that favours the baseline, by the luck that its rivals did not have.
     """
+    if not candidates:
+        return BestBaseline()
+    on_test = _best({own.arm: own.test_score for own in candidates}, headline)
+    [metric, *others] = {own.validation_metric for own in candidates}
+    if others or not metric:
+        return BestBaseline(on_test, "test", on_test)
+    return BestBaseline(_best({own.arm: own.validation_score for own in candidates}, metric), "validation", on_test)
 
-    name: str
+
+def _best(scores: Mapping[str, float], metric: str) -> str:
+    sign = -1 if describe_metric(metric).better == "lower" else 1
+    values = {arm: sign * score if math.isfinite(score) else -math.inf for arm, score in scores.items()}
+    highest = max(values.values())
+    return min((arm for arm, value in values.items() if value >= highest - TIE), key=_simplicity)
+
+
+def _simplicity(arm: str) -> tuple[int, str]:
+    return SIMPLEST_FIRST.index(arm) if arm in SIMPLEST_FIRST else len(SIMPLEST_FIRST), arm
+
+
+# Files, arms, and all arms of one task and split.
+
+
+@dataclass(frozen=True)
+class ScoredFile:
+    """What the comparison of arms needs of a predictions file, once it is scored; facts as in `Predictions`."""
+
+    name: str  # what to call the file in messages
     task: str
     split: str
     arm: str
@@ -319,26 +335,32 @@ class ScoredFile:
     data_checksum: str
     validation_metric: str
     validation_score: float
-    num_classes: int
+    num_classes: int  # 0 for frames
     truth: Truth
     table: pd.DataFrame
 
     @property
     def targets(self) -> pd.DataFrame:
-        """``recording_id`` and ``tick`` (time in microseconds) of every target."""
+        """`KEYS` of every target."""
         return self.truth.targets[KEYS]
 
     @classmethod
-    def of(cls, predictions: Predictions, name: str = "") -> ScoredFile:
+    def of(cls, p: Predictions, name: str = "") -> ScoredFile:
         """Score predictions."""
-        origin = ("arm", "kind", "model_id", "seed", "data_checksum")
-        facts = ("task", "split", *origin, "validation_metric", "validation_score")
         return cls(
-            name=name or f"arm '{predictions.arm}'",
-            **{fact: getattr(predictions, fact) for fact in facts},
-            num_classes=len(predictions.class_values),
-            truth=Truth.of(predictions),
-            table=score_table(predictions),
+            name=name or f"arm '{p.arm}'",
+            task=p.task,
+            split=p.split,
+            arm=p.arm,
+            kind=p.kind,
+            model_id=p.model_id,
+            seed=p.seed,
+            data_checksum=p.data_checksum,
+            validation_metric=p.validation_metric,
+            validation_score=p.validation_score,
+            num_classes=len(p.class_values),
+            truth=Truth.of(p),
+            table=score_table(p),
         )
 
 
@@ -349,6 +371,27 @@ class Arm:
     name: str
     kind: ArmKind
     files: tuple[ScoredFile, ...]
+    table: pd.DataFrame  # score tables of all files; blocks that folds share are put together
+
+    @classmethod
+    def of(cls, name: str, files: Sequence[ScoredFile]) -> Arm:
+        """Put the files of an arm together; they are of one kind and predict no target twice with one seed."""
+        kinds = dict.fromkeys(file.kind for file in files)
+        if len(kinds) > 1:
+            given = f"arm '{name}' is of kinds {', '.join(kinds)}"
+            raise PredictionsError(given, fix="give each arm one kind, or two names")
+        for index, file in enumerate(files):
+            for earlier in files[:index]:
+                twice = file.targets.merge(earlier.targets) if earlier.seed == file.seed else file.targets[:0]
+                if len(twice):
+                    first = twice.iloc[0]
+                    raise PredictionsError(
+                        f"{earlier.name} and {file.name} both predict recording {first['recording_id']} at "
+                        f"{first['tick'] / 1e6:.6f} s as arm '{name}' with seed {file.seed}",
+                        fix="leave one out, or give them other arms or seeds",
+                    )
+        table = merge_folds(pd.concat([file.table for file in files], ignore_index=True))
+        return cls(name, files[0].kind, tuple(files), table)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -360,19 +403,17 @@ class Arm:
         """Ids of the models behind its files, as far as they are known."""
         return frozenset(file.model_id for file in self.files if file.model_id)
 
-    @property
-    def table(self) -> pd.DataFrame:
-        """Score tables of all files, one below the other; blocks that folds share are put together."""
-        return merge_folds(pd.concat([file.table for file in self.files], ignore_index=True))
-
-    def validation_score(self, metric: str) -> float:
-        """Mean validation score in a metric over the files; NaN unless all of them have it."""
-        own = [file.validation_score for file in self.files if file.validation_metric == metric]
-        return float(np.mean(own)) if len(own) == len(self.files) else math.nan
+    def candidate(self, test_score: float) -> Candidate:
+        """Return what the choice of the best baseline needs; the validation score is the mean over files."""
+        metrics = {file.validation_metric for file in self.files}
+        if len(metrics) > 1:
+            return Candidate(self.name, test_score)
+        score = float(np.mean([file.validation_score for file in self.files]))
+        return Candidate(self.name, test_score, metrics.pop(), score)
 
 
 @dataclass(frozen=True)
-class Part:
+class ArmSet:
     """All arms of one task and split on the same targets, models first."""
 
     task: str
@@ -390,32 +431,124 @@ class Part:
         """The metric that ranks the arms."""
         return headline_metric(self.task, self.split, self.metrics)
 
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Score table by arm."""
+        return {name: arm.table for name, arm in self.arms.items()}
+
+    def of_kind(self, kind: ArmKind) -> list[str]:
+        """Names of the arms of a kind."""
+        return [name for name, arm in self.arms.items() if arm.kind == kind]
+
     def models_of(self, control: str) -> list[str]:
         """Names of the models that a control was made from; none where it has no model, or one of its own."""
         arm = self.arms[control]
         models = self.of_kind("model") if arm.kind == "control" else []
         return [name for name in models if self.arms[name].model_ids & arm.model_ids]
 
-    def of_kind(self, kind: ArmKind) -> list[str]:
-        """Names of the arms of a kind."""
-        return [name for name, arm in self.arms.items() if arm.kind == kind]
+    def scores(self, rng: np.random.Generator) -> tuple[list[Row], BestBaseline]:
+        """Return a row for every arm and metric, and the best baseline, which is marked."""
+        rows = [
+            replace(
+                _row(
+                    estimate_mean(arm.table, metric, rng=deepcopy(rng)),
+                    arm=name,
+                    task=self.task,
+                    split=self.split,
+                    metric=metric,
+                    minus="",
+                ),
+                kind=arm.kind,
+                num_seeds=len(arm.seeds),
+            )
+            for name, arm in self.arms.items()
+            for metric in dict.fromkeys(arm.table["metric"])
+        ]
+        values = {row.arm: row.value for row in rows if row.metric == self.headline}
+        baselines = [self.arms[name].candidate(values[name]) for name in self.of_kind("baseline")]
+        best = best_baseline(baselines, self.headline)
+        return [_mark(row, row.arm, best) for row in rows], best
+
+    def compare(self, metric: str, *, rng: np.random.Generator, margin: float = MARGIN) -> list[Row]:
+        """Compare each model with every arm that is no earlier model nor another's control, in accuracy with chance."""
+        models = self.of_kind("model")
+        source = {name: self.models_of(name) for name in self.arms}
+        tables, others = self.tables, list(self.arms)
+        if self.task == "gratings" and metric == "accuracy" and CHANCE not in tables:
+            # Chance is an arm that scores 1 / classes everywhere, so that it is weighed like any other.
+            rows = tables[others[0]]
+            tables[CHANCE] = rows[rows["seed"] == rows["seed"].iloc[0]].assign(value=1 / self.num_classes, seed=-1)
+            others.append(CHANCE)
+        pairs = [
+            (model, other)
+            for place, model in enumerate(models)
+            for other in others
+            if other not in models[: place + 1] and model in (source.get(other) or models)
+        ]
+        # A model and its own control are one training, so a claim about them needs no others.
+        trained = frozenset(name for name, arm in self.arms.items() if arm.seeds and not source[name])
+        place = {"task": self.task, "split": self.split}
+        return compare_arms(tables, pairs, metric, rng=rng, trained=trained, margin=margin, **place) if pairs else []
+
+
+def _mark(row: Row, arm: str, best: BestBaseline) -> Row:
+    """Say whether the arm of a score, or the one subtracted, is the best baseline."""
+    return replace(row, best_baseline=best.how if arm == best.arm else "", best_on_test=arm == best.on_test)
+
+
+def gather_arms(files: Iterable[ScoredFile]) -> list[ArmSet]:
+    """Sort files into tasks and splits, and these into arms that share targets, truth and metrics."""
+    groups: dict[tuple[str, str], list[ScoredFile]] = {}
+    for file in files:
+        groups.setdefault((file.task, file.split), []).append(file)
+    found = []
+    for (task, split), own in groups.items():
+        by_arm: dict[str, list[ScoredFile]] = {}
+        for file in sorted(own, key=lambda file: file.kind != "model"):
+            by_arm.setdefault(file.arm, []).append(file)
+        arms = {name: Arm.of(name, its) for name, its in by_arm.items()}
+        check_same_targets(
+            {
+                f"{arm.name}, seed {seed}" if seed >= 0 else arm.name: pd.concat(
+                    [file.targets for file in arm.files if file.seed == seed]
+                )
+                for arm in arms.values()
+                for seed in (arm.seeds or (-1,))
+            }
+        )
+        check_same_truth([(file.name, file.truth) for file in own])
+        measured = {name: set(arm.table["metric"]) for name, arm in arms.items()}
+        for name, metrics in measured.items():
+            # Folds hold fewer candidate frames than the whole, and so may lack identification among many.
+            if lacking := sorted(set().union(*measured.values()) - metrics):
+                given = f"arm '{name}' has no {lacking[0]} on {split}, as other arms have"
+                raise PredictionsError(given, fix="cut all arms into the same files")
+        found.append(ArmSet(task, split, arms, own[0].num_classes))
+    return found
+
+
+# Evaluation: rows of all files.
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found.
+    """What an evaluation found: the rows of results.json, and the score table by (task, split, arm)."""
 
-    Attributes
-    ----------
-    rows : list of dict
-        ``arm, task, split, metric, value, low, high, n`` and what else there is to say; also written to
-        ``results.json``. A metric named ``<metric> minus <arm>`` is a paired difference.
-    tables : dict
-        Score table by (task, split, arm).
-    """
-
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     tables: Mapping[tuple[str, str, str], pd.DataFrame]
+
+
+def summarise(files: Iterable[ScoredFile], *, rng: np.random.Generator, margin: float = MARGIN) -> Scores:
+    """Turn scored files into rows with intervals: of each arm, and of each model less every arm after it."""
+    rows: list[Row] = []
+    tables: dict[tuple[str, str, str], pd.DataFrame] = {}
+    for own in gather_arms(files):
+        tables |= {(own.task, own.split, name): table for name, table in own.tables.items()}
+        scores, best = own.scores(rng)
+        rows += scores
+        for metric in own.metrics:
+            rows += [_mark(row, row.minus, best) for row in own.compare(metric, rng=deepcopy(rng), margin=margin)]
+    return Scores(rows, tables)
 
 
 def evaluate_files(
@@ -438,16 +571,11 @@ def evaluate_files(
     data : path, optional
         Data folder with ``splits.json``, against which every target is checked (`poyo_ssl.evaluation.checks`).
     seed : int
-        Seed of the bootstrap.
+        Seed of the bootstrap over ten or more animals.
     margin : float
-        See `compare_arms`.
+        Largest difference between scores of 0 to 1 that counts as none, see `compare_arms`.
     overwrite : bool
         Replace results that are there.
-
-    Returns
-    -------
-    Scores
-        Rows and tables.
 
     Raises
     ------
@@ -463,21 +591,19 @@ def evaluate_files(
     scores = summarise(scored, rng=np.random.default_rng(seed), margin=margin)
     if out is not None:
         with new_folder(out, "results", overwrite=overwrite, inputs=inputs) as folder:
-            (folder / "predictions").mkdir()
             for file, path in zip(scored, paths, strict=True):
-                shutil.copyfile(path, free_path(folder / "predictions", file.arm, file.task, file.split, file.seed))
+                if file.task == "frames":
+                    save_into(folder, Predictions.load(path))
+                else:
+                    copy = free_path(folder / "predictions", file.arm, file.task, file.split, file.seed)
+                    copy.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(path, copy)
             write_results(folder, scores, files=[str(path) for path in paths], seed=seed, margin=margin)
     return scores
 
 
 def load_scored(files: Iterable[Path | str], data: Path | str | None = None) -> list[ScoredFile]:
-    """Load and score predictions files, each checked against a data folder first if one is given.
-
-    Raises
-    ------
-    PoyoError
-        If a file is not valid or does not go with the data, or the folder lacks recordings or splits.
-    """
+    """Load and score predictions files, each checked against a data folder first if one is given."""
     known = None
     if data is not None:
         # Windows need torch, which scores of files do not.
@@ -496,14 +622,13 @@ def load_scored(files: Iterable[Path | str], data: Path | str | None = None) -> 
     return scored
 
 
-def free_path(folder: Path, arm: str, task: str, split: str, seed: int) -> Path:
-    """Return a path for a predictions file that no file has yet.
+def save_into(results: Path, p: Predictions) -> None:
+    """Save predictions into a results folder; all of its files share their target frames."""
+    p.save(free_path(results / "predictions", p.arm, p.task, p.split, p.seed), frames_beside=True)
 
-    Examples
-    --------
-    >>> free_path(Path("nowhere"), "shrunk lda", "gratings", "gratings", -1).name
-    'shrunk_lda-gratings-gratings.h5'
-    """
+
+def free_path(folder: Path, arm: str, task: str, split: str, seed: int) -> Path:
+    """Return a path for a predictions file that no file has yet."""
     safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in arm)
     stem = f"{safe}-{task}-{split}" + (f"-seed{seed}" if seed >= 0 else "")
     number, path = 1, folder / f"{stem}.h5"
@@ -513,210 +638,7 @@ def free_path(folder: Path, arm: str, task: str, split: str, seed: int) -> Path:
     return path
 
 
-def write_results(folder: Path, scores: Scores, **facts: Any) -> None:
-    """Write results.json, and evaluation.json with what it was made from."""
-    write_beside(folder / "results.json", json.dumps(plain(scores.rows), indent=1))
-    write_beside(folder / "evaluation.json", json.dumps(plain(facts | {"versions": versions()}), indent=1))
-
-
-def read_results(folder: Path | str) -> list[dict[str, Any]]:
-    """Read the rows of a results folder.
-
-    Raises
-    ------
-    PoyoError
-        If there are none.
-    """
-    path = Path(folder) / "results.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise PoyoError(f"no results in {folder} ({error})", fix="run 'poyo-ssl evaluate' first") from None
-
-
-def gather_parts(files: Iterable[ScoredFile]) -> list[Part]:
-    """Sort files into tasks and splits, and these into arms.
-
-    Raises
-    ------
-    PredictionsError
-        If one arm has two kinds, predicts a target twice with one seed, or files have other targets than
-        most of their task and split, another truth, or other metrics.
-    """
-    groups: dict[tuple[str, str], list[ScoredFile]] = {}
-    for file in files:
-        groups.setdefault((file.task, file.split), []).append(file)
-    parts = []
-    for (task, split), own in groups.items():
-        by_arm: dict[str, list[ScoredFile]] = {}
-        for file in sorted(own, key=lambda file: file.kind != "model"):
-            by_arm.setdefault(file.arm, []).append(file)
-        arms = {name: _gather_arm(name, its) for name, its in by_arm.items()}
-        check_same_targets(
-            {
-                f"{arm.name}, seed {seed}" if seed >= 0 else arm.name: pd.concat(
-                    [file.targets for file in arm.files if file.seed == seed]
-                )
-                for arm in arms.values()
-                for seed in (arm.seeds or (-1,))
-            }
-        )
-        check_same_truth([(file.name, file.truth) for file in own])
-        part = Part(task, split, arms, own[0].num_classes)
-        _check_same_metrics(part)
-        parts.append(part)
-    return parts
-
-
-def _check_same_metrics(part: Part) -> None:
-    """Folds hold fewer candidate frames than the whole, and so may lack identification among many."""
-    measured = {name: set(arm.table["metric"]) for name, arm in part.arms.items()}
-    for name, own in measured.items():
-        lacking = sorted(set().union(*measured.values()) - own)
-        if lacking:
-            raise PredictionsError(
-                f"arm '{name}' has no {lacking[0]} on {part.split}, as other arms have",
-                fix="cut all arms into the same files",
-            )
-
-
-def _gather_arm(name: str, files: Sequence[ScoredFile]) -> Arm:
-    kinds = dict.fromkeys(file.kind for file in files)
-    if len(kinds) > 1:
-        raise PredictionsError(
-            f"arm '{name}' is of kinds {', '.join(kinds)}", fix="give each arm one kind, or two names"
-        )
-    seen: dict[int, list[ScoredFile]] = {}
-    for file in files:
-        for earlier in seen.setdefault(file.seed, []):
-            twice = file.targets.merge(earlier.targets)
-            if len(twice):
-                first = twice.iloc[0]
-                raise PredictionsError(
-                    f"{earlier.name} and {file.name} both predict recording {first['recording_id']} at "
-                    f"{first['tick'] / 1e6:.6f} s as arm '{name}' with seed {file.seed}",
-                    fix="leave one out, or give them other arms or seeds",
-                )
-        seen[file.seed].append(file)
-    return Arm(name, files[0].kind, tuple(files))
-
-
-def summarise(files: Iterable[ScoredFile], *, rng: np.random.Generator, margin: float = MARGIN) -> Scores:
-    """Turn scored files into rows with intervals: of each arm, and of each model less every arm after it.
-
-    Parameters
-    ----------
-    files : iterable of ScoredFile
-        Of any tasks and splits.
-    rng : numpy.random.Generator
-        For the bootstrap over ten or more animals.
-    margin : float
-        See `compare_arms`.
-    """
-    rows: list[dict[str, Any]] = []
-    tables: dict[tuple[str, str, str], pd.DataFrame] = {}
-    for part in gather_parts(files):
-        own = {name: arm.table for name, arm in part.arms.items()}
-        tables |= {(part.task, part.split, name): table for name, table in own.items()}
-        means = {
-            (name, metric): estimate_mean(table, metric, rng=deepcopy(rng))
-            for name, table in own.items()
-            for metric in dict.fromkeys(table["metric"])
-        }
-        rows += [_score_row(part, name, metric, mean) for (name, metric), mean in means.items()]
-        best, how = best_baseline(part, {n: m.value for (n, metric), m in means.items() if metric == part.headline})
-        for metric in part.metrics:
-            for comparison in compare_part(part, own, metric, rng=deepcopy(rng), margin=margin):
-                rows.append(_comparison_row(part, comparison, how if comparison.other == best else ""))
-    return Scores(rows, tables)
-
-
-def best_baseline(part: Part, test_scores: Mapping[str, float]) -> tuple[str, str]:
-    """Choose the simple baseline that gains refer to, without a look at test scores where that can be.
-
-    Parameters
-    ----------
-    part : Part
-        Arms of one task and split.
-    test_scores : mapping
-        Mean test score in the headline metric by arm.
-
-    Returns
-    -------
-    name, how : str
-        The baseline and how it was chosen, a key of `BEST_BASELINE`; both empty without baselines. Unless every
-        baseline has a validation score in one and the same metric, the best on the test part is taken: that favours
-        the baseline, by the luck that its rivals did not have.
-    """
-    baselines = part.of_kind("baseline")
-    if not baselines:
-        return "", ""
-    measured = {file.validation_metric for name in baselines for file in part.arms[name].files}
-    metric, how = part.headline, "test"
-    scores: Mapping[str, float] = test_scores
-    if len(measured) == 1 and (shared := measured.pop()):
-        metric, how = shared, "validation"
-        scores = {name: part.arms[name].validation_score(shared) for name in baselines}
-    sign = -1 if describe_metric(metric).better == "lower" else 1
-    return max(baselines, key=lambda name: sign * scores[name]), how
-
-
-def compare_part(
-    part: Part, tables: Mapping[str, pd.DataFrame], metric: str, *, rng: np.random.Generator, margin: float = MARGIN
-) -> list[Comparison]:
-    """Compare each model with every arm that is no earlier model nor another's control, and in accuracy with chance."""
-    models = part.of_kind("model")
-    source = {name: part.models_of(name) for name in part.arms}
-    compared, others = dict(tables), list(part.arms)
-    if part.task == "gratings" and metric == "accuracy" and CHANCE not in compared:
-        # Chance is an arm that scores 1 / classes everywhere, so that it is weighed like any other.
-        rows = tables[others[0]]
-        compared[CHANCE] = rows[rows["seed"] == rows["seed"].iloc[0]].assign(value=1 / part.num_classes, seed=-1)
-        others.append(CHANCE)
-    pairs = [
-        (model, other)
-        for place, model in enumerate(models)
-        for other in others
-        if other not in models[: place + 1] and model in (source.get(other) or models)
-    ]
-    # A model and its own control are one training, so a claim about them needs no others.
-    trained = frozenset(name for name, arm in part.arms.items() if arm.seeds and not source[name])
-    return compare_arms(compared, pairs, metric, rng=rng, trained=trained, margin=margin) if pairs else []
-
-
-def _score_row(part: Part, arm: str, metric: str, mean: Estimate) -> dict[str, Any]:
-    interval = mean.interval()
-    facts = {"arm": arm, "task": part.task, "split": part.split, "metric": metric}
-    values = {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
-    more = {"unit": interval.unit, "method": interval.method, "kind": part.arms[arm].kind}
-    return facts | _json_numbers(values) | more | {"num_seeds": len(part.arms[arm].seeds)}
-
-
-def _comparison_row(part: Part, c: Comparison, best: str) -> dict[str, Any]:
-    facts = {"arm": c.arm, "task": part.task, "split": part.split, "metric": f"{c.metric} minus {c.other}"}
-    values = {
-        "value": c.interval.value,
-        "low": c.interval.low,
-        "high": c.interval.high,
-        "n": c.interval.n,
-        "effect_size": c.effect.value,
-        "effect_low": c.effect.low,
-        "effect_high": c.effect.high,
-        "p": c.p,
-        "p_holm": c.p_holm,
-        "margin": c.margin,
-        "p_no_worse": c.p_no_worse,
-        "p_equivalent": c.p_equivalent,
-        "num_seeds": c.num_seeds,
-    }
-    more = {"unit": c.interval.unit, "method": c.interval.method, "verdict": c.verdict, "best_baseline": best}
-    return facts | _json_numbers(values) | more
-
-
-def _json_numbers(values: Mapping[str, float]) -> dict[str, float | int | None]:
-    """NaN and infinity are no JSON; what does not exist is null."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
+# Leaderboards: all arms ranked.
 
 RANKED: tuple[ArmKind, ...] = ("model", "baseline")
 """Kinds with a rank; controls should fail and ceilings know what no decoder can."""
@@ -724,73 +646,33 @@ RANKED: tuple[ArmKind, ...] = ("model", "baseline")
 
 @dataclass(frozen=True)
 class Entry:
-    """One arm of a leaderboard.
-
-    Attributes
-    ----------
-    arm, kind, num_seeds
-        As in the predictions files; 0 seeds where nothing is random.
-    rank : int, optional
-        Place among `RANKED` arms in the headline metric; equal scores share the better place.
-    scores : mapping
-        Mean with its 95 % interval by metric.
-    gains : mapping
-        Comparison with the best baseline by metric; empty for the best baseline itself, and without baselines.
-    """
+    """One arm of a leaderboard."""
 
     arm: str
     kind: ArmKind
-    num_seeds: int
-    rank: int | None
-    scores: Mapping[str, Interval]
-    gains: Mapping[str, Comparison]
+    num_seeds: int  # 0 where nothing is random
+    rank: int | None  # among `RANKED` arms in the headline metric; equal scores share the better place
+    scores: Mapping[str, Row]  # by metric
+    gains: Mapping[str, Row]  # over the best baseline, by metric; empty for itself, and without baselines
+    gains_on_test: Mapping[str, Row]  # over the baseline that is best on the test part
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All arms of one task and split, the best in the headline metric first.
-
-    Attributes
-    ----------
-    task, split, data_checksum : str
-        What was decoded; the checksum is empty when no file knows it.
-    headline : str
-        The metric that ranks.
-    metrics : tuple of str
-        All metrics, main ones first.
-    best : str
-        The best simple baseline, which gains refer to; empty without one.
-    entries : tuple of Entry
-        The arms.
-    notes : tuple of str
-        What a reader must know: how the best baseline was chosen, what chance is, what the verdicts mean.
-    """
+    """All arms of one task and split, the best in the headline metric first."""
 
     task: str
     split: str
-    data_checksum: str
-    headline: str
-    metrics: tuple[str, ...]
-    best: str
+    data_checksum: str  # empty when no file knows it
+    headline: str  # the metric that ranks
+    metrics: tuple[str, ...]  # main ones first
+    best: BestBaseline
     entries: tuple[Entry, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # how the best baseline was chosen, what chance is, what the verdicts mean
 
 
 def find_predictions(folder: Path | str) -> tuple[list[Path], list[Path]]:
-    """Find the predictions files in and below a folder.
-
-    Returns
-    -------
-    found, others : list of Path
-        Predictions files, and HDF5 files (``*.h5``) of another kind, which are left out.
-
-    Raises
-    ------
-    ConfigError
-        If there is no predictions file.
-    PredictionsError
-        If a file is damaged.
-    """
+    """Find the predictions files in and below a folder, and other HDF5 files (``*.h5``), which are left out."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"no folder {folder}", fix="check the path")
@@ -845,28 +727,17 @@ def make_leaderboards(
     for name, wanted in (("task", task), ("split", split)):
         known = sorted({getattr(file, name) for file in scored})
         if wanted is not None and wanted not in known:
-            raise ConfigError(
-                f"no predictions of {name} '{wanted}'{suggest(wanted, known)}",
-                allowed=", ".join(known),
-                fix="change it",
-            )
+            given = f"no predictions of {name} '{wanted}'{suggest(wanted, known)}"
+            raise ConfigError(given, allowed=", ".join(known), fix="change it")
     wanted_files = [f for f in scored if task in (None, f.task) and split in (None, f.split)]
     if not wanted_files:
         raise ConfigError(f"no predictions of task '{task}' on split '{split}'", fix="leave one of them out")
     check_same_data(wanted_files)
-    return [_rank(part, rng=np.random.default_rng(seed), margin=margin) for part in gather_parts(wanted_files)]
+    return [_rank(own, rng=np.random.default_rng(seed), margin=margin) for own in gather_arms(wanted_files)]
 
 
 def check_same_data(files: Sequence[ScoredFile]) -> None:
-    """Check that the files of each task and split were made from one and the same data.
-
-    Files that do not know their data's checksum are left to the comparison of targets.
-
-    Raises
-    ------
-    PredictionsError
-        Naming the first file whose data differ from those of the first.
-    """
+    """Check that the files of each task and split have one data checksum; a file without one is left to its targets."""
     first: dict[tuple[str, str], ScoredFile] = {}
     for file in files:
         if not file.data_checksum:
@@ -881,57 +752,68 @@ def check_same_data(files: Sequence[ScoredFile]) -> None:
             )
 
 
-def _rank(part: Part, *, rng: np.random.Generator, margin: float) -> Leaderboard:
-    tables = {name: arm.table for name, arm in part.arms.items()}
-    metrics = sorted(part.metrics, key=lambda m: (m != part.headline, not describe_metric(m).is_main, _place(m)))
-    scores = {
-        name: {m: estimate_mean(table, m, rng=deepcopy(rng)).interval() for m in metrics}
-        for name, table in tables.items()
-    }
-    best, how = best_baseline(part, {name: own[part.headline].value for name, own in scores.items()})
-    gains: dict[str, dict[str, Comparison]] = {name: {} for name in tables}
-    if best:
-        pairs = [(name, best) for name in tables if name != best]
-        trained = frozenset(name for name, arm in part.arms.items() if arm.seeds)
-        for metric in metrics:
-            for found in compare_arms(tables, pairs, metric, rng=deepcopy(rng), trained=trained, margin=margin):
-                gains[found.arm][metric] = found
-    sign = -1 if describe_metric(part.headline).better == "lower" else 1
-    value = {name: sign * own[part.headline].value for name, own in scores.items()}
-    ranked = [value[name] for name, arm in part.arms.items() if arm.kind in RANKED]
+def _rank(own: ArmSet, *, rng: np.random.Generator, margin: float) -> Leaderboard:
+    shown = {name: describe_metric(name) for name in own.metrics}
+    metrics = sorted(shown, key=lambda m: (m != own.headline, not shown[m].is_main, shown[m].rank, m))
+    rows, best = own.scores(rng)
+    scores = _by_arm(rows, own)
+    gains = _by_arm(_gains(own, best.arm, metrics, rng, margin), own)
+    on_test = gains
+    if best.on_test != best.arm:
+        on_test = _by_arm(_gains(own, best.on_test, metrics, rng, margin), own)
+    sign = -1 if shown[own.headline].better == "lower" else 1
+    value = {name: sign * scores[name][own.headline].value for name in own.arms}
+    ranked = [value[name] for name, arm in own.arms.items() if arm.kind in RANKED]
     entries = [
         Entry(
             arm=name,
-            kind=part.arms[name].kind,
-            num_seeds=len(part.arms[name].seeds),
-            rank=1 + sum(other > value[name] for other in ranked) if part.arms[name].kind in RANKED else None,
+            kind=own.arms[name].kind,
+            num_seeds=len(own.arms[name].seeds),
+            rank=1 + sum(other > value[name] for other in ranked) if own.arms[name].kind in RANKED else None,
             scores=scores[name],
             gains=gains[name],
+            gains_on_test=on_test[name],
         )
-        for name in sorted(tables, key=lambda name: -value[name])
+        for name in sorted(own.arms, key=lambda name: -value[name])
     ]
-    checksum = next((f.data_checksum for arm in part.arms.values() for f in arm.files if f.data_checksum), "")
-    notes = tuple(_notes(part, best, how, margin))
-    return Leaderboard(part.task, part.split, checksum, part.headline, tuple(metrics), best, tuple(entries), notes)
+    checksum = next((f.data_checksum for arm in own.arms.values() for f in arm.files if f.data_checksum), "")
+    notes = tuple(_notes(own, best, margin))
+    return Leaderboard(own.task, own.split, checksum, own.headline, tuple(metrics), best, tuple(entries), notes)
 
 
-def _place(metric: str) -> tuple[int, str]:
-    return describe_metric(metric).rank, metric
+def _gains(
+    own: ArmSet, baseline: str, metrics: Sequence[str], rng: np.random.Generator, margin: float
+) -> Iterator[Row]:
+    """Compare every arm with a baseline, if there is one."""
+    pairs = [(name, baseline) for name in own.arms if baseline and name != baseline]
+    trained = frozenset(name for name, arm in own.arms.items() if arm.seeds)
+    place = {"task": own.task, "split": own.split}
+    for metric in metrics if pairs else ():
+        yield from compare_arms(own.tables, pairs, metric, rng=deepcopy(rng), trained=trained, margin=margin, **place)
 
 
-def _notes(part: Part, best: str, how: str, margin: float) -> Iterable[str]:
-    if not best:
+def _by_arm(rows: Iterable[Row], own: ArmSet) -> dict[str, dict[str, Row]]:
+    found: dict[str, dict[str, Row]] = {name: {} for name in own.arms}
+    for row in rows:
+        found[row.arm][row.metric] = row
+    return found
+
+
+def _notes(own: ArmSet, best: BestBaseline, margin: float) -> Iterator[str]:
+    if not best.arm:
         yield "No file is of kind 'baseline', so no gain can be shown: add some (poyo-ssl evaluate fits them)."
     else:
-        yield f"Gains refer to the best simple baseline, '{best}', {BEST_BASELINE[how]}."
-    lacking = [f.name for arm in part.of_kind("baseline") for f in part.arms[arm].files if not f.validation_metric]
-    if how == "test" and lacking:
+        yield f"Gains refer to the best simple baseline, '{best.arm}', {BEST_BASELINE[best.how]}."
+    lacking = [f.name for arm in own.of_kind("baseline") for f in own.arms[arm].files if not f.validation_metric]
+    if best.how == "test" and lacking:
         yield f"Without a validation score: {lacking[0]}" + (f" and {len(lacking) - 1} more." if lacking[1:] else ".")
-    elif how == "test":
+    elif best.how == "test":
         yield "The baselines' validation scores are of different metrics and cannot be compared."
-    if part.task == "gratings":
-        yield f"Chance is {1 / part.num_classes:.3f} for accuracy."
-    if best:
+    elif best.how == "validation":
+        yield f"The best baseline on the test set is '{best.on_test}'; gains over it stand beside."
+    if own.task == "gratings":
+        yield f"Chance is {1 / own.num_classes:.3f} for accuracy."
+    if best.arm:
         yield (
             "p values are Holm-corrected over the arms of a metric; 'equivalent' and 'no worse' are meant with a "
             f"margin of {margin:g}."

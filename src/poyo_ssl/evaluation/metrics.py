@@ -44,23 +44,8 @@ FRAMES_PER_BLOCK = 64
 
 
 def subtract_mean_frame(images: Array, mean_frame: Array) -> FloatArray:
-    """Return ``(images - mean_frame) / 2 + 127.5``.
-
-    The mean is rounded to whole grey levels first, as predictions are; so what is left of the baseline that predicts
-    the mean frame is exactly constant, not the noise of rounding.
-
-    Parameters
-    ----------
-    images : ndarray
-        ``(N, H, W)``, 0-255.
-    mean_frame : ndarray
-        ``(H, W)``, 0-255, mean of the training frames.
-
-    Examples
-    --------
-    >>> subtract_mean_frame(np.full((1, 1, 1), 255), np.zeros((1, 1))).item()
-    255.0
-    """
+    """Return ``(images - mean_frame) / 2 + 127.5``: ``(N, H, W)``, less ``(H, W)``."""
+    # The mean is rounded as predictions are, so that nothing is left of the baseline that predicts it.
     return (np.asarray(images, dtype=np.float64) - np.rint(mean_frame)) / 2 + 127.5
 
 
@@ -80,33 +65,10 @@ def _blocks(*images: Array) -> Iterator[tuple[slice, tuple[FloatArray, ...]]]:
 
 
 def ssim(prediction: Array, target: Array) -> FloatArray:
-    """Structural similarity of every frame.
+    """``(N,)`` structural similarity of ``(N, H, W)`` frames (Wang et al. 2004), that of scikit-image to rounding.
 
-    Gaussian weights of sigma 1.5 over 11 x 11 pixels, population covariance, data range fixed at 255 (Wang et al.
-    2004): the same as scikit-image's ``structural_similarity(gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False, data_range=255)`` to rounding, and many times faster, since the
-    window's two passes are matrix products over a stack of frames.
-
-    Parameters
-    ----------
-    prediction, target : ndarray
-        ``(N, H, W)`` uint8 or float, 0-255, at least 11 pixels high and wide.
-
-    Returns
-    -------
-    ndarray
-        ``(N,)``, at most 1.
-
-    Raises
-    ------
-    ConfigError
-        If shapes differ or frames are smaller than the window.
-
-    Examples
-    --------
-    >>> frames = np.arange(16 * 16).reshape(1, 16, 16)
-    >>> ssim(frames, frames)
-    array([1.])
+    Gaussian weights of sigma 1.5 over 11 x 11 pixels, population covariance, data range fixed at 255. The window's two
+    passes are matrix products over a stack of frames, which is ten times faster.
     """
     _check_images(prediction, target)
     height, width = prediction.shape[1:]
@@ -135,32 +97,10 @@ def _similarity(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def ssim_and_multiscale(prediction: Array, target: Array) -> tuple[FloatArray, FloatArray]:
-    """`ssim` of every frame, and multi-scale SSIM over three scales, whose first is the same work.
+    """`ssim` of every frame, and multi-scale SSIM over three scales, ``(N,)`` each; the first scale is shared.
 
-    Wang, Simoncelli and Bovik 2003 with the first three of their five weights divided by their sum, since five scales
-    need 161 pixels. Between scales frames are averaged over 2 x 2 pixels; means that are negative count as 0.
-
-    Parameters
-    ----------
-    prediction, target : ndarray
-        ``(N, H, W)`` uint8 or float, 0-255, at least 44 pixels high and wide.
-
-    Returns
-    -------
-    ssim, multiscale : ndarray
-        ``(N,)`` each, at most 1; the second not below 0.
-
-    Raises
-    ------
-    ConfigError
-        If shapes differ or frames are smaller than three scales need.
-
-    Examples
-    --------
-    >>> frames = np.arange(48 * 48).reshape(1, 48, 48) % 251
-    >>> single, several = ssim_and_multiscale(frames, frames)
-    >>> single.round(6), several.round(6)
-    (array([1.]), array([1.]))
+    Wang, Simoncelli and Bovik 2003 with the first three of their five weights divided by their sum: five scales need
+    161 pixels. Between scales frames are averaged over 2 x 2 pixels; negative means count as 0.
     """
     _check_images(prediction, target)
     if min(prediction.shape[1:]) < MULTISCALE_LEAST_PX:
@@ -201,30 +141,12 @@ def _gaussian_band(size: int) -> FloatArray:
 
 
 def psnr(prediction: Array, target: Array) -> FloatArray:
-    """Peak signal-to-noise ratio of every frame in dB, peak 255.
-
-    A mean squared error below 1/12, the variance of rounding to whole grey levels, counts as 1/12; so a
-    perfect frame (every right answer of a lookup is one) has 58.9 dB instead of infinity, and means exist.
-
-    Parameters
-    ----------
-    prediction, target : ndarray
-        ``(N, H, W)`` uint8 or float, 0-255.
-
-    Returns
-    -------
-    ndarray
-        ``(N,)``.
-
-    Examples
-    --------
-    >>> psnr(np.full((1, 2, 2), 255), np.zeros((1, 2, 2)))
-    array([0.])
-    """
+    """``(N,)`` peak signal-to-noise ratio of frames in dB, peak 255."""
     _check_images(prediction, target)
     error = np.empty(len(prediction))
     for part, (x, y) in _blocks(prediction, target):
         error[part] = ((x - y) ** 2).mean(axis=(1, 2))
+    # 1/12 is the variance of rounding to whole grey levels: a perfect frame has 58.9 dB instead of infinity.
     return np.asarray(10 * np.log10(protocol.SSIM_DATA_RANGE**2 / np.maximum(error, 1 / 12)))
 
 
@@ -239,24 +161,7 @@ def _unit_rows(images: Array) -> FloatArray:
 
 
 def spatial_correlation(prediction: Array, target: Array) -> FloatArray:
-    """Pearson correlation over the pixels of every frame; 0 where either frame is constant.
-
-    Parameters
-    ----------
-    prediction, target : ndarray
-        ``(N, H, W)``.
-
-    Returns
-    -------
-    ndarray
-        ``(N,)``, -1 to 1.
-
-    Examples
-    --------
-    >>> frames = np.array([[[0, 1, 2]], [[5, 5, 5]]])
-    >>> spatial_correlation(frames, np.array([[[4, 2, 0]], [[4, 2, 0]]])).round(6) + 0
-    array([-1.,  0.])
-    """
+    """``(N,)`` correlation over the pixels of every frame; 0 where either frame is constant."""
     _check_images(prediction, target)
     values = np.empty(len(prediction))
     for part, (x, y) in _blocks(prediction, target):
@@ -265,23 +170,7 @@ def spatial_correlation(prediction: Array, target: Array) -> FloatArray:
 
 
 def temporal_correlation(prediction: Array, target: Array) -> FloatArray:
-    """Pearson correlation over time of every pixel; 0 where either trace is constant.
-
-    Parameters
-    ----------
-    prediction, target : ndarray
-        ``(N, H, W)``, frames of one repeat of one stimulus.
-
-    Returns
-    -------
-    ndarray
-        ``(H, W)``, -1 to 1.
-
-    Examples
-    --------
-    >>> temporal_correlation(np.array([[[0]], [[1]], [[2]]]), np.array([[[1]], [[2]], [[3]]])).round(6)
-    array([[1.]])
-    """
+    """``(H, W)`` correlation over time, for frames of one repeat of one stimulus; 0 where either trace is constant."""
     _check_images(prediction, target)
     values = np.empty(prediction.shape[1:])
     for row in range(len(values)):  # a row of pixels at a time bounds memory
@@ -291,39 +180,13 @@ def temporal_correlation(prediction: Array, target: Array) -> FloatArray:
 
 
 def constant_frames(images: Array) -> npt.NDArray[np.bool_]:
-    """Return True for frames without any variation, whose correlation is defined as 0.
-
-    Examples
-    --------
-    >>> constant_frames(np.array([[[3, 3]], [[3, 4]]]))
-    array([ True, False])
-    """
+    """``(N,)`` which frames have no variation, so that their correlation is defined as 0."""
     flat = images.reshape(len(images), -1)
     return np.asarray(flat.max(axis=1) == flat.min(axis=1))
 
 
 def candidate_similarity(prediction: Array, candidates: Array) -> FloatArray:
-    """Spatial correlation of every prediction with every candidate frame.
-
-    Parameters
-    ----------
-    prediction : ndarray
-        ``(N, H, W)``.
-    candidates : ndarray
-        ``(M, H, W)``.
-
-    Returns
-    -------
-    ndarray
-        ``(N, M)``.
-
-    Examples
-    --------
-    >>> frames = np.array([[[0, 1, 2]], [[2, 1, 0]]])
-    >>> candidate_similarity(frames, frames).round(6)
-    array([[ 1., -1.],
-           [-1.,  1.]])
-    """
+    """``(N, M)`` spatial correlation of every prediction with every candidate frame."""
     # Single precision: rounding of 1e-6 is far below what tells frames apart, and this is the costliest metric.
     unit = _unit_rows(candidates).astype(np.float32)
     rows = [_unit_rows(x).astype(np.float32) @ unit.T for _, (x,) in _blocks(prediction)]
@@ -331,88 +194,37 @@ def candidate_similarity(prediction: Array, candidates: Array) -> FloatArray:
 
 
 def identification(similarity: FloatArray, true: IntArray, ways: int) -> FloatArray:
-    """Chance that the true frame is the most similar of n candidates, in expectation over all candidate sets.
+    """``(N,)`` probability that the true frame (column `true`) is the most similar of n candidates.
 
-    The n - 1 wrong candidates are drawn without replacement from all other candidates. Instead of drawing, the
-    exact expectation is taken: with `w` candidates less similar than the true one and `t` equally similar, ties broken
-    at random, it is ``[C(w + t + 1, n) - C(w, n)] / [(t + 1) C(M - 1, n - 1)]``. A constant prediction
-    scores exactly 1 / n.
-
-    Parameters
-    ----------
-    similarity : ndarray
-        ``(N, M)``, see `candidate_similarity`.
-    true : ndarray
-        ``(N,)`` column of the true frame.
-    ways : int
-        Number of candidates n, 2 to M.
-
-    Returns
-    -------
-    ndarray
-        ``(N,)``, 0 to 1.
-
-    Raises
-    ------
-    ConfigError
-        If `ways` is not in 2 to M.
-
-    Examples
-    --------
-    >>> identification(np.array([[0.5, 0.9, 0.1]]), np.array([0]), 2)
-    array([0.5])
+    The exact expectation over all sets of n - 1 wrong candidates: with `w` candidates less similar than the true one
+    and `t` equally similar, ties broken at random, ``[C(w + t + 1, n) - C(w, n)] / [(t + 1) C(M - 1, n - 1)]``. A
+    constant prediction scores exactly 1 / n.
     """
     num_candidates = similarity.shape[1]
     if not 2 <= ways <= num_candidates:
         raise ConfigError(f"{ways}-way identification", allowed=f"2 to {num_candidates}", fix="change it")
-    own = np.take_along_axis(similarity, true[:, None], axis=1)
-    ties = (np.abs(similarity - own) <= TIE).sum(axis=1) - 1
-    worse = (similarity < own - TIE).sum(axis=1)
+    worse, ties, _ = _beside_truth(similarity, true)
     wins = comb(worse + ties + 1, ways) - comb(worse, ways)
     return np.asarray(wins / ((ties + 1) * comb(num_candidates - 1, ways - 1)))
 
 
 def rank_of_truth(similarity: FloatArray, true: IntArray) -> FloatArray:
-    """Rank of the true frame among the candidates, 1 is best; ties count half.
+    """``(N,)`` rank of the true frame among the candidates, 1 is best; ties count half."""
+    _, ties, better = _beside_truth(similarity, true)
+    return np.asarray(1.0 + better + ties / 2)
 
-    Examples
-    --------
-    >>> rank_of_truth(np.array([[0.5, 0.9, 0.5]]), np.array([0]))
-    array([2.5])
-    """
+
+def _beside_truth(similarity: FloatArray, true: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """``(N,)`` numbers of candidates less similar than the true one, equally similar, and more similar."""
     own = np.take_along_axis(similarity, true[:, None], axis=1)
-    ties = (np.abs(similarity - own) <= TIE).sum(axis=1) - 1
-    return np.asarray(1.0 + (similarity > own + TIE).sum(axis=1) + ties / 2)
+    worse, better = (similarity < own - TIE).sum(axis=1), (similarity > own + TIE).sum(axis=1)
+    return worse, (np.abs(similarity - own) <= TIE).sum(axis=1) - 1, better
 
 
 def implied_frame_error(
     similarity: FloatArray, frame_number: IntArray, true_number: IntArray, *, rate_hz: float, tolerance_s: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Error of the frame number that a reconstruction implies: that of the most similar candidate.
-
-    Parameters
-    ----------
-    similarity : ndarray
-        ``(N, M)``, see `candidate_similarity`.
-    frame_number : ndarray
-        ``(M,)`` frame number of each candidate, all of one movie.
-    true_number : ndarray
-        ``(N,)``.
-    rate_hz : float
-        Frames per second of the movie.
-    tolerance_s : float
-        Error that still counts as right.
-
-    Returns
-    -------
-    error_s, within : ndarray
-        ``(N,)`` absolute error in seconds and share within tolerance, averaged over candidates that tie.
-
-    Examples
-    --------
-    >>> implied_frame_error(np.array([[0.1, 0.9]]), np.array([0, 60]), np.array([0]), rate_hz=30, tolerance_s=1)
-    (array([2.]), array([0.]))
-    """
+    """``(N,)`` error (s) of the most similar candidate's number, and share within tolerance; ties are averaged."""
     best = similarity >= similarity.max(axis=1, keepdims=True) - TIE
     error = np.abs(frame_number[None, :] - true_number[:, None]) / rate_hz
     weight = best / best.sum(axis=1, keepdims=True)
@@ -422,27 +234,7 @@ def implied_frame_error(
 def frame_number_scores(
     prediction: IntArray, target: IntArray, *, rate_hz: float, tolerance_s: float
 ) -> dict[str, FloatArray]:
-    """Scores of decoded frame numbers, per target.
-
-    Parameters
-    ----------
-    prediction, target : ndarray
-        ``(N,)`` frame numbers of one movie. The movie's end is not joined to its start.
-    rate_hz : float
-        Frames per second of the movie.
-    tolerance_s : float
-        Error that still counts as right, itself included.
-
-    Returns
-    -------
-    dict
-        ``within_<tolerance>s`` and ``accuracy`` (0 or 1), ``absolute_error_s``, each ``(N,)``.
-
-    Examples
-    --------
-    >>> frame_number_scores(np.array([30]), np.array([0]), rate_hz=30.0, tolerance_s=1.0)["within_1s"]
-    array([1.])
-    """
+    """Scores of decoded frame numbers per target; the movie's end is not joined to its start."""
     error = np.abs(np.asarray(prediction, dtype=np.float64) - target) / rate_hz
     return {
         f"within_{tolerance_s:g}s": (error <= tolerance_s + 1e-9).astype(np.float64),
@@ -452,24 +244,7 @@ def frame_number_scores(
 
 
 def gratings_scores(prediction_deg: FloatArray, target_deg: FloatArray) -> dict[str, FloatArray]:
-    """Scores of decoded grating directions, per trial.
-
-    Parameters
-    ----------
-    prediction_deg, target_deg : ndarray
-        ``(N,)`` directions in degrees.
-
-    Returns
-    -------
-    dict
-        ``accuracy`` (same direction), ``orientation_accuracy`` (same modulo 180), 0 or 1, and
-        ``circular_error_deg`` (0 to 180), each ``(N,)``.
-
-    Examples
-    --------
-    >>> gratings_scores(np.array([315.0]), np.array([0.0]))["circular_error_deg"]
-    array([45.])
-    """
+    """Scores of decoded grating directions per trial; orientation is direction modulo 180 degrees."""
     difference = np.mod(np.asarray(prediction_deg) - target_deg, 360.0)
     error = np.minimum(difference, 360.0 - difference)
     orientation_error = np.minimum(error, 180.0 - error)
@@ -481,14 +256,7 @@ def gratings_scores(prediction_deg: FloatArray, target_deg: FloatArray) -> dict[
 
 
 def confusion_matrix(prediction: IntArray, target: IntArray, num_classes: int) -> IntArray:
-    """Count targets (rows) by prediction (columns).
-
-    Examples
-    --------
-    >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 0, 1]), 2)
-    array([[1, 1],
-           [0, 1]])
-    """
+    """``(K, K)`` counts of targets (rows) by prediction (columns)."""
     counts = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(counts, (target, prediction), 1)
     return counts
@@ -548,33 +316,14 @@ On unseen frames SSIM rewards the mean frame, and a correlation with the mean fr
 
 
 def headline_metric(task: str, split: str, names: Iterable[str]) -> str:
-    """Choose the metric that ranks the arms of a task and split; without the usual one, the first.
-
-    Parameters
-    ----------
-    task, split : str
-        See `HEADLINES`.
-    names : iterable of str
-        Metrics that there are scores of.
-
-    Examples
-    --------
-    >>> headline_metric("frames", "clip", ["ssim_64x128", "spatial_correlation_centred_64x128"])
-    'spatial_correlation_centred_64x128'
-    """
+    """Choose the metric that ranks the arms of a task and split; without the usual one, the first."""
     ordered = sorted(names, key=lambda name: (describe_metric(name).rank, name))
     wanted = HEADLINES.get((task, split), HEADLINES.get((task, ""), ""))
     return next((name for name in ordered if re.fullmatch(rf"{wanted}(_\d+x\d+)?", name)), ordered[0])
 
 
 def describe_metric(name: str) -> Metric:
-    """Find how a metric is shown; one that is not known keeps its name and stands in the main table.
-
-    Examples
-    --------
-    >>> describe_metric("identification_50way_64x128").label, describe_metric("ssim_64x128").resolution
-    ('right frame among 50', '64 x 128 px')
-    """
+    """Find how a metric is shown; one that is not known keeps its name and stands in the main table."""
     stem, height, width = re.fullmatch(r"(.*?)(?:_(\d+)x(\d+))?", name, re.DOTALL).groups()  # type: ignore[union-attr]
     resolution = f"{height} x {width} px" if height else ""
     for rank, (pattern, label, better, is_main) in enumerate(METRICS):
@@ -584,13 +333,7 @@ def describe_metric(name: str) -> Metric:
 
 
 def format_number(value: float) -> str:
-    """Write with about three digits after the point; '-' for NaN.
-
-    Examples
-    --------
-    >>> format_number(0.59349), format_number(21.5), format_number(-0.0001), format_number(float("nan"))
-    ('0.593', '21.50', '0.000', '-')
-    """
+    """Write with about three digits after the point; '-' for NaN."""
     if not math.isfinite(value):
         return "-"
     size = abs(value)
@@ -599,11 +342,5 @@ def format_number(value: float) -> str:
 
 
 def format_p(p: float) -> str:
-    """Write a p value; '-' for NaN.
-
-    Examples
-    --------
-    >>> format_p(0.0312), format_p(0.00004), format_p(float("nan"))
-    ('0.031', '< 0.001', '-')
-    """
+    """Write a p value; '-' for NaN."""
     return "< 0.001" if p < 0.001 else format_number(p)

@@ -21,9 +21,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy import optimize, special, stats
 
-from poyo_ssl.errors import ConfigError, StatisticsError
+from poyo_ssl.errors import ConfigError
 
 FloatArray = npt.NDArray[np.float64]
 Method = Literal["t", "bootstrap", "none"]
@@ -34,33 +34,14 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval.
-
-    Attributes
-    ----------
-    value : float
-        The mean.
-    low, high : float
-        Bounds; NaN where there are too few values for any, or a few that are all equal.
-    n : int
-        Number of independent values.
-    method : {'t', 'bootstrap', 'none'}
-        How the bounds were made.
-    unit : str
-        What the independent values are: animals, recordings, repeats or seeds; empty when not known.
-
-    Examples
-    --------
-    >>> print(Interval(0.5, 0.25, 0.75, 3, "t", "animals"))
-    0.500 [0.250, 0.750] (n=3 animals, t)
-    """
+    """A mean with its confidence interval."""
 
     value: float
-    low: float
+    low: float  # NaN where there are too few values for bounds, or a few that are all equal
     high: float
-    n: int
+    n: int  # independent values
     method: Method
-    unit: str = ""
+    unit: str = ""  # what is independent: animals, recordings, repeats or seeds
 
     def __str__(self) -> str:
         count = f"{self.n} {self.unit}".strip()
@@ -75,47 +56,19 @@ class Estimate:
     same difference are no proof. There the exact sign test takes the place of Student's t: n equal values on one side
     of a bound have a one-sided p of ``2 ** -n``, and there are no bounds where that cannot exclude anything (below six
     values at 95 %).
-
-    Attributes
-    ----------
-    value, error : float
-        Mean and its standard error; the error is NaN where nothing tells it.
-    units : ndarray
-        ``(n,)`` value of every independent unit.
-    unit : str
-        What they are.
-    degrees : float
-        Degrees of freedom of Student's t.
-    pivots : ndarray, optional
-        ``(B,)`` sorted studentised bootstrap errors, in the place of Student's t.
-    num_seeds : int
-        Trainings behind each unit.
-
-    Examples
-    --------
-    >>> print(Estimate.of([1.0, 2.0, 3.0]).interval())
-    2.000 [-0.484, 4.484] (n=3, t)
-    >>> round(Estimate.of([1.0, 2.0, 3.0]).p_two_sided(), 4)
-    0.0742
     """
 
     value: float
-    error: float
-    units: FloatArray
+    error: float  # standard error; NaN where nothing tells it
+    units: FloatArray  # (n,) value of every independent unit
     unit: str = ""
-    degrees: float = 0.0
-    pivots: FloatArray | None = None
-    num_seeds: int = 1
+    degrees: float = 0.0  # of freedom of Student's t
+    pivots: FloatArray | None = None  # (B,) sorted studentised bootstrap errors, in the place of Student's t
+    num_seeds: int = 1  # trainings behind each unit
 
     @classmethod
     def of(cls, values: npt.ArrayLike, unit: str = "") -> Estimate:
-        """Return the mean of ``(n,)`` independent values.
-
-        Raises
-        ------
-        ConfigError
-            If there are no values or one is NaN.
-        """
+        """Return the mean of ``(n,)`` independent values, none of them NaN."""
         x = np.asarray(values, dtype=np.float64).ravel()
         if len(x) == 0:
             raise ConfigError("no scores to average", fix="check the metric's name and the recordings")
@@ -132,13 +85,7 @@ class Estimate:
         return "none" if np.isnan(self.error) else "t" if self.pivots is None else "bootstrap"
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Return the mean with its two-sided interval.
-
-        Raises
-        ------
-        ConfigError
-            If `level` is not between 0 and 1.
-        """
+        """Return the mean with its two-sided interval."""
         if not 0 < level < 1:
             raise ConfigError(f"confidence level {level}", allowed="above 0, below 1", fix="pass 0.95")
         n, half = len(self.units), (1 - level) / 2
@@ -179,86 +126,70 @@ class Estimate:
         return float((1 + beyond) / (1 + len(self.pivots)))
 
 
-def t_bounds(values: npt.ArrayLike, level: float = 0.95) -> tuple[FloatArray, FloatArray]:
-    """Bounds of Student's t interval for the mean, along the last axis.
-
-    Parameters
-    ----------
-    values : array_like
-        ``(..., n)`` independent values, n of 2 or more.
-    level : float
-        Coverage.
-
-    Returns
-    -------
-    low, high : ndarray
-        ``(...)``.
-
-    Examples
-    --------
-    >>> low, high = t_bounds([1.0, 2.0, 3.0])
-    >>> round(float(low), 3), round(float(high), 3)
-    (-0.484, 4.484)
-    """
-    x = np.asarray(values, dtype=np.float64)
-    n = x.shape[-1]
-    half = stats.t.ppf((1 + level) / 2, n - 1) * x.std(axis=-1, ddof=1) / np.sqrt(n)
-    mean = x.mean(axis=-1)
-    return mean - half, mean + half
-
-
 def t_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
-    """Mean of independent values with Student's t interval.
-
-    Parameters
-    ----------
-    values : array_like
-        ``(n,)``; NaN is an error, one value gives no bounds.
-    level : float
-        Coverage.
-
-    Raises
-    ------
-    ConfigError
-        If there are no values, one is NaN, or the level is not between 0 and 1.
-
-    Examples
-    --------
-    >>> print(t_interval([1.0, 2.0, 3.0]))
-    2.000 [-0.484, 4.484] (n=3, t)
-    >>> print(t_interval([1.0]))
-    1.000 [nan, nan] (n=1, none)
-    """
+    """Mean of independent values with Student's t interval."""
     return Estimate.of(values).interval(level)
 
 
-def paired_interval(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95) -> Interval:
-    """Mean of ``a - b`` with Student's t interval, for arms measured on the same units (repeats, sessions).
+@dataclass(frozen=True)
+class EffectSize:
+    """A standardised mean difference with its interval; NaN for fewer than two pairs."""
 
-    Examples
-    --------
-    >>> print(paired_interval([0.9, 0.8, 0.7], [0.5, 0.5, 0.5]))
-    0.300 [0.052, 0.548] (n=3, t)
+    value: float
+    low: float
+    high: float
+
+
+MAX_EXACT_T = 35.0
+"""Beyond this t the noncentral distribution loses its digits; the effect size counts as normal there."""
+
+
+def effect_size(differences: npt.ArrayLike, level: float = 0.95) -> EffectSize:
+    """Hedges' g of ``(n,)`` paired differences, one per animal: mean over standard deviation (d_z), less its bias.
+
+    The interval inverts the noncentral t distribution (Hedges and Olkin 1985; Cumming and Finch 2001) and so takes
+    differences as normal. Of the effect sizes for pairs this one decides how many animals a test needs. It grows with
+    the tightness of the pairing. Infinite where all differences are equal and not 0.
     """
-    return t_interval(_differences(a, b), level)
+    d = np.asarray(differences, dtype=np.float64).ravel()
+    n = len(d)
+    if n < 2:
+        return EffectSize(np.nan, np.nan, np.nan)
+    mean, spread = float(d.mean()), float(d.std(ddof=1))
+    if spread <= TINY * max(1.0, float(np.abs(d).max())):
+        return EffectSize(*[0.0 if abs(mean) <= TINY else float(np.copysign(np.inf, mean))] * 3)
+    degrees, dz, tail = n - 1, mean / spread, (1 - level) / 2
+    if abs(dz) * np.sqrt(n) > MAX_EXACT_T:
+        reach = stats.norm.ppf(1 - tail) * np.sqrt(1 / n + dz**2 / (2 * degrees))
+        bounds = [dz - reach, dz + reach]
+    else:
+        bounds = [_noncentrality(dz * np.sqrt(n), degrees, p) / np.sqrt(n) for p in (1 - tail, tail)]
+    unbiased = np.exp(special.gammaln(degrees / 2) - special.gammaln((degrees - 1) / 2)) / np.sqrt(degrees / 2)
+    # With one degree of freedom the correction is 0: two pairs say nothing about a spread.
+    return EffectSize(*(float(unbiased * x) for x in (dz, *bounds))) if degrees > 1 else EffectSize(*[np.nan] * 3)
 
 
-def _differences(a: npt.ArrayLike, b: npt.ArrayLike) -> FloatArray:
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if x.shape != y.shape:
-        raise ConfigError(f"{x.size} scores paired with {y.size}", fix="score both arms on the same units")
-    return x - y
+def _noncentrality(t: float, degrees: int, probability: float) -> float:
+    """Which noncentrality puts this probability below `t`."""
+
+    def excess(centre: float) -> float:
+        below = float(special.nctdtr(degrees, centre, t))
+        # Where it is 0 or 1 to all digits, SciPy may answer NaN.
+        return (float(centre < t) if np.isnan(below) else below) - probability
+
+    reach = 8.0 + 3.0 * abs(t)
+    return float(optimize.brentq(excess, t - reach, t + reach, xtol=1e-6))
 
 
-def paired_p_value(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Two-sided p of the paired t-test, of the sign test where all differences are equal; NaN for fewer than two pairs.
-
-    Examples
-    --------
-    >>> round(paired_p_value([0.9, 0.8, 0.7], [0.5, 0.5, 0.5]), 4)
-    0.0351
-    """
-    return Estimate.of(_differences(a, b)).p_two_sided()
+def holm(p_values: Sequence[float]) -> FloatArray:
+    """Adjust p values for several comparisons (Holm 1979); NaN, where no test was possible, counts as none."""
+    p = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full(p.shape, np.nan)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1.0)
+    return adjusted
 
 
 MIN_ANIMALS_BOOTSTRAP = 10
@@ -268,110 +199,27 @@ PAIRING_COLUMNS = ("recording_id", "subject_id", "stimulus", "repeat", "block", 
 """Columns that a row of one arm and the row of the other must share; those that an arm lacks are left out."""
 
 
-def estimate_mean(
-    table: pd.DataFrame, metric: str, *, rng: np.random.Generator, num_resamples: int = NUM_RESAMPLES
-) -> Estimate:
-    """Estimate the mean of a metric over animals (or, of one animal, recordings, repeats, seeds).
+def estimate_mean(table: pd.DataFrame, metric: str, *, rng: np.random.Generator) -> Estimate:
+    """Estimate the mean of a metric of a score table over animals (or, of one animal, recordings, repeats, seeds).
 
     Seeds are averaged within a block; rows of a recording (repeats, blocks) are averaged with their `num_targets` as
     weights, recordings within an animal and animals without weights.
-
-    Parameters
-    ----------
-    table : DataFrame
-        A score table, see `poyo_ssl.evaluation.scores.score_table`; a column ``seed`` tells trainings apart.
-    metric : str
-        Which rows of it.
-    rng : numpy.random.Generator
-        For the bootstrap; unused below `MIN_ANIMALS_BOOTSTRAP` animals.
-    num_resamples : int
-        Resamples of the bootstrap.
-
-    Raises
-    ------
-    ConfigError
-        If the table has no rows of that metric, or a NaN.
-
-    Examples
-    --------
-    >>> table = pd.DataFrame({"subject_id": ["m1", "m1", "m2"], "recording_id": ["a", "b", "c"],
-    ...                       "metric": "accuracy", "value": [0.2, 0.4, 0.5], "num_targets": 10})
-    >>> print(estimate_mean(table, "accuracy", rng=np.random.default_rng(0)).interval())
-    0.400 [-0.871, 1.671] (n=2 animals, t)
     """
-    return _estimate(_rows(table, metric), rng, num_resamples)
+    return _estimate(_rows(table, metric), rng)
 
 
 def estimate_difference(
-    table_a: pd.DataFrame,
-    table_b: pd.DataFrame,
-    metric: str,
-    *,
-    rng: np.random.Generator,
-    num_resamples: int = NUM_RESAMPLES,
+    table_a: pd.DataFrame, table_b: pd.DataFrame, metric: str, *, rng: np.random.Generator
 ) -> Estimate:
-    """Estimate the mean difference a - b: paired row by row, seed by seed, then as in `estimate_mean`.
-
-    Seeds that one arm lacks are left out; `num_seeds` of the result counts the pairs. Arms without a seed in common
-    (a baseline has none) are paired by their means over seeds.
-
-    Parameters
-    ----------
-    table_a, table_b : DataFrame
-        Score tables of two arms on the same targets; rows are matched on `PAIRING_COLUMNS`.
-    metric, rng, num_resamples
-        See `estimate_mean`.
-
-    Raises
-    ------
-    ConfigError
-        If a row of one arm has no partner, or several, in the other, or their numbers of targets differ;
-        the message names the first.
-
-    Examples
-    --------
-    >>> a = pd.DataFrame({"subject_id": ["m1", "m2"], "recording_id": ["a", "b"], "metric": "accuracy",
-    ...                   "value": [0.5, 0.75], "num_targets": 10})
-    >>> b = a.assign(value=[0.25, 0.5])
-    >>> print(estimate_difference(a, b, "accuracy", rng=np.random.default_rng(0)).interval())
-    0.250 [nan, nan] (n=2 animals, none)
-    """
-    return _estimate(pair_rows(table_a, table_b, metric), rng, num_resamples)
-
-
-def estimate_over_seeds(table_a: pd.DataFrame, table_b: pd.DataFrame, metric: str) -> Estimate:
-    """Estimate the mean difference a - b with trainings as the only replicate: paired by seed, t over seeds.
-
-    Parameters
-    ----------
-    table_a, table_b, metric
-        See `estimate_difference`; both tables have a column ``seed``.
-
-    Raises
-    ------
-    StatisticsError
-        If there are fewer than `MIN_SEEDS` seeds: three leave a t-test with two degrees of freedom.
-
-    Examples
-    --------
-    >>> a = pd.DataFrame({"subject_id": "m", "recording_id": "r", "metric": "accuracy", "num_targets": 10,
-    ...                   "value": [0.5, 0.6, 0.7], "seed": [0, 1, 2]})
-    >>> estimate_over_seeds(a, a.assign(value=0.4), "accuracy")
-    Traceback (most recent call last):
-    poyo_ssl.errors.StatisticsError: a claim about trainings from 3 seeds (allowed: 5 or more); train more seeds
-    """
-    seeds = _seed_means(pair_rows(table_a, table_b, metric))
-    if len(seeds) < MIN_SEEDS:
-        raise StatisticsError(
-            f"a claim about trainings from {len(seeds)} seed{'' if len(seeds) == 1 else 's'}",
-            allowed=f"{MIN_SEEDS} or more",
-            fix="train more seeds",
-        )
-    return replace(Estimate.of(seeds, "seeds"), num_seeds=len(seeds))
+    """Estimate the mean difference a - b: paired row by row, seed by seed, then as in `estimate_mean`."""
+    return _estimate(pair_rows(table_a, table_b, metric), rng)
 
 
 def pair_rows(table_a: pd.DataFrame, table_b: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Match the rows of two arms; `value` of the result is their difference. See `estimate_difference`."""
+    """Match the rows of two arms on `PAIRING_COLUMNS`; `value` of the result is their difference.
+
+    Seeds that one arm lacks are left out. A row without a partner, or with several, is an error that names the first.
+    """
     first, second = (_rows(table, metric) for table in (table_a, table_b))
     shared = _seeds(first) & _seeds(second)
     # Without a seed in common (a baseline has none) the pairs are of means over each arm's own seeds.
@@ -472,19 +320,23 @@ def _animal_means(animals: Sequence[Sequence[Block]]) -> FloatArray:
     return np.array([np.mean([np.average(v, weights=w) for v, w in animal]) for animal in animals])
 
 
-def _estimate(rows: pd.DataFrame, rng: np.random.Generator, num_resamples: int) -> Estimate:
+def _estimate(rows: pd.DataFrame, rng: np.random.Generator) -> Estimate:
     seeds = _seed_means(rows)
-    over_seeds = Estimate.of(seeds) if len(seeds) >= MIN_SEEDS else None
+    trainings = Estimate.of(seeds) if len(seeds) >= MIN_SEEDS else None
+    is_crossed = trainings is not None and trainings.error > 0
     blocks = _average_seeds(rows)
     animals = _by_animal(blocks)
-    if len(animals) > 1 and over_seeds is not None and over_seeds.error > 0:
-        found = Estimate.of(_animal_means(animals), "animals")  # on the t scale, see `_with_seeds`
-    elif len(animals) > 1:
-        found = hierarchical_estimate(animals, rng, num_resamples)
-    else:
+    if len(animals) == 1:
         found = _inside_one_animal(blocks, animals[0], seeds)
+    elif is_crossed:
+        found = Estimate.of(_animal_means(animals), "animals")  # on the t scale, as the error over trainings is
+    else:
+        found = hierarchical_estimate(animals, rng)
     found = replace(found, num_seeds=max(1, len(seeds)))
-    return _with_seeds(found, over_seeds) if over_seeds is not None and found.unit != "seeds" else found
+    if not is_crossed or found.unit == "seeds" or np.isnan(found.error):
+        return found
+    error, degrees = crossed_error(found.units, seeds)
+    return replace(found, error=float(error), degrees=float(degrees), pivots=None)
 
 
 def _inside_one_animal(rows: pd.DataFrame, animal: Sequence[Block], seeds: FloatArray) -> Estimate:
@@ -499,35 +351,12 @@ def _inside_one_animal(rows: pd.DataFrame, animal: Sequence[Block], seeds: Float
     return Estimate.of(_animal_means([animal]), "animals")
 
 
-def _with_seeds(found: Estimate, over_seeds: Estimate) -> Estimate:
-    """Add the error over trainings."""
-    if over_seeds.error == 0 or np.isnan(found.error):
-        return found
-    error, degrees = crossed_error(found.units, over_seeds.units)
-    return replace(found, error=float(error), degrees=float(degrees), pivots=None)
-
-
 def crossed_error(units: FloatArray, trainings: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the standard error of a mean over two crossed random factors: min F' (Clark 1973) on the t scale.
+    """Return error and degrees of freedom ``(...)`` of a mean over two crossed factors: min F' (Clark 1973).
 
-    Parameters
-    ----------
-    units : ndarray
-        ``(..., n)`` means of the animals, or of the next level that has several.
-    trainings : ndarray
-        ``(..., s)`` means of the trainings over all of these.
-
-    Returns
-    -------
-    error, degrees : ndarray
-        ``(...)`` standard error, and degrees of freedom after Satterthwaite, rounded down: with five trainings that
-        rule alone lets 5.6 % through instead of 5 % (docs/statistics.md).
-
-    Examples
-    --------
-    >>> error, degrees = crossed_error(np.array([0.0, 1.0, 2.0]), np.array([0.5, 1.0, 1.5]))
-    >>> round(float(error), 3), float(degrees)
-    (0.645, 2.0)
+    `units` ``(..., n)`` are means of animals, or of the next level that has several, `trainings` ``(..., s)`` means of
+    trainings over all of these. Degrees are Satterthwaite's, rounded down: with five trainings that rule alone lets
+    5.6 % through instead of 5 % (docs/statistics.md).
     """
     parts = np.stack([x.var(axis=-1, ddof=1) / x.shape[-1] for x in (units, trainings)])
     degrees = np.array([x.shape[-1] - 1.0 for x in (units, trainings)]).reshape(2, *[1] * (parts.ndim - 1))
@@ -536,31 +365,13 @@ def crossed_error(units: FloatArray, trainings: FloatArray) -> tuple[FloatArray,
     return np.sqrt(parts.sum(axis=0)), np.floor(shared + 1e-9)
 
 
-def hierarchical_estimate(
-    animals: Sequence[Sequence[Block]], rng: np.random.Generator, num_resamples: int = NUM_RESAMPLES
-) -> Estimate:
-    """Estimate the mean over animals from their blocks: bootstrap from `MIN_ANIMALS_BOOTSTRAP` on, t below.
-
-    Parameters
-    ----------
-    animals : sequence of sequence of (values, weights)
-        Animal > recording > ``(K,)`` values of its blocks and their weights.
-    rng : numpy.random.Generator
-        For the bootstrap.
-    num_resamples : int
-        Resamples.
-
-    Examples
-    --------
-    >>> animals = [[(np.array([x, x + 1]), np.ones(2))] for x in range(12)]
-    >>> hierarchical_estimate(animals, np.random.default_rng(0)).method
-    'bootstrap'
-    """
+def hierarchical_estimate(animals: Sequence[Sequence[Block]], rng: np.random.Generator) -> Estimate:
+    """Estimate the mean over animals from their blocks: bootstrap from `MIN_ANIMALS_BOOTSTRAP` on, t below."""
     found = Estimate.of(_animal_means(animals), "animals")
     n = len(animals)
     if n < MIN_ANIMALS_BOOTSTRAP or found.error == 0:
         return found
-    drawn = _resample(animals, rng, num_resamples)
+    drawn = _resample(animals, rng)
     error = drawn.std(axis=1, ddof=1) / np.sqrt(n)
     flat = error <= TINY * max(1.0, abs(found.value))
     # Where nearly all animals score the same, resamples without any scatter have no studentised error.
@@ -570,9 +381,9 @@ def hierarchical_estimate(
     return replace(found, pivots=np.sort(pivots))
 
 
-def _resample(animals: Sequence[Sequence[Block]], rng: np.random.Generator, num_resamples: int) -> FloatArray:
-    """Animal means, with animals, recordings and blocks all drawn with replacement: ``(num_resamples, animals)``."""
-    chosen = rng.integers(len(animals), size=num_resamples * len(animals))
+def _resample(animals: Sequence[Sequence[Block]], rng: np.random.Generator) -> FloatArray:
+    """``(B, animals)`` animal means, with animals, recordings and blocks all drawn with replacement."""
+    chosen = rng.integers(len(animals), size=NUM_RESAMPLES * len(animals))
     # Every time an animal was drawn, its inside is drawn anew: all times of one animal at once.
     places = np.split(np.argsort(chosen, kind="stable"), np.cumsum(np.bincount(chosen, minlength=len(animals)))[:-1])
     drawn = np.empty(len(chosen))
@@ -585,4 +396,4 @@ def _resample(animals: Sequence[Sequence[Block]], rng: np.random.Generator, num_
             block = rng.integers(len(values), size=(len(values), int(here.sum())), dtype=np.uint16).astype(np.intp)
             means[here] = (values * weights)[block].sum(axis=0) / weights[block].sum(axis=0)
         drawn[place] = means.mean(axis=0)
-    return drawn.reshape(num_resamples, len(animals))
+    return drawn.reshape(NUM_RESAMPLES, len(animals))

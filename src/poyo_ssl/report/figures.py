@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from poyo_ssl.errors import PoyoError
 from poyo_ssl.evaluation import metrics
+from poyo_ssl.evaluation.checks import TIME_RESOLUTION_S
 from poyo_ssl.evaluation.metrics import SSIM_RADIUS_PX, Array, FloatArray, IntArray
-from poyo_ssl.evaluation.predictions import TIME_RESOLUTION_S, Predictions
+from poyo_ssl.evaluation.predictions import Predictions
 
 PANELS_PER_ROW = 3
 FRAME_COLUMNS = 8
@@ -25,15 +26,7 @@ DPI = 140
 
 
 def to_png(figure: Figure) -> bytes:
-    """Draw a figure as PNG.
-
-    The same figure gives the same bytes: neither date nor program is written into it.
-
-    Examples
-    --------
-    >>> to_png(Figure())[1:4]
-    b'PNG'
-    """
+    """Draw a figure as PNG."""
     FigureCanvasAgg(figure)
     stream = io.BytesIO()
     with warnings.catch_warnings():
@@ -44,30 +37,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def figure_confusion(arms: Sequence[Predictions]) -> Figure:
-    """Draw the confusion matrix of every arm: shown direction (rows) by decoded direction (columns).
-
-    Each cell is the share of the trials of its row; the colour bar marks chance, 1 / number of directions.
-
-    Parameters
-    ----------
-    arms : sequence of Predictions
-        One or more, of the task gratings; one panel each, all on one colour scale.
-
-    Raises
-    ------
-    PoyoError
-        If there is none, or one is of another task.
-
-    Examples
-    --------
-    >>> p = Predictions(task="gratings", split="gratings", arm="majority", data_checksum="",
-    ...     prediction=np.array([0, 0]), target=np.array([0, 1]), time=np.array([1.0, 4.0]),
-    ...     recording_id=np.full(2, "r"), subject_id=np.full(2, "m"), stimulus=np.full(2, "drifting_gratings"),
-    ...     frame_number=np.full(2, -1), repeat=np.full(2, -1), class_values=np.array([0.0, 45.0]))
-    >>> print(figure_confusion([p]).axes[0].get_title(loc="left"))
-    majority
-    accuracy 0.500, chance 0.500, 2 trials
-    """
+    """Draw the confusion matrix of every arm: shown direction (rows) by decoded direction (columns)."""
     _check_task(arms, "gratings")
     columns = min(len(arms), PANELS_PER_ROW)
     rows = -(-len(arms) // columns)
@@ -132,10 +102,7 @@ def score_names(arms: Sequence[Predictions], recording_id: str) -> list[str]:
 
 
 def _scores(predictions: Predictions, rows: IntArray, mean_frame: Array | None) -> dict[str, FloatArray]:
-    """SSIM (absent for frames below its window) and correlation of some rows of one recording.
-
-    With a mean frame the correlation is that of mean-frame-subtracted images: the average picture alone scores 0.
-    """
+    """SSIM (absent for frames below its window) and correlation of some rows of one recording."""
     images = predictions.prediction[rows]
     truth = predictions.target_frames[predictions.target[rows]]
     found = {"SSIM": metrics.ssim(images, truth)} if min(truth.shape[1:]) > 2 * SSIM_RADIUS_PX else {}
@@ -182,24 +149,7 @@ def rank_recordings(predictions: Predictions) -> list[tuple[str, float]]:
 
 
 def spread_rows(predictions: Predictions, recording_id: str, count: int) -> IntArray:
-    """Choose rows of one recording: different movie frames, evenly spread over its test part.
-
-    A frame that was tested in several repeats is taken from the first of them.
-
-    Parameters
-    ----------
-    predictions : Predictions
-        Of the task frames.
-    recording_id : str
-        The recording.
-    count : int
-        How many; fewer if the test part has fewer frames.
-
-    Returns
-    -------
-    ndarray
-        Rows, ordered by movie and frame number.
-    """
+    """Choose rows of one recording: different movie frames, evenly spread over its test part."""
     rows = np.flatnonzero(predictions.recording_id == recording_id)
     order = np.lexsort((predictions.time[rows], predictions.frame_number[rows], predictions.stimulus[rows]))
     rows = rows[order]
@@ -212,35 +162,7 @@ def spread_rows(predictions: Predictions, recording_id: str, count: int) -> IntA
 
 
 def figure_frames(arms: Sequence[Predictions], recording_id: str, *, num_columns: int = FRAME_COLUMNS) -> Figure:
-    """Draw true frames of one recording, and below them what every arm makes of the same moments.
-
-    Below each reconstruction stand its SSIM and its correlation with the true frame, the latter with the mean frame
-    subtracted where the file holds it.
-
-    Parameters
-    ----------
-    arms : sequence of Predictions
-        Of the task frames, on one split; the first decides which targets are shown. An arm that lacks one of them
-        has an empty place there.
-    recording_id : str
-        The recording.
-    num_columns : int
-        Number of frames, evenly spread over the recording's test part.
-
-    Raises
-    ------
-    PoyoError
-        If there is no arm, one is of another task, or the recording is not in the first.
-
-    Examples
-    --------
-    >>> frames = np.random.default_rng(0).integers(0, 256, (9, 16, 32), dtype=np.uint8)
-    >>> p = Predictions(task="frames", split="repeat", arm="ridge", data_checksum="", prediction=frames,
-    ...     target=np.arange(9), time=np.arange(9.0), recording_id=np.full(9, "a"), subject_id=np.full(9, "m"),
-    ...     stimulus=np.full(9, "movie"), frame_number=np.arange(9), repeat=np.full(9, 9), target_frames=frames)
-    >>> len(figure_frames([p], "a", num_columns=3).axes)
-    6
-    """
+    """Draw true frames of one recording, and below them what every arm makes of the same moments."""
     _check_task(arms, "frames")
     chosen = arms[0]
     if recording_id not in chosen.recording_id:

@@ -18,8 +18,10 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from poyo_ssl.errors import PoyoError
+from poyo_ssl.evaluation.leaderboard import RESULTS_FILE, read_json
 from poyo_ssl.evaluation.metrics import describe_metric, format_number, format_p
 from poyo_ssl.evaluation.predictions import Predictions
+from poyo_ssl.files import write_beside
 from poyo_ssl.report.figures import (
     FRAME_COLUMNS,
     figure_confusion,
@@ -30,15 +32,15 @@ from poyo_ssl.report.figures import (
 )
 from poyo_ssl.report.results import (
     NOTES_FILE,
-    RESULTS_FILE,
     SPLITS,
     TASKS,
     Results,
     gain_tables,
+    open_results,
     ordered_parts,
-    read_json,
-    read_results,
+    outcome,
     score_tables,
+    words,
 )
 from poyo_ssl.selection.picture import figure_selection
 
@@ -85,27 +87,24 @@ def write_report(folder: Path | str, out: Path | str | None = None, *, title: st
     True
     """
     folder = Path(folder)
-    results = read_results(folder)
-    page = _environment().from_string(_template()).render(title=title, **_content(results))
+    page = render("report.html.jinja", title=title, **_content(open_results(folder)))
     out = folder / "report.html" if out is None else Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(out.name + ".partial")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(out)
+    write_beside(out, page)
     return out
 
 
-def _template() -> str:
-    return (resources.files("poyo_ssl.report") / "report.html.jinja").read_text(encoding="utf-8")
+def _task(name: str) -> str:
+    return TASKS.get(name, name)
 
 
-def _environment() -> Environment:
+def render(template: str, **content: Any) -> str:
+    """Fill in a template of this folder; everything that comes from files is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["metric"] = describe_metric
-    environment.filters["number"] = format_number
-    environment.filters["p"] = format_p
-    environment.filters["task"] = lambda name: TASKS.get(name, name)
-    return environment
+    environment.filters |= {"metric": describe_metric, "number": format_number, "p": format_p}
+    environment.filters |= {"outcome": outcome, "words": words, "task": _task}
+    text = (resources.files("poyo_ssl.report") / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(**content)
 
 
 def _content(results: Results) -> dict[str, Any]:
@@ -182,7 +181,7 @@ def _confusions(results: Results) -> Iterator[Picture]:
         if task != "gratings":
             continue
         arms = _pictured_arms(results, task, split, with_baseline=False)
-        loaded = [Predictions.load(results.files[task, split][arm]) for arm in arms]
+        loaded = [Predictions.load(results.files[task, split][arm].path) for arm in arms]
         chance = 1 / len(loaded[0].class_values)
         caption = (
             f"Rows are the directions shown, columns those decoded; each row sums to 1. Guessing scores {chance:.3f}. "
@@ -207,7 +206,7 @@ def _strips(results: Results) -> Iterator[Picture]:
         if task != "frames":
             continue
         arms = _pictured_arms(results, task, split, with_baseline=True)
-        loaded = [Predictions.load(results.files[task, split][arm]) for arm in arms]
+        loaded = [Predictions.load(results.files[task, split][arm].path) for arm in arms]
         ranking = rank_recordings(loaded[0])
         for place in dict.fromkeys((0, len(ranking) // 2)):
             recording, score = ranking[place]
@@ -267,7 +266,7 @@ def _data_checksums(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[str, 
 def _files(folder: Path) -> list[tuple[str, str]]:
     """Name and SHA-256 of the files that this page was made from."""
     paths = [folder / RESULTS_FILE, folder / NOTES_FILE, *(folder / "selection").glob("selection.*")]
-    paths += sorted((folder / "predictions").glob("*.h5"))
+    paths += sorted(path for kind in ("*.h5", "*.npy") for path in (folder / "predictions").glob(kind))
     found = []
     for path in paths:
         if path.is_file():

@@ -4,54 +4,46 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
-from poyo_ssl.evaluation.leaderboard import Entry, Leaderboard
+from poyo_ssl.evaluation.leaderboard import Entry, Leaderboard, Row
 from poyo_ssl.evaluation.metrics import describe_metric, format_number, format_p
-from poyo_ssl.evaluation.statistics import Interval
 from poyo_ssl.files import write_beside
-from poyo_ssl.report.results import SPLITS, TASKS
+from poyo_ssl.report.html import render
+from poyo_ssl.report.results import SPLITS, TASKS, interval_bars
 
 SEVERAL = "{} tables: scores of different tasks or splits cannot be compared with each other."
-BAR_PX = 140
-"""Width of the picture of a gain."""
+HEADLINE_COLUMNS = 10
+"""Columns about the headline metric; those of other metrics follow."""
 
 
 def header(board: Leaderboard) -> list[str]:
     """Titles of the columns of a leaderboard's table."""
-    titles = [_title(board.headline), f"gain over {board.best}" if board.best else "gain over a baseline"]
+    gains = [f"gain over {board.best.arm}", f"gain over {board.best.on_test}, best on test"]
+    if not board.best.arm:
+        gains = ["gain over a baseline", "gain over the best on test"]
     others = [_title(metric) for metric in shown_metrics(board)[1:]]
-    return ["rank", "arm", "kind", "seeds", *titles, "effect size", "p (Holm)", "verdict", *others]
+    titles = ["rank", "arm", "kind", "seeds", _title(board.headline), *gains, "effect size", "p (Holm)", "verdict"]
+    return [*titles, *others]
 
 
 def cells(board: Leaderboard, entry: Entry) -> list[str]:
-    """One row of a leaderboard's table, as text.
-
-    Examples
-    --------
-    >>> from poyo_ssl.evaluation.leaderboard import Entry, Leaderboard
-    >>> score = Interval(0.5, 0.25, 0.75, 3, "t", "animals")
-    >>> entry = Entry("ridge", "baseline", 0, 1, {"accuracy": score}, {})
-    >>> board = Leaderboard("gratings", "gratings", "", "accuracy", ("accuracy",), "ridge", (entry,), ())
-    >>> cells(board, entry)
-    ['1', 'ridge', 'baseline', '-', '0.500 [0.250, 0.750] n=3', 'best baseline', '-', '-', '-']
-    """
-    gain = entry.gains.get(board.headline)
-    if gain is None:
-        middle = ["best baseline" if entry.arm == board.best else "-", "-", "-", "-"]
-    else:
-        middle = [_interval(gain.interval, signed=True), format_number(gain.effect.value)]
-        middle += [format_p(gain.p_holm), gain.verdict]
+    """One row of a leaderboard's table, as text."""
+    gain, on_test = entry.gains.get(board.headline), entry.gains_on_test.get(board.headline)
+    over_best = _interval(gain, signed=True) if gain else "best baseline" if entry.arm == board.best.arm else "-"
+    over_test = (
+        _interval(on_test, signed=True) if on_test else "best on test" if entry.arm == board.best.on_test else "-"
+    )
+    test = [format_number(gain.effect_size), format_p(gain.p_holm), gain.verdict] if gain else ["-"] * 3
     scores = [f"{_interval(entry.scores[metric])} n={entry.scores[metric].n}" for metric in shown_metrics(board)]
     place = "-" if entry.rank is None else str(entry.rank)
     seeds = str(entry.num_seeds) if entry.num_seeds else "-"
-    return [place, entry.arm, entry.kind, seeds, scores[0], *middle, *scores[1:]]
+    return [place, entry.arm, entry.kind, seeds, scores[0], over_best, over_test, *test, *scores[1:]]
 
 
 def shown_metrics(board: Leaderboard) -> list[str]:
@@ -64,12 +56,9 @@ def _title(metric: str) -> str:
     return f"{shown.label} ({shown.resolution})" if shown.resolution else shown.label
 
 
-def _interval(interval: Interval, *, signed: bool = False) -> str:
-    value = format_number(interval.value)
-    sign = "+" if signed and interval.value > 0 else ""
-    if np.isnan(interval.low):
-        return f"{sign}{value} [no interval]"
-    return f"{sign}{value} [{format_number(interval.low)}, {format_number(interval.high)}]"
+def _interval(row: Row, *, signed: bool = False) -> str:
+    sign = "+" if signed and row.value > 0 else ""
+    return f"{sign}{row.text} {row.interval if row.has_interval else '[no interval]'}"
 
 
 def to_markdown(boards: Sequence[Leaderboard]) -> str:
@@ -97,68 +86,42 @@ def _escape(text: str) -> str:
     return plain.replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`")
 
 
-FACTS = ("task", "split", "data_checksum", "rank", "arm", "kind", "num_seeds", "metric", "best_baseline")
 SCORE = ("value", "low", "high", "n", "unit", "method")
-GAIN = ("gain", "gain_low", "gain_high", "gain_n")
+GAIN = ("value", "low", "high", "n")
 TEST = ("effect_size", "effect_low", "effect_high", "p", "p_holm", "margin", "p_no_worse", "p_equivalent", "verdict")
 
 
 def to_csv(boards: Sequence[Leaderboard]) -> str:
     """Write leaderboards as CSV, one row per task, split, arm and metric; what does not exist is empty."""
+    rows = [_csv_row(board, entry, metric) for board in boards for entry in board.entries for metric in board.metrics]
     text = io.StringIO()
-    writer = csv.DictWriter(text, (*FACTS, *SCORE, *GAIN, *TEST), lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    for board in boards:
-        for entry in board.entries:
-            for metric in board.metrics:
-                writer.writerow(_csv_row(board, entry, metric))
+    writer.writerows(rows)
     return text.getvalue()
 
 
 def _csv_row(board: Leaderboard, entry: Entry, metric: str) -> dict[str, object]:
-    score, gain = entry.scores[metric], entry.gains.get(metric)
-    facts = (board.task, board.split, board.data_checksum, entry.rank, entry.arm, entry.kind, entry.num_seeds, metric)
-    found: dict[str, object] = dict(zip(FACTS, (*facts, board.best), strict=True))
+    score, gain, on_test = (own.get(metric) for own in (entry.scores, entry.gains, entry.gains_on_test))
+    found: dict[str, object] = {"task": board.task, "split": board.split, "data_checksum": board.data_checksum}
+    found |= {"rank": entry.rank, "arm": entry.arm, "kind": entry.kind, "num_seeds": entry.num_seeds}
+    found |= {"metric": metric, "best_baseline": board.best.arm, "best_on_test": board.best.on_test}
     found |= {name: getattr(score, name) for name in SCORE}
-    if gain is not None:
-        found |= dict(zip(GAIN, (getattr(gain.interval, name) for name in ("value", "low", "high", "n")), strict=True))
-        found |= dict(zip(TEST, (gain.effect.value, gain.effect.low, gain.effect.high), strict=False))
-        found |= {name: getattr(gain, name) for name in TEST[3:]}
-    return {name: "" if isinstance(value, float) and np.isnan(value) else value for name, value in found.items()}
+    for title, row in (("gain", gain), ("gain_on_test", on_test)):
+        names = {name: title if name == "value" else f"{title}_{name}" for name in GAIN}
+        found |= {shown: getattr(row, name, "") for name, shown in names.items()}
+    found |= {name: getattr(gain, name, "") for name in TEST}
+    return {name: "" if isinstance(value, float) and math.isnan(value) else value for name, value in found.items()}
 
 
-@dataclass(frozen=True)
-class Bar:
-    """Where a gain, its interval and 0 lie on a line of `BAR_PX` pixels that all arms of a table share."""
-
-    low: float
-    value: float
-    high: float
-    zero: float
-
-
-def gain_bars(board: Leaderboard) -> dict[str, Bar]:
-    """Place the headline gains of a leaderboard by arm; without an interval a gain is a point."""
-    gains = {entry.arm: entry.gains[board.headline].interval for entry in board.entries if entry.gains}
-    ends = {
-        arm: [gain.value if np.isnan(bound) else bound for bound in (gain.low, gain.high)]
-        for arm, gain in gains.items()
-    }
-    every = [0.0, *(x for arm, gain in gains.items() for x in (*ends[arm], gain.value))]
-    lowest, span = min(every), (max(every) - min(every)) or 1.0
-
-    def place(x: float) -> float:
-        return 4 + (BAR_PX - 8) * (x - lowest) / span
-
-    return {
-        arm: Bar(place(ends[arm][0]), place(gain.value), place(ends[arm][1]), place(0.0)) for arm, gain in gains.items()
-    }
+def gain_bars(board: Leaderboard) -> dict[str, Markup]:
+    """Draw the headline gains of a leaderboard by arm."""
+    gains = {entry.arm: entry.gains[board.headline] for entry in board.entries if entry.gains}
+    return dict(zip(gains, interval_bars(list(gains.values())), strict=True)) if gains else {}
 
 
 def to_html(boards: Sequence[Leaderboard]) -> str:
     """Write leaderboards as one page that needs no script and no network; everything from files is escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = (resources.files("poyo_ssl.report") / "leaderboard.html.jinja").read_text(encoding="utf-8")
     tables = [
         {
             "board": board,
@@ -171,26 +134,11 @@ def to_html(boards: Sequence[Leaderboard]) -> str:
         for board in boards
     ]
     several = SEVERAL.format(len(boards)) if len(boards) > 1 else ""
-    return environment.from_string(template).render(
-        tables=tables, several=several, width=BAR_PX, version=metadata.version("poyo-ssl")
-    )
+    return render("leaderboard.html.jinja", tables=tables, several=several, version=metadata.version("poyo-ssl"))
 
 
 def write_leaderboard(boards: Sequence[Leaderboard], folder: Path | str) -> list[Path]:
-    """Write ``leaderboard.html``, ``leaderboard.csv`` and ``leaderboard.md``.
-
-    Parameters
-    ----------
-    boards : sequence of Leaderboard
-        See `poyo_ssl.evaluation.leaderboard.make_leaderboards`.
-    folder : path
-        Where to; made if it is not there. Earlier leaderboards in it are replaced, each once the new one is complete.
-
-    Returns
-    -------
-    list of Path
-        The three files.
-    """
+    """Write ``leaderboard.html``, ``.csv`` and ``.md`` in place of earlier ones, each once it is complete."""
     folder = Path(folder)
     texts = {
         "leaderboard.html": to_html(boards),
