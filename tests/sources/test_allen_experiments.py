@@ -15,6 +15,7 @@ from poyo_ssl.errors import RecordingError
 from poyo_ssl.sources.allen_list import (
     ExperimentFilter,
     experiment_path,
+    published_arm,
     published_experiments,
     read_experiments,
     select_experiments,
@@ -157,6 +158,7 @@ def test_a_mouse_without_a_cre_line_is_unknown(tmp_path):
 
 @pytest.mark.parametrize("number", [-1, 10**13])
 def test_names_are_digits(tmp_path, number):
+    assert experiment_path(tmp_path, 501574836) == tmp_path / "ophys_experiment_data" / "501574836.nwb"
     with pytest.raises(RecordingError, match="experiment id"):
         experiment_path(tmp_path, number)
 
@@ -225,6 +227,13 @@ def test_mistakes(tmp_path, capsys, arguments, message):
     assert message in error
     assert error.splitlines()[-1].startswith("poyo-ssl: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_published_choice():
+    assert len(set(published_experiments())) == 433
+    assert 501574836 in published_experiments()
+    lines = ("Vip-IRES-Cre", "Cux2-CreERT2", "unknown")
+    assert [published_arm(line) for line in lines] == ["pretraining", "fine-tuning", ""]
 
 
 @pytest.mark.real_data

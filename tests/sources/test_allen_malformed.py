@@ -9,8 +9,19 @@ from allen_samples import write_session
 from tests.sources.changes import drop, put, put_item
 
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.allen import PLANE, AllenSource, read_fluorescence
-from poyo_ssl.sources.base import check_traces
+from poyo_ssl.sources.allen import (
+    PLANE,
+    AllenSource,
+    make_pupil,
+    make_running,
+    parse_cre_line,
+    parse_date,
+    parse_donor,
+    parse_indicator,
+    parse_reporter,
+    read_fluorescence,
+)
+from poyo_ssl.sources.base import Notes, check_traces
 from poyo_ssl.sources.run import convert
 
 MODULE = "processing/brain_observatory_pipeline"
@@ -77,7 +88,10 @@ ERRORS = {
     "dff two frames short": (put(f"{DFF}/data", lambda v: v[:, :-2]), r"timestamps .allowed: .* up to 1 frames"),
     "no timestamps": (drop(f"{DFF}/timestamps", f"{MODULE}/Fluorescence"), "no timestamps"),
     "timestamp NaN": (put_item(f"{DFF}/timestamps", 17, np.nan), r"timestamp 17 is nan"),
-    "timestamp repeated": (put_item(f"{DFF}/timestamps", slice(7, 9), 27.0), r"timestamp 8 is 27 after 27"),
+    "timestamp repeated": (
+        put_item(f"{DFF}/timestamps", slice(7, 9), 27.0),
+        r"timestamp 8 .27 s. is not after timestamp 7",
+    ),
     "ids shorter": (
         put(f"{SEGMENTATION}/cell_specimen_ids", lambda v: v[:-1]),
         r"5 dF/F traces, 4 cell_specimen_ids, 5 roi_ids, 5 roi_list",
@@ -252,6 +266,29 @@ def test_every_spelling_of_the_genotype(genotype, line, damaged):
     found = AllenSource().read(damaged(_texts(genotype=genotype)))
     assert found.metadata.cre_line == line
     assert found.warnings == ()
+
+
+def test_texts_of_the_metadata():
+    assert [parse_cre_line(text) for text in ("Cux2-CreERT2/wt;Camk2a-tTA/wt", "wt/wt")] == ["Cux2-CreERT2", "unknown"]
+    assert parse_reporter("Vip-IRES-Cre/wt;Ai148(TIT2L-GC6f-ICL-tTA2)/wt") == "Ai148(TIT2L-GC6f-ICL-tTA2)"
+    reporters = ("Ai93(TITL-GCaMP6f)", "Ai162(TIT2L-GC6s-ICL-tTA2)", "Ai14")
+    assert [parse_indicator(name) for name in reporters] == ["GCaMP6f", "GCaMP6s", ""]
+    names = ("Cux2-CreERT2;Camk2a-tTA;Ai93-308148", "Emx1-IRES-Cre;Ai93(CAM)-356790.0", "mouse")
+    assert [parse_donor(name) for name in names] == ["308148", "356790", ""]
+    dates = ("Wed May 31 10:29:38 2017", "2016-07-06T18:27:05", "soon")
+    assert [parse_date(text) for text in dates] == ["2017-05-31 10:29:38", "2016-07-06 18:27:05", ""]
+
+
+def test_samples_of_behaviour_that_are_not_finite():
+    times, notes = np.arange(3.0), Notes()
+    assert make_running((times, np.array([[0.0], [np.nan], [2.0]])), notes).values.tolist() == [0.0, 2.0]
+    assert make_running((times, np.full((3, 1), np.nan)), notes) is None
+    pupil = make_pupil((times, np.zeros((3, 2))), (times, np.array([[5.0], [np.nan], [6.0]])), notes)
+    assert pupil.size.tolist() == [5.0, 6.0]
+    assert notes[::2] == [
+        "running speed: 1 of 3 samples are not finite; left out",
+        "pupil: 1 of 3 samples rejected by the eye tracker; left out",
+    ]
 
 
 def test_images_of_masks_are_believed_before_lists(damaged, originals):

@@ -161,7 +161,7 @@ MALFORMED = {
         lambda f: [put(f"natural_movie_one/{key}", lambda v: v + 60)(f) for key in ("start", "end")],
         r"natural_movie_one: row 0 .125 to 125.5 s. lies outside the recording .allowed: 10 to 90 s",
     ),
-    "running": (put("running/timestamps", lambda v: v[::-1]), r"running: timestamp 1 is 89.6"),
+    "running": (put("running/timestamps", lambda v: v[::-1]), r"running: timestamp 1 \(89.6 s\) is not after"),
     "another session": (_attribute("session", "id", "7"), r"holds session '7' .* rename it to 7\.h5"),
     "elsewhere": (
         lambda f: f.__setitem__("pupil", h5py.ExternalLink("/dev/zero", "/")),

@@ -7,8 +7,7 @@ from poyo_ssl.cli import main
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.series import SparseEvents
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources import EventsConfig, GCaMPConfig, prepare_events
-from poyo_ssl.sources.events import EventsSource, simulate_dff
+from poyo_ssl.sources.events import EventsConfig, EventsSource, GCaMPConfig, prepare_events, simulate_dff
 
 EPOCHS = """stimulus,start_frame,end_frame,repeats,frames_per_repeat_imaging,movie_frames
 drifting_gratings,10,200,,,

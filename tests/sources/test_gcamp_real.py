@@ -9,8 +9,7 @@ from scipy.stats import kurtosis, skew
 from tests.sources.decay_fit import fit_decay, read_cascade
 
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.sources import EventsConfig, prepare_events
-from poyo_ssl.sources.events import GCaMPConfig, fluorescence
+from poyo_ssl.sources.events import EventsConfig, GCaMPConfig, fluorescence, prepare_events
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "real"
 pytestmark = [

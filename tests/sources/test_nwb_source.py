@@ -12,7 +12,7 @@ from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.sources.allen import AllenSource
-from poyo_ssl.sources.nwb import NwbSource
+from poyo_ssl.sources.nwb import NwbSource, classify, find_stops, parse_age
 from poyo_ssl.sources.run import convert
 from poyo_ssl.sources.tables import Companions
 
@@ -214,6 +214,19 @@ def test_companions_overrule_the_file(tmp_path):
     (tmp_path / "mouse7").mkdir()
     (tmp_path / "stimuli.csv").rename(tmp_path / "mouse7" / "stimuli.csv")
     assert list(NwbSource().read(path).stimuli) == ["natural_scenes"]
+
+
+def test_names_ages_and_stops():
+    names = (
+        "DfOverF/DfOverF",
+        "DfOverF/DfOverFEvents",
+        "Fluorescence/Neuropil",
+        "Fluorescence/Corrected",
+        "dff/traces",
+    )
+    assert [classify(f"ophys/{name}") for name in names] == ["dff", "events", "neuropil", "fluorescence", "dff"]
+    assert [parse_age(text) for text in ("P93D", "P12W", "P70D/P80D", "adult")] == [93.0, 84.0, None, None]
+    assert find_stops(np.array([1.0, 1.5, 2.0, 9.0])).tolist() == [1.5, 2.0, 2.5, 9.5]
 
 
 def test_without_pynwb_the_extra_is_named(tmp_path, monkeypatch):

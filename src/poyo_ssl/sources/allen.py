@@ -22,7 +22,6 @@ from poyo_ssl.data.hdf5 import (
     name_of,
     open_hdf5,
     read_numbers,
-    read_small,
     read_text,
     read_texts,
     require_dataset,
@@ -32,7 +31,7 @@ from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.series import PupilTrace, RoiMasks, TimeSeries
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.base import Notes, Source, name_rows
+from poyo_ssl.sources.base import Notes, Source, name_rows, require_increasing
 from poyo_ssl.sources.coding import (
     EXPECTED,
     GRATINGS,
@@ -378,18 +377,8 @@ def read_clock(file: h5py.File) -> NDArray[np.float64]:
     if dataset is None:
         raise RecordingError(f"{file.filename}: no timestamps in {DFF} or {FLUORESCENCE}", fix=FIX)
     times = read_numbers(dataset, 1).astype(np.float64)
-    require_increasing(times, name_of(dataset))
+    require_increasing(times, name_of(dataset), FIX)
     return times
-
-
-def require_increasing(times: NDArray[np.float64], what: str, fix: str = FIX) -> None:
-    """Refuse timestamps that are not finite or do not increase."""
-    with np.errstate(invalid="ignore"):
-        bad = np.flatnonzero(~(np.isfinite(times) & (np.diff(times, prepend=-np.inf) > 0)))
-    if len(bad):
-        before = f" after {times[bad[0] - 1]:g}" if bad[0] else ""
-        problem = f"{what}: timestamp {bad[0]} is {times[bad[0]]:g}{before}"
-        raise RecordingError(problem, allowed="finite seconds that increase", fix=fix)
 
 
 def find_traces(file: h5py.File, num_times: int, num_rois: int | None, max_trim: int) -> h5py.Dataset:
@@ -510,8 +499,7 @@ class _Identities:
 def _read_masks(file: h5py.File, roi_list: list[str], notes: Notes) -> RoiMasks | None:
     """Read the pixel list of each ROI, or its image where it has none or the first of them disagrees with its image.
 
-    A list is read much faster than an image that is nearly all zero, and opening each image alone takes longer than
-    everything else together.
+    A list is read much faster than an image that is nearly all zero.
     """
     pixels: list[NDArray] = []  # (2, P): rows and columns of each ROI
     shape, lists_hold = None, True
@@ -537,9 +525,10 @@ def _read_masks(file: h5py.File, roi_list: list[str], notes: Notes) -> RoiMasks 
 
 def _read_pixel_list(plane: h5py.Group, key: str, shape: tuple[int, int]) -> NDArray | None:
     """Return rows and columns ``(2, P)`` of a list of x and y; None if there is none inside the plane."""
-    listed = read_small(plane, f"{key}/pix_mask")
-    if listed is None or listed.ndim != 2 or listed.shape[1] != 2 or listed.dtype.kind not in "iu":
+    dataset = get_dataset(plane, f"{key}/pix_mask")
+    if dataset is None or dataset.ndim != 2 or dataset.shape[1] != 2 or dataset.dtype.kind not in "iu":
         return None
+    listed = read_numbers(dataset, 2)
     place = listed.T[::-1].astype(np.int64)
     return place if ((place >= 0) & (place < np.array(shape)[:, None])).all() else None
 
@@ -664,7 +653,15 @@ def _read_motion(file: h5py.File, notes: Notes) -> TimeSeries | None:
 class AllenSource(Source):
     """Allen Brain Observatory, Visual Coding two-photon: NWB 1 files of pipelines 0.9 to 3.0.
 
-    dF/F and timestamps may differ by `max_trim_frames`, which are trimmed with a note.
+    Parameters
+    ----------
+    max_trim_frames : int
+        dF/F and timestamps may differ by so many frames, which are trimmed with a warning.
+
+    Examples
+    --------
+    >>> from poyo_ssl import AllenSource, convert
+    >>> outcomes = convert(AllenSource(), Path("allen_cache"), Path("data"))  # doctest: +SKIP
     """
 
     max_trim_frames: int = 1

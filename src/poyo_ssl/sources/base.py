@@ -109,21 +109,25 @@ def _list_some(items: Sequence[Any] | NDArray) -> str:
     return ", ".join([*(str(item) for item in items[:NAMED_ROWS]), *["..."] * (len(items) > NAMED_ROWS)])
 
 
+def require_increasing(times: NDArray[np.float64], what: str, fix: str) -> None:
+    """Refuse timestamps ``(T,)`` that are not finite or do not increase."""
+    with np.errstate(invalid="ignore"):
+        bad = np.flatnonzero(~(np.isfinite(times) & (np.diff(times, prepend=-np.inf) > 0)))
+    if len(bad):
+        row = int(bad[0])
+        problem = f"timestamp {row} is {times[row]:g}"
+        if np.isfinite(times[row]):
+            problem = f"timestamp {row} ({times[row]:g} s) is not after timestamp {row - 1} ({times[row - 1]:g} s)"
+        raise RecordingError(f"{what}: {problem}", allowed="finite seconds that increase", fix=fix)
+
+
 def trim_to_clock(
     dff: NDArray[np.float32], timestamps: NDArray[np.float64], what: str, notes: Notes
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Match dF/F ``(T, N)`` and timestamps ``(T',)``: cut off one frame more or less, refuse all other differences."""
     timestamps = np.asarray(timestamps, np.float64).reshape(-1)
     num_frames, num_units = dff.shape
-    bad = np.flatnonzero(~np.isfinite(timestamps))
-    if len(bad):
-        problem = f"{what}: timestamp {bad[0]} is {timestamps[bad[0]]}"
-        raise RecordingError(problem, allowed="finite seconds", fix="repair the clock")
-    bad = np.flatnonzero(~(np.diff(timestamps) > 0))
-    if len(bad):
-        before, after = timestamps[bad[0] : bad[0] + 2]
-        problem = f"timestamp {bad[0] + 1} ({after:g} s) is not after timestamp {bad[0]} ({before:g} s)"
-        raise RecordingError(f"{what}: {problem}", allowed="seconds that increase", fix="sort or repair the clock")
+    require_increasing(timestamps, what, "sort or repair the clock")
     if abs(num_frames - len(timestamps)) > 1:
         turned = abs(num_units - len(timestamps)) <= 1
         raise RecordingError(

@@ -33,8 +33,7 @@ from poyo_ssl.data.hdf5 import (
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.recording_file import BLANKS_SUFFIX, BRAINSET_ID
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.allen import require_increasing
-from poyo_ssl.sources.base import FilledTraces, Notes, Source
+from poyo_ssl.sources.base import FilledTraces, Notes, Source, require_increasing
 from poyo_ssl.sources.tables import Companions, check_line
 
 KINDS = ("Data", "ArrayDict", "Interval", "RegularTimeSeries", "IrregularTimeSeries")
@@ -56,13 +55,25 @@ FIX = "prepare it again with brainsets"
 
 @dataclass(frozen=True)
 class BrainsetsSource(Source):
-    """Files of ``brainsets prepare allen_visual_coding_ophys_2016``."""
+    """Files of ``brainsets prepare allen_visual_coding_ophys_2016``.
+
+    Parameters
+    ----------
+    how : {'link', 'copy', 'rewrite'}
+        'link' makes a hard link, or a copy on another disk; 'copy' always copies; 'rewrite' writes the recording
+        anew, which is needed where something has to be left out.
+    pixels : path, optional
+        Folder with the pixels of the stimuli by name, as npy, mp4, gif or a folder of pictures.
+
+    Examples
+    --------
+    >>> from poyo_ssl import BrainsetsSource, convert
+    >>> outcomes = convert(BrainsetsSource(how="copy"), Path("processed"), Path("data"))  # doctest: +SKIP
+    """
 
     name: ClassVar[str] = "brainsets"
 
-    # A hard link, or a copy on another disk; always a copy; the recording written anew, to leave something out.
     how: Literal["link", "copy", "rewrite"] = "link"
-    # Folder of the stimuli's pixels by name, as npy, mp4, gif or a folder of pictures.
     pixels: Path | None = None
 
     @classmethod

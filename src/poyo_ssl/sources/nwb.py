@@ -32,7 +32,7 @@ from poyo_ssl.data.hdf5 import (
 )
 from poyo_ssl.data.intervals import merge
 from poyo_ssl.data.recording import Recording, RecordingMetadata
-from poyo_ssl.data.series import RoiMasks
+from poyo_ssl.data.series import PupilTrace, RoiMasks, TimeSeries
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.errors import ConfigError, RecordingError, suggest
 from poyo_ssl.sources import dandi
@@ -47,10 +47,9 @@ from poyo_ssl.sources.allen import (
     make_pupil,
     make_running,
     read_genotype,
-    require_increasing,
 )
 from poyo_ssl.sources.arrays import check_dff_settings, dff_of_fluorescence
-from poyo_ssl.sources.base import Notes, Source, clean_name, trim_to_clock
+from poyo_ssl.sources.base import Notes, Source, clean_name, require_increasing, trim_to_clock
 from poyo_ssl.sources.coding import GRATINGS, SPONTANEOUS
 from poyo_ssl.sources.tables import ALIASES, TABLE, Companions, StimulusTable, make_table
 
@@ -220,7 +219,7 @@ class NwbReader:
             raise self._refuse(f"{what} holds {numbers.dtype}", "whole numbers")
         return numbers.astype(np.int64)
 
-    def _times(self, item: Any, what: str, num_samples: int) -> NDArray[np.float64]:
+    def times_of(self, item: Any, what: str, num_samples: int) -> NDArray[np.float64]:
         """Return the timestamps of any time series, or those that its start and rate make (NaN without a rate)."""
         if item.timestamps is not None:
             return self._numbers(item.timestamps, f"{what}/timestamps").astype(np.float64)
@@ -516,7 +515,7 @@ class NwbReader:
             index = self._numbers(item.data, item.name)
             if index.dtype.kind == "f" and not (np.isfinite(index).all() and (index % 1 == 0).all()):
                 raise RecordingError(f"{what} holds fractions", allowed="whole numbers of images", fix=REPAIR)
-            onset = self._times(item, item.name, len(index))
+            onset = self.times_of(item, item.name, len(index))
             if len(onset) != len(index):
                 raise RecordingError(
                     f"{what} has {len(index)} images and {len(onset)} timestamps", allowed="as many", fix=REPAIR
@@ -617,13 +616,31 @@ class NwbReader:
         try:
             data = require_inside(item.data, self.path, item.name)
             values = read_numbers(data, 2 if data.ndim == 2 else 1).astype(np.float64)
-            times = self._times(item, item.name, len(values))
+            times = self.times_of(item, item.name, len(values))
         except RecordingError as error:
             self.notes.add(f"{item.name} cannot be read ({error.problem}); left out")
             return None
         values = values * float(item.conversion or 1.0) + float(item.offset or 0.0)
         series = check_series(times, values, item.name, self.notes)
         return None if series is None else (item, series)
+
+    def read_running(self) -> TimeSeries | None:
+        """Return the running speed in cm/s, if one series has such a name."""
+        found = self.find_behaviour(*RUNNING)
+        if found is None:
+            return None
+        item, (times, values) = found
+        factor = CM_PER_S.get(str(item.unit).strip().lower())
+        if values.shape[1] != 1 or factor is None:
+            columns = f"{values.shape[1]} columns in '{str(item.unit)[:20]}'"
+            self.notes.add(f"{item.name} has {columns} where a speed in cm/s or m/s is understood; left out")
+            return None
+        return make_running((times, factor * values), self.notes)
+
+    def read_pupil(self) -> PupilTrace | None:
+        """Return gaze (cm on the monitor, whatever unit DANDI 000728 names) and pupil size."""
+        gaze, area = self.find_behaviour("pupil_location"), self.find_behaviour("pupil_size")
+        return make_pupil(gaze and gaze[1], area and area[1], self.notes)
 
 
 def _count_images(item: Any) -> int | None:
@@ -766,8 +783,8 @@ class NwbSource(NwbConfig, Source):
             stimuli=stimuli,
             epochs=epochs,
             masked_domain=masked,
-            running=_read_running(reader),
-            pupil=_read_pupil(reader) if session_type else None,
+            running=reader.read_running(),
+            pupil=reader.read_pupil() if session_type else None,
             roi_masks=units.masks,
         )
 
@@ -789,7 +806,7 @@ class NwbSource(NwbConfig, Source):
             return self.companions.read_clock(reader.path.parent)
         if self.companions.rate_hz is not None or chosen.series.timestamps is None:
             return None
-        return reader._times(chosen.series, chosen.name, 0)
+        return reader.times_of(chosen.series, chosen.name, 0)
 
     def _compute_dff(
         self,
@@ -845,26 +862,6 @@ class NwbSource(NwbConfig, Source):
         if chosen.kind == "fluorescence":
             fields["origin"] += f", dF/F of {chosen.name} by {self.dff_procedure}"
         return self.companions.read_metadata(_home(reader.path), fields)
-
-
-def _read_running(reader: NwbReader) -> Any:
-    """Return the running speed in cm/s, if one series has such a name."""
-    found = reader.find_behaviour(*RUNNING)
-    if found is None:
-        return None
-    item, (times, values) = found
-    factor = CM_PER_S.get(str(item.unit).strip().lower())
-    if values.shape[1] != 1 or factor is None:
-        columns = f"{values.shape[1]} columns in '{str(item.unit)[:20]}'"
-        reader.notes.add(f"{item.name} has {columns} where a speed in cm/s or m/s is understood; left out")
-        return None
-    return make_running((times, factor * values), reader.notes)
-
-
-def _read_pupil(reader: NwbReader) -> Any:
-    """Return gaze (cm on the monitor, whatever unit DANDI 000728 names) and pupil size."""
-    gaze, area = reader.find_behaviour("pupil_location"), reader.find_behaviour("pupil_size")
-    return make_pupil(gaze and gaze[1], area and area[1], reader.notes)
 
 
 def _home(path: Path) -> Path:
