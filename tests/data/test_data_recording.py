@@ -1,5 +1,6 @@
 """Recording files: what is written comes back, damage is refused, torch_brain reads ours and we read its own."""
 
+import pickle
 import shutil
 from dataclasses import replace
 from datetime import datetime
@@ -139,6 +140,7 @@ def test_a_chunked_file_is_read_lazily_too(full, tmp_path):
     again = Recording.open(path)
     assert isinstance(again.dff, LazyDataset)
     np.testing.assert_array_equal(again.read_dff(10, 20), full.dff[10:20])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(again)).read_dff(10, 20), full.dff[10:20])
 
 
 def _without(name):

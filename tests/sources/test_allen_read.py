@@ -1,5 +1,7 @@
 """Allen NWB 1 files: what was written comes back, in sessions A, B, C and C2 and in the oldest and newest layouts."""
 
+import pickle
+
 import h5py
 import numpy as np
 import pytest
@@ -62,6 +64,18 @@ def test_conversion_writes_a_recording_and_the_pixels_once(session_type, tmp_pat
     for name in shown:
         np.testing.assert_array_equal(load_movie(tmp_path / "data", name), draw_templates()[name])
     assert [o.status for o in convert(AllenSource(), tmp_path, tmp_path / "data")] == ["unchanged"]
+
+
+@pytest.mark.parametrize("layout", [{}, {"chunks": (4, 600)}, {"chunks": (1, 1000), "compression": "gzip"}])
+def test_a_recording_travels_to_another_process(layout, tmp_path):
+    made, path = write_session(tmp_path)
+    with h5py.File(path, "a") as file:
+        name = f"{MODULE}/DfOverF/imaging_plane_1/data"
+        del file[name]
+        file.create_dataset(name, data=made.dff.T, **layout)
+    sent = pickle.dumps(AllenSource().read(path))
+    assert len(sent) < path.stat().st_size - made.dff.nbytes
+    _assert_same(pickle.loads(sent), made)
 
 
 def test_torch_brain_opens_a_converted_file(tmp_path):

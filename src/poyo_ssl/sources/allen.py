@@ -22,6 +22,7 @@ from poyo_ssl.data.hdf5 import (
     name_of,
     open_hdf5,
     read_numbers,
+    read_small,
     read_text,
     read_texts,
     require_dataset,
@@ -499,7 +500,8 @@ class _Identities:
 def _read_masks(file: h5py.File, roi_list: list[str], notes: Notes) -> RoiMasks | None:
     """Read the pixel list of each ROI, or its image where it has none or the first of them disagrees with its image.
 
-    A list is read much faster than an image that is nearly all zero.
+    A list is read much faster than an image that is nearly all zero, and opening each image alone takes longer than
+    everything else together.
     """
     pixels: list[NDArray] = []  # (2, P): rows and columns of each ROI
     shape, lists_hold = None, True
@@ -525,10 +527,9 @@ def _read_masks(file: h5py.File, roi_list: list[str], notes: Notes) -> RoiMasks 
 
 def _read_pixel_list(plane: h5py.Group, key: str, shape: tuple[int, int]) -> NDArray | None:
     """Return rows and columns ``(2, P)`` of a list of x and y; None if there is none inside the plane."""
-    dataset = get_dataset(plane, f"{key}/pix_mask")
-    if dataset is None or dataset.ndim != 2 or dataset.shape[1] != 2 or dataset.dtype.kind not in "iu":
+    listed = read_small(plane, f"{key}/pix_mask")
+    if listed is None or listed.ndim != 2 or listed.shape[1] != 2 or listed.dtype.kind not in "iu":
         return None
-    listed = read_numbers(dataset, 2)
     place = listed.T[::-1].astype(np.int64)
     return place if ((place >= 0) & (place < np.array(shape)[:, None])).all() else None
 

@@ -293,7 +293,6 @@ class NwbReader:
         if (factor, offset) != (1, 0):
             then = f" after which {offset:g} is added" if offset else ""
             self.notes.add(f"{item.name} is multiplied by {factor:g}{then}")
-        dataset = self.values_of(item)
         dataset, num_frames, keep = self.values_of(item), len(layout.timestamps), layout.units.keep
         return StoredTraces(dataset, num_frames, by_roi=layout.turned, keep=keep, factor=factor, offset=offset)
 
@@ -413,11 +412,9 @@ class NwbReader:
             raise RecordingError(f"pixel_mask_index of {len(ends)} ROIs does not divide {len(pixels)} pixels")
         values = pixels[()]
         place = np.stack([np.asarray(values[name], np.float64) for name in "xy"])
-        counts = (ends - starts)[rows]
-        # Element k of unit u is pixel starts[u] + k.
-        unit = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
-        first = np.repeat(np.cumsum(counts) - counts, counts)
-        place = place[:, starts[rows][unit] + np.arange(len(unit)) - first]
+        mine = [np.arange(starts[row], ends[row]) for row in rows]  # pixels of each unit
+        unit = np.repeat(np.arange(len(rows), dtype=np.int32), [len(part) for part in mine])
+        place = place[:, np.concatenate(mine)]
         with np.errstate(invalid="ignore"):
             if place.size and not ((place >= 0) & (place < MAX_PLANE_PIXELS) & (place % 1 == 0)).all():
                 raise RecordingError("pixels outside the image", allowed=f"0 to {MAX_PLANE_PIXELS - 1}")
@@ -689,7 +686,15 @@ def _order_images(group: h5py.Group) -> list[h5py.Dataset]:
 
 @dataclass(frozen=True)
 class NwbSource(NwbConfig, Source):
-    """NWB 2 files: DANDI 000728 (Allen Visual Coding), or any laboratory's with traces of ROIs."""
+    """NWB 2 files: DANDI 000728 (Allen Visual Coding), or any laboratory's with traces of ROIs.
+
+    Settings are those of `poyo_ssl.config.NwbConfig`; `companions` overrule what a file says.
+
+    Examples
+    --------
+    >>> from poyo_ssl import NwbSource, convert
+    >>> outcomes = convert(NwbSource(tables=("trials",)), Path("mouse7.nwb"), Path("data"))  # doctest: +SKIP
+    """
 
     name: ClassVar[str] = "nwb"
 
