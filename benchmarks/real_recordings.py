@@ -52,7 +52,7 @@ from poyo_ssl.data.windows import WindowTable
 from poyo_ssl.evaluation.baselines import Baseline, cebra_decoder, frame_number_baselines, gratings_baselines
 from poyo_ssl.evaluation.features import bin_features
 from poyo_ssl.evaluation.statistics import t_interval
-from poyo_ssl.sources.events import EventsConfig, prepare_events
+from poyo_ssl.sources.events import EventsSource
 from poyo_ssl.training.predict import predict_windows
 from poyo_ssl.training.run_folder import TrainedRun, decide_frame
 from poyo_ssl.training.train import finetune
@@ -372,7 +372,7 @@ def movie_experiment(name: str, args: argparse.Namespace) -> dict[str, Any]:
     config, kinds = replace(MOVIE_CONFIG, movies=(movie,)), args.inputs
     prepared = args.out / "recordings" / "501574836.h5"
     if not prepared.exists():
-        prepare_events(args.data / "allen_501574836", prepared.parent, config=EventsConfig(), seed=0)
+        EventsSource().read(args.data / "allen_501574836").save(prepared)
     recording = Recording.open(prepared)
     if name in BOTH:
         counted, window_s, bin_frames = BOTH[name]

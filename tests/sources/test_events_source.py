@@ -7,7 +7,7 @@ from poyo_ssl.cli import main
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.series import SparseEvents
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.events import EventsConfig, EventsSource, GCaMPConfig, prepare_events, simulate_dff
+from poyo_ssl.sources.events import EventsSource, GCaMPConfig, simulate_dff
 
 EPOCHS = """stimulus,start_frame,end_frame,repeats,frames_per_repeat_imaging,movie_frames
 drifting_gratings,10,200,,,
@@ -33,8 +33,9 @@ def write_folder(folder, *, epochs=EPOCHS, gratings=GRATINGS, **arrays):
     return folder
 
 
-def prepare(folder, output, seed=0, config=None, overwrite=False):
-    return prepare_events(folder, output, config=config or EventsConfig(), seed=seed, overwrite=overwrite)
+def prepare(folder, output):
+    source = EventsSource()
+    return source.read(folder).save(output / f"{source.recording_id(folder)}.h5")
 
 
 def test_folder_becomes_a_recording(tmp_path):
@@ -123,14 +124,10 @@ def test_bad_input_gets_one_line_and_no_file(tmp_path, change, message):
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_missing_truncated_and_existing_files(tmp_path):
+def test_missing_and_truncated_files(tmp_path):
     with pytest.raises(RecordingError, match=r"no file .*events\.npz"):
         prepare(tmp_path / "nowhere", tmp_path / "out")
     folder = write_folder(tmp_path / "mouse")
-    prepare(folder, tmp_path / "out")
-    with pytest.raises(RecordingError, match="exists"):
-        prepare(folder, tmp_path / "out")
-    prepare(folder, tmp_path / "out", overwrite=True)
     whole = (folder / "events.npz").read_bytes()
     (folder / "events.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RecordingError, match="not a complete npz"):

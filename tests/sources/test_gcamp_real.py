@@ -9,7 +9,7 @@ from scipy.stats import kurtosis, skew
 from tests.sources.decay_fit import fit_decay, read_cascade
 
 from poyo_ssl.data.recording import Recording
-from poyo_ssl.sources.events import EventsConfig, GCaMPConfig, fluorescence, prepare_events
+from poyo_ssl.sources.events import EventsSource, GCaMPConfig, fluorescence
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "real"
 pytestmark = [
@@ -21,8 +21,8 @@ ALLEN = REAL / "allen_501574836"
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("real")
-    return Recording.open(prepare_events(ALLEN, folder, config=EventsConfig(), seed=3))
+    path = tmp_path_factory.mktemp("real") / "501574836.h5"
+    return Recording.open(EventsSource(seed=3).read(ALLEN).save(path))
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from poyo_ssl.config import ArraysConfig
 from poyo_ssl.data.dff import PROCEDURES, compute_dff
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.series import SparseEvents
-from poyo_ssl.errors import ConfigError, RecordingError, suggest
-from poyo_ssl.sources.base import Notes, Source, name_rows, trim_to_clock
+from poyo_ssl.errors import RecordingError, check, choose
+from poyo_ssl.sources.base import Notes, Source, name_rows, require, trim_to_clock
 from poyo_ssl.sources.tables import SUFFIXES, Companions, check_line, load_array
 
 KINDS = ("dff", "fluorescence", "events")
@@ -35,7 +35,18 @@ ORIGINS = {
 
 @dataclass(frozen=True)
 class ArraysSource(ArraysConfig, Source):
-    """Files of arrays."""
+    """Files of arrays.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "mouse7"
+    >>> folder.mkdir()
+    >>> np.save(folder / "dff.npy", np.random.default_rng(0).normal(size=(900, 4)))
+    >>> recording = ArraysSource(companions=Companions(rate_hz=30.0)).read(folder)
+    >>> recording.recording_id, recording.dff.shape, recording.warnings[0]
+    ('mouse7', (900, 4), 'no stimulus table: nothing can be decoded (give --stimuli or stimuli.csv)')
+    """
 
     name: ClassVar[str] = "arrays"
 
@@ -57,10 +68,8 @@ class ArraysSource(ArraysConfig, Source):
             return [input]
         folders = sorted(item for item in input.iterdir() if self.recognises(item)) if input.is_dir() else []
         found = [folder for folder in folders if folder.is_dir()]
-        if not found:
-            wanted = ", ".join(f"{kind}{suffix}" for kind in KINDS for suffix in SUFFIXES)
-            allowed = f"a file of arrays, or a folder with {wanted}"
-            raise RecordingError(f"no traces in {input}", allowed=allowed, fix="give one")
+        wanted = ", ".join(f"{kind}{suffix}" for kind in KINDS for suffix in SUFFIXES)
+        require(found, f"no traces in {input}", f"a file of arrays, or a folder with {wanted}")
         return found
 
     def files(self, path: Path) -> list[Path]:
@@ -78,9 +87,8 @@ class ArraysSource(ArraysConfig, Source):
         traces_file, kind = self._find_traces(path)
         folder, what, notes = _folder(path), str(traces_file), Notes()
         traces = load_array(traces_file, self.key)
-        if traces.ndim != 2 or 0 in traces.shape:
-            problem = f"{what} holds an array of shape {traces.shape}"
-            raise RecordingError(problem, allowed="(time, units)", fix="reshape it")
+        fits = traces.ndim == 2 and 0 not in traces.shape
+        require(fits, f"{what} holds an array of shape {traces.shape}", "(time, units)")
         clock = self.companions.read_clock(folder)
         turned = self._is_turned(traces.shape, clock, what, notes)
         traces = traces.T if turned else traces
@@ -90,8 +98,7 @@ class ArraysSource(ArraysConfig, Source):
                 raise RecordingError(f"{what} has no clock", fix=fix)
             clock = np.arange(len(traces)) / self.companions.rate_hz
         traces, timestamps = trim_to_clock(traces, clock, what, notes)
-        if len(timestamps) < 2:
-            raise RecordingError(f"{what} has {len(timestamps)} frames", allowed="2 or more", fix="give a recording")
+        require(len(timestamps) >= 2, f"{what} has {len(timestamps)} frames", "2 or more")
         rate_hz = float(1 / np.median(np.diff(timestamps)))
         events = None
         if kind == "fluorescence":
@@ -117,16 +124,14 @@ class ArraysSource(ArraysConfig, Source):
         if path.is_dir():
             kinds = KINDS if self.kind == "auto" else (self.kind,)
             found = [(file, kind) for kind in kinds if (file := _find_file(path, kind))]
-            if len(found) != 1:
-                what = " and ".join(file.name for file, _ in found) or "no traces"
-                fix = "say which with --kind, or add one of them"
-                raise RecordingError(f"{path} holds {what}", allowed=", ".join(KINDS), fix=fix)
+            what = " and ".join(file.name for file, _ in found) or "no traces"
+            fix = "say which with --kind, or add one of them"
+            require(len(found) == 1, f"{path} holds {what}", ", ".join(KINDS), fix)
             return found[0]
         stem = path.stem.lower()
         named = [kind for kind in KINDS if kind in stem]
-        if self.kind == "auto" and len(named) != 1:
-            problem = f"whether {path} holds dF/F, fluorescence or events is not in its name"
-            raise RecordingError(problem, allowed=", ".join(KINDS), fix="say so with --kind")
+        problem = f"whether {path} holds dF/F, fluorescence or events is not in its name"
+        require(self.kind != "auto" or len(named) == 1, problem, ", ".join(KINDS), "say so with --kind")
         return path, named[0] if self.kind == "auto" else self.kind
 
     def _is_turned(self, shape: tuple[int, ...], clock: NDArray[np.float64] | None, what: str, notes: Notes) -> bool:
@@ -166,11 +171,8 @@ class ArraysSource(ArraysConfig, Source):
 
 def check_dff_settings(procedure: str, neuropil_ratio: float) -> None:
     """Refuse a procedure that does not exist, and a ratio outside 0 to 2."""
-    if procedure not in PROCEDURES:
-        problem = f"no dF/F procedure '{procedure}'{suggest(procedure, PROCEDURES)}"
-        raise ConfigError(problem, allowed=", ".join(PROCEDURES), fix="choose one of these")
-    if not 0 <= neuropil_ratio <= 2:
-        raise ConfigError(f"neuropil_ratio of {neuropil_ratio}", allowed="0 to 2", fix="0.7 is usual")
+    choose("dF/F procedure", procedure, PROCEDURES)
+    check(0 <= neuropil_ratio <= 2, f"neuropil_ratio of {neuropil_ratio}", "0 to 2", "0.7 is usual")
 
 
 def dff_of_fluorescence(
@@ -186,9 +188,9 @@ def dff_of_fluorescence(
     corrected: NDArray = fluorescence
     if neuropil is not None:
         extra = neuropil.shape[0] - fluorescence.shape[0] if neuropil.ndim == 2 else -1
-        if neuropil.ndim != 2 or neuropil.shape[1] != fluorescence.shape[1] or not 0 <= extra <= 1:
-            problem = f"{what} has shape {neuropil.shape}, the fluorescence {fluorescence.shape}"
-            raise RecordingError(problem, allowed="one neuropil trace per ROI", fix="give those that belong together")
+        fits = neuropil.ndim == 2 and neuropil.shape[1] == fluorescence.shape[1] and 0 <= extra <= 1
+        problem = f"{what} has shape {neuropil.shape}, the fluorescence {fluorescence.shape}"
+        require(fits, problem, "one neuropil trace per ROI", "give those that belong together")
         neuropil = neuropil[: len(fluorescence)]
         corrected = np.empty(fluorescence.shape, np.float32)
         factors = np.broadcast_to(np.asarray(ratio, np.float64), fluorescence.shape[1:])

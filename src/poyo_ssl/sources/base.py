@@ -93,6 +93,17 @@ class Source(ABC):
         recording.save(target, overwrite=True)
 
 
+def require(condition: object, problem: str, allowed: str | None = None, fix: str = "") -> None:
+    """Raise `RecordingError` unless the condition holds."""
+    if not condition:
+        raise RecordingError(problem, allowed=allowed, fix=fix)
+
+
+def first_row(wrong: NDArray[np.bool_]) -> int | None:
+    """Return the place of the first True."""
+    return int(wrong.argmax()) if wrong.any() else None
+
+
 def clean_name(text: str) -> str:
     """Return `text` as a name for a recording or stimulus: letters, digits and ``_ . + -``, leading nowhere else."""
     name = re.sub(r"[^0-9A-Za-z_.+-]+", "_", text.strip()).strip("._")[:120] or "unnamed"
@@ -173,8 +184,7 @@ def check_traces(recording: Recording) -> Recording:
     in the traces. A unit that is not finite in other frames is left out.
     """
     num_frames, num_units = recording.num_frames, recording.num_units
-    if num_units == 0:
-        raise RecordingError(f"recording {recording.recording_id} has no units", fix="check the source's ROIs")
+    require(num_units > 0, f"recording {recording.recording_id} has no units", fix="check the source's ROIs")
     seen = np.zeros(num_frames, bool)
     num_bad = np.zeros(num_units, np.int64)
     low, high = np.full(num_units, np.inf), np.full(num_units, -np.inf)
@@ -199,9 +209,8 @@ def check_traces(recording: Recording) -> Recording:
     notes = Notes(recording.warnings)
     bad = np.flatnonzero(num_bad)
     keep = np.flatnonzero(num_bad == 0)
-    if len(keep) == 0 or not seen.any():
-        problem = f"recording {recording.recording_id}: dF/F is not finite in any of {num_units} units"
-        raise RecordingError(problem, fix="check the source's traces")
+    problem = f"recording {recording.recording_id}: dF/F is not finite in any of {num_units} units"
+    require(len(keep) and seen.any(), problem, fix="check the source's traces")
 
     def name(rows: NDArray[np.int64]) -> str:
         return f"{name_rows(rows)} (ROI {_list_some(recording.unit_ids[rows])})"

@@ -31,16 +31,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from poyo_ssl.config import check
 from poyo_ssl.data.hdf5 import check_size
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.series import SparseEvents
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations
-from poyo_ssl.errors import RecordingError, suggest
+from poyo_ssl.errors import RecordingError, check, suggest
 from poyo_ssl.sources.allen_list import CONTAINERS_FILE, read_experiments
-from poyo_ssl.sources.base import Source, clean_name
+from poyo_ssl.sources.base import Source, clean_name, first_row, require
 from poyo_ssl.sources.coding import GRATINGS, code_feature
-from poyo_ssl.sources.tables import list_npz, load_array, read_csv, read_metadata_file
+from poyo_ssl.sources.tables import is_whole, list_npz, load_array, read_csv, read_metadata_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,26 +147,32 @@ def simulate_dff(
 
 
 @dataclass(frozen=True)
-class EventsConfig:
-    """How event files become a recording.
+class EventsSource(Source):
+    r"""Folders of event files.
 
     Attributes
     ----------
     indicator : GCaMPConfig
         Forward model from events to dF/F, and its noise.
+    seed : int
+        Seed of the noise. Every unit has its own stream, so a unit's trace does not depend on the others.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "mouse7"
+    >>> folder.mkdir()
+    >>> np.savez(folder / "events.npz", cell=[0, 1], frame=[5, 40], shape=[2, 300], fps=30.0)
+    >>> _ = (folder / "epochs.csv").write_text("stimulus,start_frame,end_frame\nspontaneous,0,300\n")
+    >>> recording = EventsSource(seed=0).read(folder)
+    >>> recording.dff.shape, recording.metadata.origin
+    ((300, 2), 'real events, simulated fluorescence')
     """
-
-    indicator: GCaMPConfig = field(default_factory=GCaMPConfig)
-
-
-@dataclass(frozen=True)
-class EventsSource(Source):
-    """Folders of event files."""
 
     name: ClassVar[str] = "events"
 
-    config: EventsConfig = field(default_factory=EventsConfig)
-    seed: int = 0  # Of the noise; every unit has its own stream, so a unit's trace does not depend on the others
+    indicator: GCaMPConfig = field(default_factory=GCaMPConfig)
+    seed: int = 0
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -210,7 +215,7 @@ class EventsSource(Source):
         return Recording(
             self.recording_id(path),
             simulate_dff(
-                file.events, file.num_frames, file.num_units, file.fps, indicator=self.config.indicator, seed=self.seed
+                file.events, file.num_frames, file.num_units, file.fps, indicator=self.indicator, seed=self.seed
             ),
             timestamps,
             RecordingMetadata(**_read_metadata(path)),
@@ -220,60 +225,6 @@ class EventsSource(Source):
             masked_domain=file.masked_frames / file.fps,
             events=file.events,
         )
-
-
-def prepare_events(
-    input: Path | str,
-    output: Path | str,
-    *,
-    config: EventsConfig,
-    seed: int,
-    overwrite: bool = False,
-) -> Path:
-    r"""Write one recording, ``<output>/<recording id>.h5``, from a folder of event files.
-
-    For many folders, continued at will, give `EventsSource` to `poyo_ssl.sources.run.convert`.
-
-    Parameters
-    ----------
-    input : path
-        Folder in the format that this module describes.
-    output : path
-        Data folder; made if it is not there.
-    config : EventsConfig
-        Forward model.
-    seed : int
-        Of the noise.
-    overwrite : bool
-        Replace a recording of this name.
-
-    Returns
-    -------
-    Path
-        The file written.
-
-    Raises
-    ------
-    RecordingError
-        If a file, key or column is missing, an event lies outside `shape` or inside a masked span, epochs are not in
-        order, or the recording exists.
-
-    Examples
-    --------
-    >>> import tempfile, pathlib, numpy as np
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> np.savez(folder / "events.npz", cell=[0, 1], frame=[5, 40], shape=[2, 300], fps=30.0)
-    >>> _ = (folder / "epochs.csv").write_text("stimulus,start_frame,end_frame\nspontaneous,0,300\n")
-    >>> path = prepare_events(folder, folder / "out", config=EventsConfig(), seed=0)
-    >>> recording = Recording.open(path)
-    >>> recording.dff.shape, recording.metadata.origin
-    ((300, 2), 'real events, simulated fluorescence')
-    """
-    source = EventsSource(config, seed)
-    path = Path(output) / f"{source.recording_id(Path(input))}.h5"
-    if path.exists() and not overwrite:
-        raise RecordingError(f"{path} exists", fix="choose another output or pass --overwrite")
-    return source.read(Path(input)).save(path, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -287,94 +238,65 @@ class _EventFile:
 
 
 def _read_events(path: Path) -> _EventFile:
-    def refuse(problem: str, allowed: str | None, fix: str) -> RecordingError:
-        return RecordingError(f"{path}: {problem}", allowed=allowed, fix=fix)
-
     names = list_npz(path)
     for key in REQUIRED:
-        if key not in names:
-            raise RecordingError(f"{path} has no '{key}'", allowed=", ".join(names), fix="add it to the file")
+        require(key in names, f"{path} has no '{key}'", ", ".join(names), "add it to the file")
     arrays = {key: load_array(path, key) for key in (*REQUIRED, *OPTIONAL) if key in names}
-    shape = arrays["shape"]
-    if shape.shape != (2,) or not (np.isfinite(shape).all() and shape.min() >= 1 and (shape % 1 == 0).all()):
-        raise refuse(f"shape is {shape.tolist()}", "(cells, frames)", "save two whole numbers")
-    if arrays["fps"].size != 1 or not 0 < float(arrays["fps"].reshape(-1)[0]) < np.inf:
-        raise refuse(f"fps is {arrays['fps'].tolist()}", "above 0 Hz", "save one number")
+    shape, rate = arrays["shape"], arrays["fps"].reshape(-1)
+    sized = shape.shape == (2,) and is_whole(shape) and shape.min() >= 1
+    require(sized, f"{path}: shape is {shape.tolist()}", "whole numbers (cells, frames)")
+    require(len(rate) == 1 and 0 < rate[0] < np.inf, f"{path}: fps is {rate.tolist()}", "one number above 0 Hz")
     num_units, num_frames = int(shape[0]), int(shape[1])
     check_size((num_frames, num_units), np.dtype(np.float32), f"{path}: shape")
+    num_events = arrays["cell"].size
+    arrays.setdefault("value", np.ones(num_events))
+    arrays.setdefault("cell_specimen_id", np.full(num_units, -1))
+    lengths = {"cell": num_events, "frame": num_events, "value": num_events, "cell_specimen_id": num_units}
+    for key, length in lengths.items():
+        require(arrays[key].shape == (length,), f"{path}: '{key}' has shape {arrays[key].shape}", f"({length},)")
     for key, limit in (("cell", num_units), ("frame", num_frames)):
         values = arrays[key]
-        if values.ndim != 1:
-            raise refuse(f"'{key}' has shape {values.shape}", "(events,)", "save one number per event")
         # NaN compares false.
-        bad = np.flatnonzero(~((values >= 0) & (values < limit) & (values % 1 == 0)))
-        if len(bad):
-            fix = f"remove the event or correct {'shape' if values[bad[0]] % 1 == 0 else key}"
-            raise refuse(f"event {bad[0]} has {key} {values[bad[0]]}", f"0 to {limit - 1}", fix)
+        if (bad := first_row(~((values >= 0) & (values < limit) & (values % 1 == 0)))) is not None:
+            raise RecordingError(f"{path}: event {bad} has {key} {values[bad]}", allowed=f"0 to {limit - 1}")
     cell, frame = arrays["cell"].astype(np.int64), arrays["frame"].astype(np.int64)
-    value = np.asarray(arrays.get("value", np.ones(len(cell))), np.float32)
-    specimens = arrays.get("cell_specimen_id", np.full(num_units, -1))
-    if not (np.isfinite(specimens).all() and (specimens % 1 == 0).all()):
-        raise refuse("cell_specimen_id is not whole everywhere", None, "save whole numbers; -1 is unknown")
-    lengths: dict[str, tuple[NDArray, int]] = {
-        "frame": (frame, len(cell)),
-        "value": (value, len(cell)),
-        "cell_specimen_id": (specimens, num_units),
-    }
-    for key, (given, length) in lengths.items():
-        if given.shape != (length,):
-            each = "cell" if key == "cell_specimen_id" else "event"
-            raise refuse(f"'{key}' has shape {given.shape}", f"({length},)", f"save one number per {each}")
-    if not (np.isfinite(value).all() and (value >= 0).all()):
-        raise refuse("an event size is negative or not finite", "0 or more", "remove the event")
-    masked = _check_masked(path, arrays.get("masked_frames", np.zeros((0, 2))), frame, num_frames)
+    value, specimens = np.asarray(arrays["value"], np.float32), arrays["cell_specimen_id"]
+    require(is_whole(specimens), f"{path}: cell_specimen_id is not whole everywhere", "whole numbers; -1 is unknown")
+    positive = np.isfinite(value).all() and (value >= 0).all()
+    require(positive, f"{path}: an event size is negative or not finite", "0 or more")
+    masked = arrays.get("masked_frames", np.zeros((0, 2)))
+    require(np.isfinite(masked).all(), f"{path}: masked_frames is not finite", "(K, 2) spans")
+    masked = masked.astype(np.int64)
+    spans = masked.ndim == 2 and masked.shape[1] == 2 and (masked[:, 0] < masked[:, 1]).all() and (masked >= 0).all()
+    require(spans, f"{path}: masked_frames is {masked.tolist()}", "(K, 2) spans")
+    last = masked.max(initial=0)
+    require(last <= num_frames, f"{path}: a masked span ends at {last}", f"0 to {num_frames}")
+    inside = sum(int(((frame >= start) & (frame < end)).sum()) for start, end in masked)
+    fix = "correct the spans or the events"
+    require(not inside, f"{path}: {inside} events lie inside masked_frames", "none", fix)
     # By frame, as files of events are read by time.
     order = np.lexsort((cell, frame))
     events = SparseEvents(frame[order], cell[order], value[order])
-    fps = float(arrays["fps"].reshape(-1)[0])
-    return _EventFile(num_units, num_frames, fps, events, specimens.astype(np.int64), masked)
-
-
-def _check_masked(path: Path, masked: NDArray, frame: NDArray[np.int64], num_frames: int) -> NDArray[np.int64]:
-    spans = {"allowed": "(K, 2) spans", "fix": "save start and end frame of each"}
-    if not np.isfinite(masked).all():
-        raise RecordingError(f"{path}: masked_frames is not finite", **spans)
-    masked = np.asarray(masked, np.int64)
-    if masked.ndim != 2 or masked.shape[1] != 2 or (masked[:, 0] >= masked[:, 1]).any() or (masked < 0).any():
-        raise RecordingError(f"{path}: masked_frames is {masked.tolist()}", **spans)
-    if len(masked) and masked.max() > num_frames:
-        problem = f"{path}: a masked span ends at {masked.max()}"
-        raise RecordingError(problem, allowed=f"0 to {num_frames}", fix="cut it")
-    inside = sum(int(((frame >= start) & (frame < end)).sum()) for start, end in masked)
-    if inside:
-        problem = f"{path}: {inside} events lie inside masked_frames"
-        raise RecordingError(problem, allowed="none", fix="correct the spans or the events")
-    return masked
+    return _EventFile(num_units, num_frames, float(rate[0]), events, specimens.astype(np.int64), masked)
 
 
 def _read_table(path: Path, columns: tuple[str, ...], num_frames: int) -> pd.DataFrame:
     """Read a table whose rows span frames in the order of time."""
     import pandas as pd
 
-    if not path.is_file():
-        raise RecordingError(f"no file {path}", fix="give a folder of event files, or add this file to it")
+    require(path.is_file(), f"no file {path}", fix="give a folder of event files, or add this file to it")
     table = read_csv(path)
     for column in (*columns, "start_frame", "end_frame"):
-        if column not in table:
-            near = suggest(column, map(str, table.columns))
-            raise RecordingError(f"{path} has no column '{column}'{near}", fix="add it to the table")
+        near = suggest(column, map(str, table.columns))
+        require(column in table, f"{path} has no column '{column}'{near}", fix="add it to the table")
     start, end = (pd.to_numeric(table[name], errors="coerce").to_numpy(float) for name in ("start_frame", "end_frame"))
     order = np.r_[True, start[1:] >= end[:-1]]
     whole = (start % 1 == 0) & (end % 1 == 0)
-    bad = np.flatnonzero(~((start >= 0) & (start < end) & (end <= num_frames) & order & whole))
-    if len(bad):
-        row = int(bad[0])
-        raise RecordingError(
-            f"{path}: row {row} covers frames {start[row]:g} to {end[row]:g}"
-            + (f" and begins before row {row - 1} ends" if not order[row] else ""),
-            allowed=f"whole frames in the order of time, without overlap, inside 0 to {num_frames}",
-            fix="sort or correct the table",
-        )
+    if (row := first_row(~((start >= 0) & (start < end) & (end <= num_frames) & order & whole))) is not None:
+        early = "" if order[row] else f" and begins before row {row - 1} ends"
+        problem = f"{path}: row {row} covers frames {start[row]:g} to {end[row]:g}{early}"
+        allowed = f"whole frames in the order of time, without overlap, inside 0 to {num_frames}"
+        raise RecordingError(problem, allowed=allowed)
     return table.assign(start_frame=start.astype(np.int64), end_frame=end.astype(np.int64))
 
 
@@ -386,20 +308,18 @@ def _read_epochs(path: Path, num_frames: int) -> pd.DataFrame:
         epochs[key] = pd.to_numeric(epochs[key], errors="coerce") if key in epochs else np.nan
     for row, epoch in epochs.iterrows():
         name = str(epoch.stimulus)
-        if clean_name(name) != name or pd.isna(epoch.stimulus):
-            problem = f"{path}: row {row} has the stimulus '{name}'"
-            raise RecordingError(problem, allowed="letters, digits and _", fix="rename it")
+        named = clean_name(name) == name and not pd.isna(epoch.stimulus)
+        require(named, f"{path}: row {row} has the stimulus '{name}'", "letters, digits and _")
         if not name.startswith(MOVIE_PREFIX):
             continue
         repeats, length, movie_frames = values = [float(epoch[key]) for key in MOVIE_COLUMNS]
         span = epoch.end_frame - epoch.start_frame
         fits = np.isfinite(values).all() and min(values) > 0 and abs(repeats * length - span) <= 1.0
-        if not (fits and repeats % 1 == movie_frames % 1 == 0 and movie_frames <= MAX_FRAMES_PER_IMAGE * length):
-            raise RecordingError(
-                f"{path}: row {row} ({name}) has {list(MOVIE_COLUMNS)} of {values} for {span} imaging frames",
-                allowed="positive numbers with repeats x frames_per_repeat_imaging within 1 of the block's length",
-                fix="correct the row",
-            )
+        require(
+            fits and repeats % 1 == movie_frames % 1 == 0 and movie_frames <= MAX_FRAMES_PER_IMAGE * length,
+            f"{path}: row {row} ({name}) has {list(MOVIE_COLUMNS)} of {values} for {span} imaging frames",
+            "positive numbers with repeats x frames_per_repeat_imaging within 1 of the block's length",
+        )
     return epochs
 
 
@@ -437,18 +357,15 @@ def _read_gratings(path: Path, timestamps: NDArray[np.float64]) -> Presentations
         if name in table:
             # A sweep of unknown label may leave out whether it was blank.
             flags[name] = np.nan_to_num(pd.to_numeric(table[name], errors="coerce").to_numpy(float))
-        if not np.isin(flags[name], (0, 1)).all():
-            raise RecordingError(f"{path}: {name} is not 0 or 1 everywhere", fix="write 0 or 1 in every row")
+        require(np.isin(flags[name], (0, 1)).all(), f"{path}: {name} is not 0 or 1 everywhere")
     known = flags["label_known"] == 1
     blank = known & (flags["blank_sweep"] == 1)
     shown = known & ~blank
     columns: dict[str, NDArray] = {"blank_sweep": blank, "label_known": known}
     for name, levels in GRATINGS[GRATINGS_NAME].items():
         values = pd.to_numeric(table[name], errors="coerce").to_numpy(float)
-        bad = np.flatnonzero(shown & ~np.isin(values, levels))
-        if len(bad):
-            problem = f"{path}: row {bad[0]} has {name} {values[bad[0]]:g}"
-            allowed = ", ".join(f"{value:g}" for value in levels)
+        if (row := first_row(shown & ~np.isin(values, levels))) is not None:
+            problem, allowed = f"{path}: row {row} has {name} {values[row]:g}", ", ".join(f"{one:g}" for one in levels)
             raise RecordingError(problem, allowed=allowed, fix="correct it or set label_known to 0")
         columns |= code_feature(name, values, shown, levels)
     start_frame, end_frame = (table[name].to_numpy(np.int64) for name in ("start_frame", "end_frame"))

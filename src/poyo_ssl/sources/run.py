@@ -28,9 +28,9 @@ from typing import Any, Literal
 import numpy as np
 
 from poyo_ssl.data.stimuli import load_movie, movie_path, save_movie
-from poyo_ssl.errors import ConfigError, PoyoError, RecordingError
+from poyo_ssl.errors import ConfigError, PoyoError, RecordingError, check
 from poyo_ssl.files import write_beside
-from poyo_ssl.sources.base import Source, check_traces, clean_name
+from poyo_ssl.sources.base import Source, check_traces, clean_name, require
 
 RECORDS = "conversion"
 COMPARED_FRAMES = 16  # Evenly spread: a movie is recognised by them as the one that is there
@@ -102,8 +102,7 @@ def run_in_processes(
 
 
 def _check_workers(workers: int | None) -> None:
-    if workers is not None and workers < 1:
-        raise ConfigError(f"{workers} workers", allowed="1 or more", fix="raise it")
+    check(workers is None or workers >= 1, f"{workers} workers", "1 or more")
 
 
 def _serve(pipe: Connection, task: Callable[[Any], Any]) -> None:
@@ -195,13 +194,26 @@ def _no_cluster(address: str, reason: str) -> ConfigError:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one recording."""
+    """What became of one recording.
+
+    Attributes
+    ----------
+    recording_id : str
+        Its id.
+    input : Path
+        What it was to be made of.
+    status : {'written', 'unchanged', 'failed'}
+        'unchanged' if an earlier run made it of the same files with the same settings.
+    warnings : tuple of str
+        One line each; the recording holds them too.
+    error : str
+        Why it failed.
+    """
 
     recording_id: str
     input: Path
-    # 'unchanged' if an earlier run made it of the same files with the same settings.
     status: Literal["written", "unchanged", "failed"]
-    warnings: tuple[str, ...] = ()  # One line each; they are stored in the recording too
+    warnings: tuple[str, ...] = ()
     error: str = ""
 
 
@@ -238,23 +250,58 @@ def convert(
     only: Collection[str] | None = None,
     progress: Callable[[Outcome, int], None] | None = None,
 ) -> list[Outcome]:
-    """Write every recording that `source` finds in `input` to the data folder `output`, in the order of `source.find`.
+    """Write every recording that `source` finds in `input` to the data folder `output`.
 
-    With workers None all cores are used; `ray` is the address of a cluster (`run_on_ray`). `overwrite` converts again
-    what is there, and replaces recordings of the same name that were made of something else. `only` names the ids to
-    convert. `progress` is called with every outcome and their total. A recording that cannot be converted is an outcome
-    of status 'failed', not an exception.
+    Parameters
+    ----------
+    source : Source
+        Kind of input, and its settings.
+    input : path
+        File or folder.
+    output : path
+        Data folder to make or complete.
+    workers : int, optional
+        Processes; None takes all cores. With 1 no process is started.
+    ray : str, optional
+        Address of a Ray cluster, or ``local``; paths must mean the same on all its machines.
+    overwrite : bool
+        Convert again what is there, and replace recordings of the same name that were made of something else.
+    only : collection of str, optional
+        Ids of the recordings to convert; all by default.
+    progress : callable, optional
+        Called with every outcome and the number of recordings.
+
+    Returns
+    -------
+    list of Outcome
+        In the order of `source.find`. A recording that cannot be converted has the status 'failed'.
+
+    Raises
+    ------
+    RecordingError
+        If there is nothing to convert.
+    ConfigError
+        If `workers` is below 1 or Ray cannot be reached.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from poyo_ssl import ArraysSource, Companions, convert
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for mouse in ("mouse7", "mouse8"):
+    ...     (folder / "lab" / mouse).mkdir(parents=True)
+    ...     np.save(folder / "lab" / mouse / "dff.npy", np.random.default_rng(0).normal(size=(900, 4)))
+    >>> source = ArraysSource(companions=Companions(rate_hz=30.0))
+    >>> [(one.recording_id, one.status) for one in convert(source, folder / "lab", folder / "data")]
+    [('mouse7', 'written'), ('mouse8', 'written')]
     """
     _check_workers(workers)
     input, output = Path(input), Path(output)
-    if output.exists() and not output.is_dir():
-        raise RecordingError(f"{output} is a file", fix="choose a folder")
-    if not input.exists():
-        raise RecordingError(f"nothing at {input}", fix="check the path")
+    require(output.is_dir() or not output.exists(), f"{output} is a file", fix="choose a folder")
+    require(input.exists(), f"nothing at {input}", fix="check the path")
     found = [(path, clean_name(source.recording_id(path))) for path in source.find(input)]
     found = [(path, name) for path, name in found if only is None or name in only]
-    if not found:
-        raise RecordingError(f"none of the {len(only or ())} recordings asked for is in {input}", fix="check the path")
+    require(found, f"none of the {len(only or ())} recordings asked for is in {input}", fix="check the path")
     outcomes: dict[int, Outcome] = {}
 
     def settle(position: int, outcome: Outcome) -> None:
@@ -379,9 +426,9 @@ def _write_movie(output: Path, name: str, pixels: Any, *, overwrite: bool) -> No
     there = load_movie(output, name)
     sample = np.unique(np.linspace(0, len(there) - 1, COMPARED_FRAMES).astype(int))
     same = tuple(pixels.shape) == there.shape
-    if not (same and all(np.array_equal(pixels[int(index)], there[int(index)]) for index in sample)):
-        raise RecordingError(
-            f"the stimulus '{name}' of this recording ({' x '.join(map(str, pixels.shape))}) is not the one in "
-            f"{movie_path(output, name)} ({' x '.join(map(str, there.shape))})",
-            fix="give it another name or prepare into another folder",
-        )
+    same = same and all(np.array_equal(pixels[int(index)], there[int(index)]) for index in sample)
+    here, stored = (" x ".join(map(str, movie.shape)) for movie in (pixels, there))
+    problem = (
+        f"the stimulus '{name}' of this recording ({here}) is not the one in {movie_path(output, name)} ({stored})"
+    )
+    require(same, problem, fix="give it another name or prepare into another folder")

@@ -23,7 +23,7 @@ from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.series import RoiMasks
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.sources.arrays import check_dff_settings, dff_of_fluorescence
-from poyo_ssl.sources.base import Notes, Source, clean_name, trim_to_clock
+from poyo_ssl.sources.base import Notes, Source, clean_name, require, trim_to_clock
 from poyo_ssl.sources.tables import FIX_FILE, Companions, check_line, load_npy, read_npy_header
 
 REMEDY = "give what is needed from it by hand (--rate_hz), and remove it"
@@ -148,16 +148,14 @@ def load_pickled(path: Path) -> Any:
 
     A file that names anything outside `ALLOWED` is refused, and what it names is not run.
     """
-    if not path.is_file():
-        raise RecordingError(f"no file {path}", fix=REMEDY)
+    require(path.is_file(), f"no file {path}", fix=REMEDY)
     try:
         with path.open("rb") as stream:
             shape, dtype = read_npy_header(stream, str(path), pickled=True)
-            if not dtype.hasobject:
-                raise RecordingError(f"{path} holds {dtype}", allowed="a pickled dictionary", fix=REMEDY)
+            require(dtype.hasobject, f"{path} holds {dtype}", "a pickled dictionary", REMEDY)
             content = _unwrap(_Unpickler(stream, encoding="latin1").load(), {})
-        if not (isinstance(content, np.ndarray) and content.dtype == object and content.shape == tuple(shape)):
-            raise RecordingError(f"{path} is damaged", fix=FIX_FILE)
+        whole = isinstance(content, np.ndarray) and content.dtype == object and content.shape == tuple(shape)
+        require(whole, f"{path} is damaged", fix=FIX_FILE)
     except RecordingError:
         raise
     except Exception as error:
@@ -194,9 +192,7 @@ class Suite2pSource(Suite2pConfig, Source):
             return [input]
         planes = [plane for plane in input.rglob("plane*") if _is_plane(plane)] if input.is_dir() else []
         found = sorted({plane.parent for plane in planes})
-        if not found:
-            allowed = "a folder with plane0/F.npy, or such folders below"
-            raise RecordingError(f"no suite2p output in {input}", allowed=allowed, fix="give one")
+        require(found, f"no suite2p output in {input}", "a folder with plane0/F.npy, or such folders below")
         return found
 
     def recording_id(self, path: Path) -> str:
@@ -232,8 +228,7 @@ class Suite2pSource(Suite2pConfig, Source):
         light = np.concatenate([plane.traces(num_frames) for plane in planes], axis=1)
         neuropil = np.concatenate([plane.neuropil[plane.rows, :num_frames].T for plane in planes], axis=1)
         light, timestamps = trim_to_clock(light, clock, str(path), trimmed := Notes())
-        if len(timestamps) < 2:
-            raise RecordingError(f"{path} has {len(timestamps)} frames", allowed="2 or more", fix="give a recording")
+        require(len(timestamps) >= 2, f"{path} has {len(timestamps)} frames", "2 or more")
         measured = float(1 / np.median(np.diff(timestamps)))
         if abs(measured / rate_hz - 1) > 0.02:
             notes.add(f"the timestamps have {measured:.4g} Hz, suite2p was told fs {rate_hz:.4g}")
@@ -265,9 +260,8 @@ class Suite2pSource(Suite2pConfig, Source):
         planes = [plane for plane in path.glob("plane*") if plane.name[5:].isdecimal() and _is_plane(plane)]
         if len(planes) > 1 and _is_plane(path / "combined"):
             return [path / "combined"]
-        if not planes:
-            problem = f"{path} has no traces: suite2p found no ROIs, or was stopped"
-            raise RecordingError(problem, fix="run suite2p again")
+        problem = f"{path} has no traces: suite2p found no ROIs, or was stopped"
+        require(planes, problem, fix="run suite2p again")
         return sorted(planes, key=lambda plane: int(plane.name[5:]))
 
     def _settings(self, path: Path, planes: list[_Plane], notes: Notes) -> tuple[float, float]:
@@ -300,34 +294,30 @@ class _Plane:
         self.folder = folder
         self.light, self.neuropil = (_load_traces(folder / name) for name in ("F.npy", "Fneu.npy"))
         num_rois, self.num_frames = self.light.shape
-        if self.neuropil.shape != self.light.shape:
-            problem = f"{folder}: F.npy has shape {self.light.shape}, Fneu.npy {self.neuropil.shape}"
-            raise RecordingError(problem, allowed="the same", fix="copy the folder again")
+        problem = f"{folder}: F.npy has shape {self.light.shape}, Fneu.npy {self.neuropil.shape}"
+        require(self.neuropil.shape == self.light.shape, problem, "the same", "copy the folder again")
         if num_rois > self.num_frames:
             notes.add(f"{folder.name}/F.npy has more ROIs ({num_rois}) than frames; suite2p writes (ROIs, frames)")
         self.rows = np.arange(num_rois)
         if cells == "iscell":
             self.rows = np.flatnonzero(self._read_iscell(num_rois))
-            if len(self.rows) == 0:
-                raise RecordingError(f"{folder}: no ROI is called a cell", fix="curate iscell.npy or pass --cells all")
+            fix = "curate iscell.npy or pass --cells all"
+            require(len(self.rows), f"{folder}: no ROI is called a cell", fix=fix)
             called = f"{len(self.rows)} of {num_rois} ROIs are called cells"
             notes.add(f"{folder.name}: {called}; the others are left out")
         self.padding = self._count_padding()
 
     def _read_iscell(self, num_rois: int) -> NDArray[np.bool_]:
         path = self.folder / "iscell.npy"
-        if not path.is_file():
-            raise RecordingError(f"no {path}", fix="add it, or pass --cells all")
+        require(path.is_file(), f"no {path}", fix="add it, or pass --cells all")
         iscell = load_npy(path)
-        if iscell.ndim not in (1, 2) or iscell.dtype.kind not in "biuf" or 0 in iscell.shape:
-            problem = f"{path} holds {iscell.dtype} of shape {iscell.shape}"
-            raise RecordingError(problem, allowed="(ROIs, 2)", fix="copy it again")
+        flags = iscell.ndim in (1, 2) and iscell.dtype.kind in "biuf" and 0 not in iscell.shape
+        require(flags, f"{path} holds {iscell.dtype} of shape {iscell.shape}", "(ROIs, 2)", "copy it again")
         flag = iscell if iscell.ndim == 1 else iscell[:, 0]
-        if len(flag) != num_rois:
-            problem = f"{path} has {len(flag)} rows, F.npy {num_rois} ROIs"
-            raise RecordingError(problem, allowed="as many", fix="copy the folder again")
-        if not np.isin(flag, (0, 1)).all():
-            raise RecordingError(f"{path} has labels other than 0 and 1", fix="save the labels in column 0")
+        problem = f"{path} has {len(flag)} rows, F.npy {num_rois} ROIs"
+        require(len(flag) == num_rois, problem, "as many", "copy the folder again")
+        labels = np.isin(flag, (0, 1)).all()
+        require(labels, f"{path} has labels other than 0 and 1", fix="save the labels in column 0")
         return np.asarray(flag, bool)
 
     def _count_padding(self) -> int:
@@ -349,9 +339,9 @@ class _Plane:
 
 def _load_traces(path: Path) -> NDArray:
     traces = load_npy(path)
-    if traces.ndim != 2 or traces.dtype.kind not in "iuf" or 0 in traces.shape:
-        problem = f"{path} holds {traces.dtype} of shape {traces.shape}"
-        raise RecordingError(problem, allowed="numbers of (ROIs, frames)", fix="copy it again")
+    fits = traces.ndim == 2 and traces.dtype.kind in "iuf" and 0 not in traces.shape
+    problem = f"{path} holds {traces.dtype} of shape {traces.shape}"
+    require(fits, problem, "numbers of (ROIs, frames)", "copy it again")
     return traces
 
 
@@ -359,9 +349,8 @@ def _common_length(planes: list[_Plane], notes: Notes) -> int:
     """Return the number of frames that all planes have."""
     lengths = [plane.num_frames for plane in planes]
     shortest, longest = min(lengths), max(lengths)
-    if longest - shortest > MAX_PADDING:
-        problem, allowed = f"planes of {shortest} to {longest} frames", f"a difference of {MAX_PADDING}"
-        raise RecordingError(problem, allowed=allowed, fix="give planes of one recording")
+    problem, allowed = f"planes of {shortest} to {longest} frames", f"a difference of {MAX_PADDING}"
+    require(longest - shortest <= MAX_PADDING, problem, allowed, "give planes of one recording")
     if len(planes) > 1:
         notes.add(f"{len(planes)} planes on one clock: a plane is imaged up to one frame time later than the first")
     padded = max(plane.padding for plane in planes)

@@ -31,7 +31,7 @@ from poyo_ssl.data.intervals import merge
 from poyo_ssl.data.recording import METADATA_FIELDS, RecordingMetadata
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations
 from poyo_ssl.errors import ConfigError, RecordingError, suggest
-from poyo_ssl.sources.base import Notes, clean_name, name_rows
+from poyo_ssl.sources.base import Notes, clean_name, first_row, name_rows, require
 from poyo_ssl.sources.coding import GRATINGS, SPONTANEOUS, code_feature, count_occurrences
 
 if TYPE_CHECKING:
@@ -59,25 +59,17 @@ def load_array(path: Path, key: str | None = None) -> NDArray:
     A csv file has rows by lines; a line of names is skipped. `key` names the array in a npz or mat file; it is not
     needed if there is only one.
     """
-    _require_file(path)
+    require(path.is_file(), f"no file {path}", fix="check the path")
     readers: dict[str, Callable[[], NDArray]] = {
         ".npy": lambda: load_npy(path),
         ".npz": lambda: _load_npz(path, key),
         ".csv": lambda: _load_csv(path),
         ".mat": lambda: _load_mat73(path, key) if h5py.is_hdf5(path) else _load_mat(path, key),
     }
-    if path.suffix.lower() not in readers:
-        allowed = ", ".join(SUFFIXES)
-        raise RecordingError(f"{path} is not a file of arrays", allowed=allowed, fix="save it as one of these")
+    require(path.suffix.lower() in readers, f"{path} is not a file of arrays", ", ".join(SUFFIXES))
     array = readers[path.suffix.lower()]()
-    if array.dtype.kind not in "biuf":
-        raise RecordingError(f"{path} holds values of type {array.dtype}", allowed="real numbers", fix="save numbers")
+    require(array.dtype.kind in "biuf", f"{path} holds values of type {array.dtype}", "real numbers")
     return array
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise RecordingError(f"no file {path}", fix="check the path")
 
 
 def _incomplete(what: Path | str, kind: str, error: BaseException) -> RecordingError:
@@ -87,7 +79,7 @@ def _incomplete(what: Path | str, kind: str, error: BaseException) -> RecordingE
 
 def load_npy(path: Path) -> NDArray:
     """Memory-map a npy file, which numpy checks against its size."""
-    _require_file(path)
+    require(path.is_file(), f"no file {path}", fix="check the path")
     try:
         with path.open("rb") as stream:
             shape, dtype = read_npy_header(stream, str(path))
@@ -109,29 +101,26 @@ def read_npy_header(stream: Any, what: str, *, pickled: bool = False) -> tuple[t
             shape, _, dtype = read(stream)
     except HEADER_DAMAGE as error:
         raise _incomplete(what, "npy file", error) from None
-    if dtype.hasobject and not pickled:
-        raise RecordingError(f"{what} holds pickled objects, which can run code", fix="save it as an array of numbers")
-    if any(size < 0 for size in shape):
-        raise RecordingError(f"{what} has shape {shape}", fix=FIX_FILE)
+    problem = f"{what} holds pickled objects, which can run code"
+    require(pickled or not dtype.hasobject, problem, fix="save it as an array of numbers")
+    require(all(size >= 0 for size in shape), f"{what} has shape {shape}", fix=FIX_FILE)
     return shape, dtype
 
 
 def _pick(path: Path, key: str | None, names: list[str]) -> str:
     """Return the array to read among those that a file has."""
     allowed = ", ".join(names[:20])
-    if key is not None and key not in names:
-        problem = f"{path} has no array '{key}'{suggest(key, names)}"
-        raise RecordingError(problem, allowed=allowed or "it has none", fix="correct --key")
-    if key is None and not names:
-        raise RecordingError(f"{path} holds no arrays", fix="save an array of numbers in it")
-    if key is None and len(names) > 1:
-        raise RecordingError(f"{path} holds several arrays", allowed=allowed, fix="say which with --key")
-    return key if key is not None else names[0]
+    if key is not None:
+        require(key in names, f"{path} has no array '{key}'{suggest(key, names)}", allowed or "it has none")
+        return key
+    require(names, f"{path} holds no arrays", fix="save an array of numbers in it")
+    require(len(names) == 1, f"{path} holds several arrays", allowed, "say which with --key")
+    return names[0]
 
 
 def list_npz(path: Path) -> list[str]:
     """Return the names of the arrays in a npz file, sorted."""
-    _require_file(path)
+    require(path.is_file(), f"no file {path}", fix="check the path")
     try:
         with zipfile.ZipFile(path) as archive:
             return sorted(name.removesuffix(".npy") for name in archive.namelist())
@@ -171,8 +160,7 @@ def _load_csv(path: Path) -> NDArray:
     with path.open(encoding="utf-8-sig", errors="replace") as stream:
         has_names = not all(_is_number(cell) for cell in stream.readline(1 << 20).split(","))
     table = read_csv(path, header=0 if has_names else None, low_memory=False)
-    if table.empty:
-        raise RecordingError(f"{path} has a line of names and no numbers", fix="write the numbers below it")
+    require(not table.empty, f"{path} has a line of names and no numbers", fix="write the numbers below it")
     for place in range(table.shape[1]):
         column = table.iloc[:, place]
         if column.dtype.kind in "biuf":
@@ -180,9 +168,13 @@ def _load_csv(path: Path) -> NDArray:
         text = pd.to_numeric(column, errors="coerce").isna() & column.notna()
         row = int(text.to_numpy().argmax())
         where = f"'{str(column.iloc[row])[:40]}' in row {row + 1} of the numbers, column {place + 1}"
-        allowed = "numbers below one line of names"
-        raise RecordingError(f"{path}: {where}", allowed=allowed, fix="write a number or leave the cell empty")
+        raise RecordingError(f"{path}: {where}", allowed="numbers below one line of names")
     return table.to_numpy(np.float64)
+
+
+def is_whole(values: NDArray) -> bool:
+    """Tell whether all are finite whole numbers."""
+    return values.dtype.kind in "biuf" and bool(np.isfinite(values).all() and (values % 1 == 0).all())
 
 
 def _is_number(cell: str) -> bool:
@@ -243,12 +235,9 @@ class StimulusTable:
 
     def __post_init__(self) -> None:
         start, stop = self.start, self.stop
-        bad = np.flatnonzero(~(np.isfinite(start) & np.isfinite(stop) & (stop >= start)))
-        if len(bad):
-            row = int(bad[0])
+        if (row := first_row(~(np.isfinite(start) & np.isfinite(stop) & (stop >= start)))) is not None:
             problem = f"{self.what}: row {row} ({self.name[row]}) runs from {start[row]:g} s to {stop[row]:g} s"
-            allowed = "finite seconds, stop not before start"
-            raise RecordingError(problem, allowed=allowed, fix="write start and stop in this order")
+            raise RecordingError(problem, allowed="finite seconds, stop not before start")
 
     def place(
         self, timestamps: NDArray[np.float64], movie_frames: Mapping[str, int], notes: Notes
@@ -278,8 +267,7 @@ class StimulusTable:
             name = SPONTANEOUS if raw == SPONTANEOUS else clean_name(raw)
             if name != raw:
                 notes.add(f"{self.what}: stimulus '{raw}' is called '{name}'")
-            if name in epochs:
-                raise RecordingError(f"{self.what}: two stimuli would be called '{name}'", fix="rename one of them")
+            require(name not in epochs, f"{self.what}: two stimuli would be called '{name}'", fix="rename one of them")
             start, stop = self.start[rows], self.stop[rows]
             epochs[name] = merge(np.stack([start, stop], axis=1), gap_s=protocol.BLOCK_PAUSE_S)
             if name == SPONTANEOUS:
@@ -300,8 +288,7 @@ class StimulusTable:
 
 def read_table(path: Path) -> StimulusTable:
     """Read a csv table: `start`, `stop` (seconds), `name`, and any other columns."""
-    if not path.is_file():
-        raise RecordingError(f"no stimulus table {path}", fix="check the path")
+    require(path.is_file(), f"no stimulus table {path}", fix="check the path")
     table = read_csv(path, skipinitialspace=True)
     return make_table({str(key): table[key].to_numpy() for key in table}, str(path))
 
@@ -314,14 +301,9 @@ def make_table(columns: Mapping[str, NDArray], what: str) -> StimulusTable:
         if present:
             spelled[wanted] = spelled.pop(present[0])
     for wanted in ("start", "stop", "name"):
-        if wanted not in spelled:
-            raise RecordingError(
-                f"{what} has no column '{wanted}'{suggest(wanted, spelled)} (found: {', '.join(columns)[:80]})",
-                allowed="start, stop (seconds), name, and any others, with commas between them",
-                fix="add or rename the column",
-            )
-    if len(spelled["start"]) == 0:
-        raise RecordingError(f"{what} has no rows", fix="add the stimuli, or leave the table out")
+        problem = f"{what} has no column '{wanted}'{suggest(wanted, spelled)} (found: {', '.join(columns)[:80]})"
+        require(wanted in spelled, problem, "start, stop (seconds), name, and any others, with commas between them")
+    require(len(spelled["start"]), f"{what} has no rows", fix="add the stimuli, or leave the table out")
     start, stop = (_seconds(spelled.pop(key), key, what) for key in ("start", "stop"))
     name = np.array([str(value).strip() for value in spelled.pop("name")], dtype=np.str_)
     return StimulusTable(start, stop, name, {key: _plain(values) for key, values in spelled.items()}, what)
@@ -331,10 +313,8 @@ def _seconds(values: NDArray, key: str, what: str) -> NDArray[np.float64]:
     import pandas as pd
 
     numbers = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64)
-    bad = np.flatnonzero(~np.isfinite(numbers))
-    if len(bad):
-        problem = f"{what}: '{key}' of row {bad[0]} is '{values[bad[0]]}'"
-        raise RecordingError(problem, allowed="seconds", fix="write a number, or remove the row")
+    if (row := first_row(~np.isfinite(numbers))) is not None:
+        raise RecordingError(f"{what}: '{key}' of row {row} is '{values[row]}'", allowed="seconds")
     return numbers
 
 
@@ -362,8 +342,7 @@ def _lay_frames(
     name: str, start: NDArray[np.float64], stop: NDArray[np.float64], columns: dict[str, NDArray], num_frames: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, NDArray]]:
     """Turn one row per repeat into one per movie frame."""
-    if (stop <= start).any():
-        raise RecordingError(f"{name}: a repeat lasts no time", fix="write when it stopped")
+    require((stop > start).all(), f"{name}: a repeat lasts no time", fix="write when it stopped")
     edges = np.arange(num_frames + 1) / num_frames
     spans = start[:, None] + edges * (stop - start)[:, None]
     columns = {key: np.repeat(values, num_frames) for key, values in columns.items()}
@@ -382,32 +361,26 @@ def _finish_columns(
     """
     done = dict(columns)
     blank = done.get("blank_sweep", np.zeros(length))
-    if blank.dtype.kind == "U" or not np.isin(np.nan_to_num(blank.astype(float)), (0, 1)).all():
-        raise RecordingError(f"{what}: blank_sweep of {name} is not 0 or 1", fix="write 0, 1 or nothing in its rows")
+    flags = blank.dtype.kind != "U" and np.isin(np.nan_to_num(blank.astype(float)), (0, 1)).all()
+    require(flags, f"{what}: blank_sweep of {name} is not 0 or 1")
     blank = np.nan_to_num(blank.astype(float)).astype(bool)
     for key in ("frame", "repeat"):
-        if key not in done:
-            continue
-        values = done[key]
-        if values.dtype.kind == "U" or not (np.isfinite(values.astype(float)) & (values.astype(float) % 1 == 0)).all():
-            problem = f"{what}: '{key}' of {name} is not a whole number everywhere"
-            raise RecordingError(problem, fix="write whole numbers, counted from 0")
-        done[key] = values.astype(np.int64)
+        if key in done:
+            require(is_whole(done[key]), f"{what}: '{key}' of {name} is not a whole number everywhere")
+            done[key] = done[key].astype(np.int64)
     if "frame" in done:
         frame, is_movie = done["frame"], name.startswith(MOVIE_PREFIX)
-        bad = np.flatnonzero((frame < (0 if is_movie else -1)) | (frame >= (num_images or np.iinfo(np.int64).max)))
-        if len(bad):
-            raise RecordingError(
-                f"{what}: presentation {bad[0]} of {name} shows frame {frame[bad[0]]}",
-                allowed=f"0 to {num_images - 1}" if num_images else "0 or more",
-                fix="count frames from 0, or give the stimulus that was shown",
-            )
+        wrong = (frame < (0 if is_movie else -1)) | (frame >= (num_images or np.iinfo(np.int64).max))
+        if (row := first_row(wrong)) is not None:
+            problem = f"{what}: presentation {row} of {name} shows frame {frame[row]}"
+            allowed = f"0 to {num_images - 1}" if num_images else "0 or more"
+            raise RecordingError(problem, allowed=allowed, fix="count from 0, or give the stimulus that was shown")
         if is_movie and "repeat" not in done:
             done["repeat"] = count_occurrences(frame)
     if "orientation" in done:
         orientation = done["orientation"]
-        if orientation.dtype.kind == "U":
-            raise RecordingError(f"{what}: orientation of {name} is not a number everywhere", fix="give degrees")
+        numbers = orientation.dtype.kind != "U"
+        require(numbers, f"{what}: orientation of {name} is not a number everywhere", fix="give degrees")
         done["blank_sweep"] = blank | ~np.isfinite(orientation.astype(float))
         for key, usual in GRATINGS["drifting_gratings"].items():
             if key in done and done[key].dtype.kind != "U":
@@ -432,8 +405,8 @@ def find_pixels(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.is_dir() or path.suffix.lower() in (".npy", ".gif", *VIDEOS):
             name = path.name if path.is_dir() else path.stem
-            if name in found:
-                raise RecordingError(f"{path} and {found[name]} are both stimulus '{name}'", fix="remove one of them")
+            problem = f"{path} and {found.get(name)} are both stimulus '{name}'"
+            require(name not in found, problem, fix="remove one of them")
             found[name] = path
     return found
 
@@ -451,28 +424,24 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
 
         pictures = [item for item in path.iterdir() if item.suffix.lower() in PICTURES]
         return _collect(path, _read_pictures(sorted(pictures, key=place)))
-    _require_file(path)
+    require(path.is_file(), f"no file {path}", fix="check the path")
     suffix = path.suffix.lower()
     if suffix == ".gif":
         return _collect(path, _read_pictures([path]))
     if suffix in VIDEOS:
         return _collect(path, _read_video(path))
-    if suffix != ".npy":
-        allowed = f"{', '.join(('.npy', '.gif', *VIDEOS))} or a folder of pictures"
-        raise RecordingError(f"{path} is not a stimulus", allowed=allowed, fix="convert it")
+    kinds = f"{', '.join(('.npy', '.gif', *VIDEOS))} or a folder of pictures"
+    require(suffix == ".npy", f"{path} is not a stimulus", kinds)
     pixels = load_npy(path)
     if pixels.ndim == 2:
         pixels = pixels[None]
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
-        problem = f"{path} holds {pixels.dtype} of shape {pixels.shape}"
-        raise RecordingError(problem, allowed="uint8 of (frames, height, width)", fix="convert it to 8-bit grey")
+    fits = pixels.dtype == np.uint8 and pixels.ndim == 3 and 0 not in pixels.shape
+    require(fits, f"{path} holds {pixels.dtype} of shape {pixels.shape}", "uint8 of (frames, height, width)")
     return pixels
 
 
 def _check_pixels(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        problem = f"{path} claims {width} x {height} pixels"
-        raise RecordingError(problem, allowed=f"{MAX_PIXELS} in all", fix="make it smaller")
+    require(width * height <= MAX_PIXELS, f"{path} claims {width} x {height} pixels", f"{MAX_PIXELS} in all")
 
 
 def _read_pictures(paths: list[Path]) -> Iterator[NDArray[np.uint8]]:
@@ -487,9 +456,8 @@ def _read_pictures(paths: list[Path]) -> Iterator[NDArray[np.uint8]]:
                 with Image.open(path) as picture:
                     _check_pixels(path, *picture.size)
                     for frame in ImageSequence.Iterator(picture):
-                        if frame.mode.startswith(("I", "F")):
-                            problem = f"{path} has pixels of mode {frame.mode}"
-                            raise RecordingError(problem, allowed="8 bits", fix="convert it to 8-bit grey")
+                        grey = not frame.mode.startswith(("I", "F"))
+                        require(grey, f"{path} has pixels of mode {frame.mode}", "8 bits")
                         yield np.asarray(frame.convert("L"))
         except RecordingError:
             raise
@@ -505,8 +473,7 @@ def _read_video(path: Path) -> Iterator[NDArray[np.uint8]]:
         raise ConfigError(f"{path} needs PyAV, which is not installed", fix="pip install 'poyo-ssl[video]'") from None
     try:
         with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
-            if not container.streams.video:
-                raise RecordingError(f"{path} has no video", fix=FIX_FILE)
+            require(container.streams.video, f"{path} has no video", fix=FIX_FILE)
             stream = container.streams.video[0]
             _check_pixels(path, stream.width, stream.height)
             decoded = 0
@@ -515,8 +482,8 @@ def _read_video(path: Path) -> Iterator[NDArray[np.uint8]]:
                 # Full range, whatever range the codec keeps.
                 grey = frame.reformat(format="gray", dst_color_range="JPEG").to_ndarray()
                 yield np.asarray(grey, np.uint8)
-            if decoded < stream.frames:
-                raise RecordingError(f"{path} ends after {decoded} of {stream.frames} frames", fix=FIX_FILE)
+            complete = decoded >= stream.frames
+            require(complete, f"{path} ends after {decoded} of {stream.frames} frames", fix=FIX_FILE)
     except (av.FFmpegError, ValueError) as error:
         raise _incomplete(path, "video", error) from None
 
@@ -528,16 +495,14 @@ def _collect(path: Path, frames: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint
     with tempfile.TemporaryFile() as stream:
         for frame in frames:
             shape = shape or frame.shape
-            if frame.shape != shape:
-                sizes = f"{frame.shape[0]} x {frame.shape[1]}, not {shape[0]} x {shape[1]}"
-                raise RecordingError(f"{path}: picture {count} is {sizes}", fix="give all the same size")
-            if (count + 1) * frame.size > MAX_MOVIE_BYTES:
-                problem = f"{path} has more than {count} frames of {frame.size} pixels"
-                raise RecordingError(problem, fix="make it smaller")
+            sizes = f"{frame.shape[0]} x {frame.shape[1]}, not {shape[0]} x {shape[1]}"
+            require(frame.shape == shape, f"{path}: picture {count} is {sizes}", fix="give all the same size")
+            fits = (count + 1) * frame.size <= MAX_MOVIE_BYTES
+            require(fits, f"{path} has more than {count} frames of {frame.size} pixels", fix="make it smaller")
             stream.write(np.ascontiguousarray(frame).tobytes())
             count += 1
         if shape is None:
-            raise RecordingError(f"{path} holds no picture", allowed=", ".join(PICTURES), fix="put pictures into it")
+            raise RecordingError(f"{path} holds no picture", allowed=", ".join(PICTURES))
         stream.flush()
         return np.memmap(stream, np.uint8, "r", shape=(count, *shape))
 
@@ -559,8 +524,7 @@ class Companions(CompanionPaths):
 
     def _find(self, folder: Path, setting: str, name: str) -> Path | None:
         given: Path | None = getattr(self, setting)
-        if given is not None and not given.exists():
-            raise RecordingError(f"no {given}", fix=f"correct --{setting}")
+        require(given is None or given.exists(), f"no {given}", fix=f"correct --{setting}")
         return given or (folder / name if (folder / name).exists() else None)
 
     def _clock_file(self, folder: Path) -> Path | None:
@@ -574,9 +538,8 @@ class Companions(CompanionPaths):
         if path is None:
             return None
         values = load_array(path)
-        if values.size != max(values.shape, default=0):
-            problem = f"{path} holds an array of shape {values.shape}"
-            raise RecordingError(problem, allowed="one second per frame", fix="save one column")
+        single = values.size == max(values.shape, default=0)
+        require(single, f"{path} holds an array of shape {values.shape}", "one second per frame", "save one column")
         return np.asarray(values, np.float64).reshape(-1)
 
     def read_stimuli(
@@ -599,9 +562,7 @@ class Companions(CompanionPaths):
         pixels = self._find(folder, "pixels", PIXELS)
         if pixels is None:
             return
-        if not pixels.is_dir():
-            allowed = "a folder with one item per stimulus"
-            raise RecordingError(f"{pixels} is a file", allowed=allowed, fix="move it there")
+        require(pixels.is_dir(), f"{pixels} is a file", "a folder with one item per stimulus", "move it there")
         for name, path in find_pixels(pixels).items():
             yield clean_name(name), read_pixels(path)
 
@@ -617,21 +578,15 @@ def read_metadata_file(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise RecordingError(f"{path} is not JSON ({error})", fix='write it as {"subject_id": "mouse7"}') from None
-    if not isinstance(values, dict):
-        problem = f"{path} holds a {type(values).__name__}"
-        raise RecordingError(problem, allowed="fields by name", fix='write it as {"subject_id": "mouse7"}')
+    require(isinstance(values, dict), f"{path} holds a {type(values).__name__}", "fields by name")
     for key, value in values.items():
-        if key not in METADATA_FIELDS:
-            problem = f"{path} has an unknown field '{key}'{suggest(key, METADATA_FIELDS)}"
-            raise RecordingError(problem, allowed=", ".join(METADATA_FIELDS), fix="rename or remove it")
+        near = suggest(key, METADATA_FIELDS)
+        require(key in METADATA_FIELDS, f"{path} has an unknown field '{key}'{near}", ", ".join(METADATA_FIELDS))
         kind, wanted = ("a number", (int, float)) if key in NUMBERS else ("text", str)
-        if isinstance(value, bool) or not isinstance(value, wanted) or "\0" in str(value):
-            problem = f"{path}: '{key}' is {json.dumps(value)[:80]}"
-            raise RecordingError(problem, allowed=kind, fix=f"write {kind} or leave it out")
+        fits = isinstance(value, wanted) and not isinstance(value, bool) and "\0" not in str(value)
+        require(fits, f"{path}: '{key}' is {json.dumps(value)[:80]}", kind)
     if "depth_um" in values:
-        if not abs(values["depth_um"]) < 1e6:
-            problem = f"{path}: 'depth_um' is {values['depth_um']}"
-            raise RecordingError(problem, allowed="micrometres", fix="write the depth below the pia or leave it out")
+        require(abs(values["depth_um"]) < 1e6, f"{path}: 'depth_um' is {values['depth_um']}", "micrometres")
         values["depth_um"] = round(values["depth_um"])
     return values
 
