@@ -18,7 +18,7 @@ from poyo_ssl.cli import main
 from poyo_ssl.data.recording import Recording, RecordingMetadata, open_recordings
 from poyo_ssl.data.stimuli import load_movie
 from poyo_ssl.errors import ConfigError, RecordingError
-from poyo_ssl.sources.base import check_traces, clean_name
+from poyo_ssl.sources.base import Notes, check_clock, check_traces, clean_name, name_rows
 from poyo_ssl.sources.run import convert, run_in_processes
 
 
@@ -211,6 +211,15 @@ def test_names_stay_in_their_folder_and_out_of_the_layout(text, tmp_path):
     assert (tmp_path / name).resolve().parent == tmp_path.resolve()
     assert name not in ("subject", "train_domain")
     assert clean_name(name) == name
+
+
+def test_words_for_rows_and_for_gaps_of_the_clock():
+    assert name_rows([4]) == "row 4"
+    assert name_rows(range(20)) == "20 rows (0, 1, 2, 3, 4, 5, 6, 7, ...)"
+    check_clock(np.r_[np.arange(30), np.arange(40, 60)] / 30, notes := Notes())
+    assert notes == ["the clock has 1 gap, the longest of 0.367 s at 0.967 s"]
+    check_clock(1e4 * np.arange(9), notes := Notes())
+    assert notes == ["an imaging rate of 0.0001 Hz is unlikely; are timestamps in seconds?"]
 
 
 def test_traces_are_made_finite_and_every_change_is_said(tmp_path):

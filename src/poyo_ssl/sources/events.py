@@ -55,44 +55,21 @@ EVENTS_FILE, EPOCHS_FILE, METADATA_FILE = "events.npz", "epochs.csv", "recording
 
 @dataclass(frozen=True)
 class GCaMPConfig:
-    """The indicator and its noise.
+    """The indicator and its noise, as fitted to GCaMP6f in vivo."""
 
-    Attributes
-    ----------
-    rise_s : float
-        Time constant of the rise in seconds (GCaMP6f in vivo: 0.05 to 0.075).
-    decay_s : float
-        Time constant of the calcium decay in seconds; fluorescence falls faster by up to the Hill exponent.
-    hill : float
-        Exponent of the Hill curve; 1 is plain saturation.
-    half_events : float
-        Calcium, in simultaneous events, at which fluorescence is half of its maximum.
-    max_dff : float
-        dF/F at saturation, a ratio (1.0 doubles the fluorescence).
-    noise_std : float
-        Median over neurons of the standard deviation of the noise per imaging frame, in dF/F.
-    noise_spread : float
-        Standard deviation of the logarithm of the noise level over neurons; 0 gives all the same.
-
-    Raises
-    ------
-    ConfigError
-        If a time constant, exponent or amplitude is not above 0, or a noise setting below 0.
-    """
-
-    rise_s: float = 0.06
-    decay_s: float = 0.41
-    hill: float = 2.27
-    half_events: float = 7.0
-    max_dff: float = 3.9
-    noise_std: float = 0.063
-    noise_spread: float = 0.36
+    rise_s: float = 0.06  # Time constant of the rise
+    decay_s: float = 0.41  # Of calcium; fluorescence falls faster by up to the Hill exponent
+    hill: float = 2.27  # Exponent of the Hill curve; 1 is plain saturation
+    half_events: float = 7.0  # Calcium, in simultaneous events, at which fluorescence is half of its maximum
+    max_dff: float = 3.9  # dF/F at saturation, a ratio (1.0 doubles the fluorescence)
+    noise_std: float = 0.063  # Per imaging frame, in dF/F; median over neurons
+    noise_spread: float = 0.36  # Standard deviation of the logarithm of the noise level over neurons
 
     def __post_init__(self) -> None:
         for name in ("rise_s", "decay_s", "hill", "half_events", "max_dff"):
-            check(getattr(self, name) > 0, f"indicator.{name} of {getattr(self, name)}", "above 0", "raise it")
+            check(getattr(self, name) > 0, f"indicator.{name} of {getattr(self, name)}", "above 0")
         for name in ("noise_std", "noise_spread"):
-            check(getattr(self, name) >= 0, f"indicator.{name} of {getattr(self, name)}", "0 or more", "raise it")
+            check(getattr(self, name) >= 0, f"indicator.{name} of {getattr(self, name)}", "0 or more")
 
 
 def calcium(events: NDArray, rate_hz: float, *, rise_s: float, decay_s: float) -> NDArray[np.float64]:
@@ -245,7 +222,7 @@ def _read_events(path: Path) -> _EventFile:
     shape, rate = arrays["shape"], arrays["fps"].reshape(-1)
     sized = shape.shape == (2,) and is_whole(shape) and shape.min() >= 1
     require(sized, f"{path}: shape is {shape.tolist()}", "whole numbers (cells, frames)")
-    require(len(rate) == 1 and 0 < rate[0] < np.inf, f"{path}: fps is {rate.tolist()}", "one number above 0 Hz")
+    require(len(rate) == 1 and 0 < rate[0] < np.inf, f"{path}: fps is {arrays['fps'].tolist()}", "above 0 Hz")
     num_units, num_frames = int(shape[0]), int(shape[1])
     check_size((num_frames, num_units), np.dtype(np.float32), f"{path}: shape")
     num_events = arrays["cell"].size

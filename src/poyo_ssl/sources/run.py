@@ -67,9 +67,10 @@ def run_in_processes(
             return
         if pipe is None:
             pipe, theirs = context.Pipe()
-            processes[pipe] = context.Process(target=_serve, args=(theirs, task), daemon=True)
-            processes[pipe].start()
+            process = context.Process(target=_serve, args=(theirs, task), daemon=True)
+            process.start()
             theirs.close()
+            processes[pipe] = process
         busy[pipe] = position
         # A process that has died leaves a broken pipe, of which the next wait tells.
         with contextlib.suppress(BrokenPipeError):

@@ -225,7 +225,8 @@ class Suite2pSource(Suite2pConfig, Source):
         clock = self.companions.read_clock(home)
         if clock is None:
             clock = np.arange(num_frames) / rate_hz
-        light = np.concatenate([plane.traces(num_frames) for plane in planes], axis=1)
+        light = np.concatenate([plane.light[plane.rows, :num_frames].T for plane in planes], axis=1)
+        light = light.astype(np.float32, copy=False)
         neuropil = np.concatenate([plane.neuropil[plane.rows, :num_frames].T for plane in planes], axis=1)
         light, timestamps = trim_to_clock(light, clock, str(path), trimmed := Notes())
         require(len(timestamps) >= 2, f"{path} has {len(timestamps)} frames", "2 or more")
@@ -240,13 +241,16 @@ class Suite2pSource(Suite2pConfig, Source):
         masks = _join_masks(planes, notes)
         notes.add(*trimmed)
         check_line(metadata, notes)
-        unit_ids = np.concatenate([plane.unit_ids(len(planes) > 1) for plane in planes])
+        several = len(planes) > 1
+        unit_ids = [
+            f"{plane.folder.name + '_' if several else ''}roi_{row:04d}" for plane in planes for row in plane.rows
+        ]
         return Recording(
             name,
             dff,
             timestamps,
             metadata,
-            unit_ids=unit_ids,
+            unit_ids=np.array(unit_ids),
             roi_masks=masks,
             stimuli=stimuli,
             epochs=epochs,
@@ -288,7 +292,7 @@ class Suite2pSource(Suite2pConfig, Source):
 
 
 class _Plane:
-    """Traces and ROIs of one plane, memory-mapped, and which rows are cells."""
+    """Traces of one plane, memory-mapped, and which of its ROIs are cells."""
 
     def __init__(self, folder: Path, cells: str, notes: Notes) -> None:
         self.folder = folder
@@ -300,41 +304,29 @@ class _Plane:
             notes.add(f"{folder.name}/F.npy has more ROIs ({num_rois}) than frames; suite2p writes (ROIs, frames)")
         self.rows = np.arange(num_rois)
         if cells == "iscell":
-            self.rows = np.flatnonzero(self._read_iscell(num_rois))
+            self.rows = np.flatnonzero(_read_iscell(folder / "iscell.npy", num_rois))
             fix = "curate iscell.npy or pass --cells all"
             require(len(self.rows), f"{folder}: no ROI is called a cell", fix=fix)
             called = f"{len(self.rows)} of {num_rois} ROIs are called cells"
             notes.add(f"{folder.name}: {called}; the others are left out")
-        self.padding = self._count_padding()
-
-    def _read_iscell(self, num_rois: int) -> NDArray[np.bool_]:
-        path = self.folder / "iscell.npy"
-        require(path.is_file(), f"no {path}", fix="add it, or pass --cells all")
-        iscell = load_npy(path)
-        flags = iscell.ndim in (1, 2) and iscell.dtype.kind in "biuf" and 0 not in iscell.shape
-        require(flags, f"{path} holds {iscell.dtype} of shape {iscell.shape}", "(ROIs, 2)", "copy it again")
-        flag = iscell if iscell.ndim == 1 else iscell[:, 0]
-        problem = f"{path} has {len(flag)} rows, F.npy {num_rois} ROIs"
-        require(len(flag) == num_rois, problem, "as many", "copy the folder again")
-        labels = np.isin(flag, (0, 1)).all()
-        require(labels, f"{path} has labels other than 0 and 1", fix="save the labels in column 0")
-        return np.asarray(flag, bool)
-
-    def _count_padding(self) -> int:
-        """Frames at the end in which a combined folder's shorter planes are filled with zeros."""
+        # Frames at the end in which a combined folder's shorter planes are filled with zeros; a ROI without light is
+        # not padded.
         tail = self.light[self.rows, -(MAX_PADDING + 1) :] != 0
         alive = tail[:, :1].any(axis=1)
-        # A ROI without light is not padded.
-        return int((~tail[alive].all(axis=0)).sum()) if alive.any() else 0
+        self.padding = int((~tail[alive].all(axis=0)).sum()) if alive.any() else 0
 
-    def traces(self, num_frames: int) -> NDArray[np.float32]:
-        """F of the cells, ``(num_frames, units)``."""
-        return np.asarray(self.light[self.rows, :num_frames].T, np.float32)
 
-    def unit_ids(self, several: bool) -> NDArray[np.str_]:
-        """Return ids by row number, with the plane's name where there are several."""
-        prefix = f"{self.folder.name}_" if several else ""
-        return np.array([f"{prefix}roi_{row:04d}" for row in self.rows])
+def _read_iscell(path: Path, num_rois: int) -> NDArray[np.bool_]:
+    require(path.is_file(), f"no {path}", fix="add it, or pass --cells all")
+    iscell = load_npy(path)
+    fits = iscell.ndim in (1, 2) and iscell.dtype.kind in "biuf" and 0 not in iscell.shape
+    require(fits, f"{path} holds {iscell.dtype} of shape {iscell.shape}", "(ROIs, 2)", "copy it again")
+    flag = iscell if iscell.ndim == 1 else iscell[:, 0]
+    problem = f"{path} has {len(flag)} rows, F.npy {num_rois} ROIs"
+    require(len(flag) == num_rois, problem, "as many", "copy the folder again")
+    labels = np.isin(flag, (0, 1)).all()
+    require(labels, f"{path} has labels other than 0 and 1", fix="save the labels in column 0")
+    return np.asarray(flag, bool)
 
 
 def _load_traces(path: Path) -> NDArray:
