@@ -532,7 +532,15 @@ def gather_arms(files: Iterable[ScoredFile]) -> list[ArmSet]:
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found: the rows of results.json, and the score table by (task, split, arm)."""
+    """What an evaluation found.
+
+    Attributes
+    ----------
+    rows : list of Row
+        Scores of arms and paired differences, as in ``results.json``.
+    tables : mapping
+        Score table by (task, split, arm).
+    """
 
     rows: list[Row]
     tables: Mapping[tuple[str, str, str], pd.DataFrame]
@@ -659,16 +667,32 @@ class Entry:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All arms of one task and split, the best in the headline metric first."""
+    """All arms of one task and split, the best in the headline metric first.
+
+    Attributes
+    ----------
+    task, split, data_checksum : str
+        What was decoded; the checksum is empty when no file knows it.
+    headline : str
+        The metric that ranks.
+    metrics : tuple of str
+        All metrics, main ones first.
+    best : BestBaseline
+        The baseline that gains refer to, how it was chosen, and the best on the test part.
+    entries : tuple of Entry
+        The arms.
+    notes : tuple of str
+        How the best baseline was chosen, what chance is, what the verdicts mean.
+    """
 
     task: str
     split: str
-    data_checksum: str  # empty when no file knows it
-    headline: str  # the metric that ranks
-    metrics: tuple[str, ...]  # main ones first
+    data_checksum: str
+    headline: str
+    metrics: tuple[str, ...]
     best: BestBaseline
     entries: tuple[Entry, ...]
-    notes: tuple[str, ...]  # how the best baseline was chosen, what chance is, what the verdicts mean
+    notes: tuple[str, ...]
 
 
 def find_predictions(folder: Path | str) -> tuple[list[Path], list[Path]]:

@@ -87,6 +87,51 @@ class StoredFrames:
 class Predictions:
     """Predictions of one arm on one split, one row per target (N).
 
+    Attributes
+    ----------
+    task : {'gratings', 'frame_number', 'frames'}
+        What was decoded.
+    split : str
+        Name of the split, such as ``repeat``.
+    arm : str
+        Model or baseline; free text.
+    kind : {'model', 'baseline', 'control', 'ceiling'}
+        What the arm is. A model is compared with all other arms; the best of the baselines is what gains refer to. A
+        control (shuffled neurons, untrained) should fail, a ceiling (oracle) knows what no decoder can.
+    model_id : str
+        What tells this very model from others, such as a run's name; empty when unknown. A control with the id of a
+        model is a control of that model, and is compared with no other.
+    seed : int
+        Seed of the training; -1 where nothing is random.
+    data_checksum : str
+        Checksum of the prepared data; empty when unknown.
+    prediction : ndarray or StoredFrames
+        ``(N,)`` class index (gratings) or frame number, or ``(N, H, W)`` frames of 0-255, uint8 or float. Those of a
+        loaded file stay in it until rows are asked for.
+    target : ndarray
+        ``(N,)`` the truth: class index, frame number, or row of `target_frames`.
+    time : ndarray
+        ``(N,)`` float, seconds in the recording; the target's time.
+    recording_id, subject_id, stimulus : ndarray
+        ``(N,)`` text: recording, animal, stimulus name.
+    frame_number, repeat : ndarray
+        ``(N,)`` movie frame and repeat of the target; -1 for gratings.
+    class_values : ndarray
+        ``(K,)`` meaning of each class: directions in degrees, or the frame numbers 0 to K - 1. Empty for frames.
+    probabilities : ndarray, optional
+        ``(N, K)`` posterior of every class.
+    target_frames : ndarray
+        ``(M, H, W)`` uint8, each true frame once; empty unless the task is frames.
+    mean_frames : mapping
+        Recording id -> ``(H, W)`` mean training frame, for the mean-frame-subtracted metrics.
+    split_intervals : mapping
+        Recording id -> part (``train``, ``valid``, ``test``) -> ``(K, 2)`` seconds; empty when unknown.
+    movie_rate_hz : float
+        Frames per second of the movies, for errors in seconds.
+    validation_metric, validation_score : str, float
+        Score on the validation part, by which the best baseline is chosen without a look at the test part; empty and
+        NaN when unknown.
+
     Examples
     --------
     >>> p = Predictions(task="gratings", split="gratings", arm="majority", kind="baseline",
@@ -100,34 +145,28 @@ class Predictions:
     """
 
     task: PredictionTask
-    split: str  # such as 'repeat'
-    arm: str  # model or baseline; free text
-    # A model is compared with all other arms, and gains refer to the best of the baselines. A control (shuffled
-    # neurons, untrained) should fail; a ceiling (oracle) knows what no decoder can.
+    split: str
+    arm: str
     kind: ArmKind = "model"
-    # What tells this very model from others, such as a run's name; a control with it is a control of that model alone.
     model_id: str = ""
-    seed: int = -1  # of the training; -1 where nothing is random
-    data_checksum: str = ""  # of the prepared data
-    # (N,) class index or frame number, or (N, H, W) frames of 0-255, uint8 or float, which a loaded file keeps.
+    seed: int = -1
+    data_checksum: str = ""
     prediction: Array | StoredFrames
-    target: Array  # (N,) class index, frame number, or row of `target_frames`
-    time: Array  # (N,) seconds in the recording
-    recording_id: Array  # (N,) text
-    subject_id: Array  # (N,) text
-    stimulus: Array  # (N,) text
-    frame_number: Array  # (N,) movie frame, -1 for gratings
-    repeat: Array  # (N,) -1 for gratings
-    class_values: Array = field(default_factory=lambda: np.zeros(0))  # (K,) directions in degrees, or frame numbers
-    probabilities: Array | None = None  # (N, K) posterior of every class
-    # (M, H, W) uint8, each true frame once; empty unless the task is frames
+    target: Array
+    time: Array
+    recording_id: Array
+    subject_id: Array
+    stimulus: Array
+    frame_number: Array
+    repeat: Array
+    class_values: Array = field(default_factory=lambda: np.zeros(0))
+    probabilities: Array | None = None
     target_frames: Array = field(default_factory=lambda: np.zeros((0, 0, 0), dtype=np.uint8))
-    mean_frames: Mapping[str, Array] = field(default_factory=dict)  # recording id -> (H, W) mean training frame
-    # Recording id -> 'train', 'valid' or 'test' -> (J, 2) seconds
+    mean_frames: Mapping[str, Array] = field(default_factory=dict)
     split_intervals: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     movie_rate_hz: float = 30.0
     validation_metric: str = ""
-    validation_score: float = float("nan")  # by which the best baseline is chosen without a look at the test part
+    validation_score: float = float("nan")
 
     def __len__(self) -> int:
         return len(self.prediction)
@@ -144,8 +183,20 @@ class Predictions:
     def save(self, path: str | Path, *, overwrite: bool = False, frames_beside: bool = False) -> None:
         """Validate and write, complete or not at all.
 
-        With `frames_beside` the target frames go to ``targets_<sha256>.npy`` beside, which all files of the folder
-        that have the same ones share.
+        Parameters
+        ----------
+        path : str or Path
+            File to write.
+        overwrite : bool
+            Replace one that is there.
+        frames_beside : bool
+            Write the target frames to ``targets_<checksum>.npy`` beside; all files of the folder with the same ones
+            share it.
+
+        Raises
+        ------
+        PredictionsError
+            If the rows are not valid, or the file exists and `overwrite` is False.
         """
         self.validate()
         path = Path(path)
@@ -179,9 +230,20 @@ class Predictions:
 
     @classmethod
     def load(cls, path: str | Path, *, max_bytes: int = MAX_BYTES) -> Predictions:
-        """Read and validate a file that may come from anybody.
+        """Read and validate a file that may come from anybody; predicted frames stay in it until asked for.
 
-        Predicted frames stay in it until asked for; everything else may take `max_bytes` of memory.
+        Parameters
+        ----------
+        path : str or Path
+            The file. One that was written with `frames_beside` needs its target frames in the same folder.
+        max_bytes : int
+            Most memory that its arrays may take, predicted frames apart.
+
+        Raises
+        ------
+        PredictionsError
+            If the file is missing, truncated, not of this format, too large, its rows are not valid, or its target
+            frames are missing or others.
         """
         path = Path(path)
         if not path.is_file():

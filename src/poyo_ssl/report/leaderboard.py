@@ -138,7 +138,20 @@ def to_html(boards: Sequence[Leaderboard]) -> str:
 
 
 def write_leaderboard(boards: Sequence[Leaderboard], folder: Path | str) -> list[Path]:
-    """Write ``leaderboard.html``, ``.csv`` and ``.md`` in place of earlier ones, each once it is complete."""
+    """Write ``leaderboard.html``, ``leaderboard.csv`` and ``leaderboard.md``.
+
+    Parameters
+    ----------
+    boards : sequence of Leaderboard
+        See `poyo_ssl.evaluation.leaderboard.make_leaderboards`.
+    folder : path
+        Where to; made if it is not there. Earlier leaderboards in it are replaced, each once the new one is complete.
+
+    Returns
+    -------
+    list of Path
+        The three files.
+    """
     folder = Path(folder)
     texts = {
         "leaderboard.html": to_html(boards),
