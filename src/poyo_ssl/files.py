@@ -20,17 +20,24 @@ from poyo_ssl.errors import CheckpointError, ConfigError, PoyoError
 PACKAGES = ("poyo-ssl", "torch", "lightning", "numpy", "scipy", "h5py", "scikit-learn", "scikit-image", "safetensors")
 
 
-def write_beside(path: Path, content: str | bytes | memoryview) -> None:
-    """Write a file so that a reader, a kill or a crash never leaves half of it."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to, which takes its place when the block is done and goes if it fails."""
     beside = path.with_name(path.name + ".partial")
+    beside.unlink(missing_ok=True)
     try:
-        with beside.open("wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield beside
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_beside(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a file so that a reader, a kill or a crash never leaves half of it."""
+    with written_whole(path) as beside, beside.open("wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def read_json(folder: Path | str, name: str) -> Any:

@@ -32,7 +32,7 @@ from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.series import PupilTrace, RoiMasks, TimeSeries
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.errors import RecordingError
-from poyo_ssl.sources.base import Notes, Source, name_rows, require_increasing
+from poyo_ssl.sources.base import Notes, Source, name_rows, require_increasing, require_unique
 from poyo_ssl.sources.coding import (
     EXPECTED,
     GRATINGS,
@@ -485,10 +485,7 @@ class _Identities:
             found = ", ".join(f"{length} {name}" for name, length in self.lengths().items())
             raise RecordingError(f"{path}: {num_rois} dF/F traces, {found}", allowed="one of each per ROI", fix=FIX)
         for name, values in vars(self).items():
-            unique, count = np.unique([value for value in values if value != -1], return_counts=True)
-            if (count > 1).any():
-                twice = f"{path}: {name} {unique[count > 1][0]} occurs {count.max()} times"
-                raise RecordingError(twice, allowed="each once", fix=FIX)
+            require_unique([value for value in values if value != -1], f"{path}: {name}", FIX)
         if not len(self.cell_specimen_ids):
             notes.add("no cell specimen ids: cells cannot be matched with other sessions")
             self.cell_specimen_ids = np.full(num_rois, -1, np.int64)

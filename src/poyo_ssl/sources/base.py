@@ -132,6 +132,14 @@ def require_increasing(times: NDArray[np.float64], what: str, fix: str) -> None:
         raise RecordingError(f"{what}: {problem}", allowed="finite seconds that increase", fix=fix)
 
 
+def require_unique(values: Any, what: str, fix: str) -> None:
+    """Refuse values of which one occurs twice."""
+    unique, count = np.unique(values, return_counts=True)
+    if (count > 1).any():
+        problem = f"{what} {unique[count > 1][0]} occurs {count.max()} times"
+        raise RecordingError(problem, allowed="each once", fix=fix)
+
+
 def trim_to_clock(
     dff: NDArray[np.float32], timestamps: NDArray[np.float64], what: str, notes: Notes
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

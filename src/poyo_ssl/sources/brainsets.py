@@ -33,6 +33,7 @@ from poyo_ssl.data.hdf5 import (
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.recording_file import BLANKS_SUFFIX, BRAINSET_ID
 from poyo_ssl.errors import RecordingError
+from poyo_ssl.files import written_whole
 from poyo_ssl.sources.base import FilledTraces, Notes, Source, require_increasing
 from poyo_ssl.sources.tables import Companions, check_line
 
@@ -148,9 +149,7 @@ def _place(path: Path, target: Path, *, link: bool) -> None:
     if target.resolve() == path or (link and target.exists() and target.samefile(path)):
         # Renaming one link to another of the same file would do nothing and leave both.
         return
-    beside = target.with_name(target.name + ".partial")
-    beside.unlink(missing_ok=True)
-    try:
+    with written_whole(target) as beside:
         try:
             if not link:
                 raise OSError
@@ -158,9 +157,6 @@ def _place(path: Path, target: Path, *, link: bool) -> None:
         except OSError:
             # Another disk, or one without hard links.
             shutil.copyfile(path, beside)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _kind(group: h5py.Group) -> str:

@@ -49,7 +49,7 @@ from poyo_ssl.sources.allen import (
     read_genotype,
 )
 from poyo_ssl.sources.arrays import check_dff_settings, dff_of_fluorescence
-from poyo_ssl.sources.base import Notes, Source, clean_name, require_increasing, trim_to_clock
+from poyo_ssl.sources.base import Notes, Source, clean_name, require_increasing, require_unique, trim_to_clock
 from poyo_ssl.sources.coding import GRATINGS, SPONTANEOUS
 from poyo_ssl.sources.tables import ALIASES, TABLE, Companions, StimulusTable, make_table
 
@@ -344,16 +344,14 @@ class NwbReader:
         if len(bad):
             outside = f"trace {bad[0]} is of row {rows[bad[0]]} of '{table.name}'"
             raise self._refuse(outside, f"0 to {len(ids) - 1}")
-        for what, values in (("row", rows), (f"id of '{table.name}'", ids[rows])):
-            unique, count = np.unique(values, return_counts=True)
-            if (count > 1).any():
-                twice = f"{what} {unique[count > 1][0]} occurs {count.max()} times among the traces"
-                raise self._refuse(twice, "each once")
+        require_unique(rows, f"{self.path}: among the traces row", REPAIR)
+        require_unique(ids[rows], f"{self.path}: among the traces id of '{table.name}'", REPAIR)
         keep = self._choose_cells(table, rows) if cells == "iscell" else None
         rows = rows if keep is None else rows[keep]
         columns = (self._column(table, name) for name in SPECIMEN_COLUMNS)
-        specimens = next((ids for ids in columns if ids is not None and ids.ndim == 1 and ids.dtype.kind in "iu"), None)
-        known = np.full(len(rows), -1, np.int64) if specimens is None else specimens[rows].astype(np.int64)
+        whole = (values for values in columns if values is not None and values.ndim == 1 and values.dtype.kind in "iu")
+        specimens = next(whole, np.full(len(ids), -1))
+        known = specimens[rows].astype(np.int64)
         return Units(keep, ids[rows].astype(np.str_), known, self._read_masks(table, rows))
 
     def _column(self, table: Any, name: str) -> NDArray | None:
