@@ -18,7 +18,7 @@ directions is fixed, so a decoder of the second before the stimulus is the contr
 
 `responses`: 8 directions from the mean responses of 172 cells to 598 gratings (`allen_501724959_gratings`, real dF/F).
 Time is not known, so there is no window for the model: baselines only, and running speed alone as the control. Of
-fifteen repetitions of a condition three test, the next three validate, nine train.
+fifteen repetitions of a condition three test; the twelve others choose, held out three at a time, and are all fitted.
 
 `movie_cebra` and `gratings_cebra`: CEBRA with k nearest neighbours on the same windows, alone; it takes minutes where
 the other decoders take seconds, so these two run only when `--only` asks.
@@ -26,7 +26,8 @@ the other decoders take seconds, so these two run only when `--only` asks.
 The model is the mean of the probabilities of `--seeds` trainings that differ in their seed only. Its settings were
 chosen on validation repeats. Baselines read the same windows of dF/F, of the model's own input (compressed: robust
 z-scores through the inverse hyperbolic sine) and, for the movie, of the true events; each chooses its hyper-parameters
-on the fold's validation repeat. A fold that is finished is read from its file in `--out`, so folds may run in parallel.
+by cross-validation over all repeats but the test's, on which it is then fitted (docs/evaluation.md). `valid` is the
+score on held-out repeats. A fold that is finished is read from its file in `--out`, so folds may run in parallel.
 """
 
 from __future__ import annotations
@@ -49,7 +50,16 @@ from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.data.task import Task
 from poyo_ssl.data.units import fit_normalisation
 from poyo_ssl.data.windows import WindowTable
-from poyo_ssl.evaluation.baselines import Baseline, cebra_decoder, frame_number_baselines, gratings_baselines
+from poyo_ssl.evaluation.baselines import (
+    Decoder,
+    Fold,
+    cebra_decoder,
+    choose,
+    decode_held_out,
+    frame_number_baselines,
+    gratings_baselines,
+    make_folds,
+)
 from poyo_ssl.evaluation.features import bin_features
 from poyo_ssl.evaluation.statistics import t_interval
 from poyo_ssl.sources.events import EventsSource
@@ -119,15 +129,35 @@ def window_values(values: NDArray, table: WindowTable) -> NDArray:
 
 
 def baseline_scores(
-    baselines: Sequence[Baseline], values: NDArray, tables: Sequence[WindowTable], *, num_bins: int, tolerance: int
+    baselines: Sequence[Decoder], values: NDArray, tables: Sequence[WindowTable], *, num_bins: int, tolerance: int
 ) -> dict[str, dict[str, Any]]:
-    """Fit on the training table, choose on the validation table, score all three."""
+    """Choose by cross-validation over the training and validation tables, fit on both, score the test."""
     parts = [(bin_features(window_values(values, table), num_bins), table.target) for table in tables]
+    (x, y), (x_test, y_test) = (np.concatenate(own) for own in zip(*parts[:2], strict=True)), parts[2]
+    repeat = np.concatenate([table.repeat for table in tables[:2]])
+    folds = make_folds(y, repeat, np.arange(len(y)) >= len(tables[0]), unseen=False)
+    return score_baselines(baselines, (x, y), (x_test, y_test), folds, tolerance=tolerance)
+
+
+def score_baselines(
+    baselines: Sequence[Decoder],
+    known: tuple[NDArray, NDArray],
+    test: tuple[NDArray, NDArray],
+    folds: Sequence[Fold],
+    *,
+    tolerance: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Choose by cross-validation, fit on all that is known, and score both what the folds held out and the test."""
+    held_out = known[1][np.concatenate([held for _, held in folds])]
     scores: dict[str, dict[str, Any]] = {}
     for baseline in baselines:
-        fitted = baseline.fit(*parts[0], *parts[1])
-        valid, test = (float((np.abs(fitted.predict(x) - y) <= tolerance).mean()) for x, y in parts[1:])
-        scores[baseline.name] = {"valid": valid, "test": test, "chosen": {k: str(v) for k, v in fitted.chosen.items()}}
+        _, settings, _ = choose(baseline, {"": known[0]}, known[1], folds)
+        answers = decode_held_out(baseline, *known, folds, settings), baseline.fit(*known, settings).predict(test[0])
+        valid, tested = (
+            float((np.abs(found - true) <= tolerance).mean())
+            for found, true in zip(answers, (held_out, test[1]), strict=True)
+        )
+        scores[baseline.name] = {"valid": valid, "test": tested, "chosen": {k: str(v) for k, v in settings}}
     return scores
 
 
@@ -296,12 +326,11 @@ def response_fold(path: Path, fold: int) -> dict[str, Any]:
     inputs = {"dF/F": arrays["mean_dff_percent"][shown], "running": arrays["abs_mean_running_cm_s"][shown, None]}
     scores: dict[str, dict[str, Any]] = {}
     for kind, values in inputs.items():
-        train, valid, test = ((values[rows], target[rows]) for rows in (part_of > 1, part_of == 1, part_of == 0))
-        for baseline in gratings_baselines(num_classes=len(classes)):
-            fitted = baseline.fit(*train, *valid)
-            hits = {name: float((fitted.predict(x) == y).mean()) for name, (x, y) in (("valid", valid), ("test", test))}
-            chosen = {key: str(value) for key, value in fitted.chosen.items()}
-            scores[f"{baseline.name}, {kind}"] = {**hits, "chosen": chosen}
+        known, test = ((values[rows], target[rows]) for rows in (part_of > 0, part_of == 0))
+        group = part_of[part_of > 0]
+        folds = [(np.flatnonzero(group != held), np.flatnonzero(group == held)) for held in np.unique(group)]
+        found = score_baselines(gratings_baselines(num_classes=len(classes)), known, test, folds)
+        scores |= {f"{name}, {kind}": score for name, score in found.items()}
     return {
         "fold": fold,
         "windows": [int((part_of > 1).sum()), *(int((part_of == i).sum()) for i in (1, 0))],

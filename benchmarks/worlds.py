@@ -37,9 +37,9 @@ from poyo_ssl.data.recording import Recording, open_recordings
 from poyo_ssl.data.task import Task, allowed_domain
 from poyo_ssl.demo import demo_configs
 from poyo_ssl.errors import CheckpointError
-from poyo_ssl.evaluation.baselines import split_baselines
+from poyo_ssl.evaluation.baselines import KnownWindows, make_arms
 from poyo_ssl.evaluation.evaluate import evaluate
-from poyo_ssl.evaluation.features import Part
+from poyo_ssl.evaluation.features import RecordingWindows
 from poyo_ssl.evaluation.leaderboard import Row
 from poyo_ssl.observatory import WORLDS, generate_observatory
 from poyo_ssl.selection.table import Selection, fit_selection
@@ -116,11 +116,11 @@ def lda_accuracy(recordings: Sequence[Recording], seeds: Sequence[int]) -> NDArr
         tables = [data.windows(part) for part in ("train", "valid", "test_gratings")]
         for index, recording in enumerate(recordings):
             units = np.arange(recording.num_units)
-            train, valid, test = (Part.of(recording, units, table, index) for table in tables)
+            train, valid, test = (RecordingWindows.of(recording, units, table, index) for table in tables)
             assert data.class_values is not None
-            baselines = split_baselines("gratings", train, which="core", num_classes=len(data.class_values))
+            baselines = make_arms("gratings", train, which="core", num_classes=len(data.class_values))
             lda = next(b for b in baselines if b.name == "shrunk_lda")
-            found[row, index] = (lda.fit(train, valid).predict(test) == test.target).mean()
+            found[row, index] = (lda.fit(KnownWindows.of(train, valid)).predict(test) == test.target).mean()
     return found.mean(axis=0)
 
 

@@ -15,7 +15,15 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from poyo_ssl.data.responses import Responses, Whitening, to_unit_length
 from poyo_ssl.errors import ConfigError, SplitError
-from poyo_ssl.evaluation.baselines import frame_baselines, frame_number_baselines, gratings_baselines
+from poyo_ssl.evaluation.baselines import (
+    Decoder,
+    choose,
+    fit_chosen,
+    frame_baselines,
+    frame_number_baselines,
+    gratings_baselines,
+    make_folds,
+)
 from poyo_ssl.evaluation.features import FeatureScaler, bin_features
 from poyo_ssl.evaluation.frame_images import (
     BlurredMean,
@@ -33,8 +41,9 @@ from poyo_ssl.evaluation.frame_number import (
     NaiveBayesFrameNumber,
     ShrunkLDAFrameNumber,
     WhitenedKNNFrameNumber,
-    candidate_transforms,
     decide,
+    fit_transform,
+    transform_names,
     within_tolerance,
 )
 
@@ -46,6 +55,12 @@ DECODERS = [
     CosineLDAFrameNumber,
 ]
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def fit_by(decoder: Any, x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray) -> Any:
+    """Choose by a validation part alone, and fit on the training part alone."""
+    scores = decoder.scores(x, y, x_valid, y_valid)
+    return decoder.fit(x, y, max(scores, key=scores.__getitem__))
 
 
 def make_movie(length: int = 60) -> np.ndarray:
@@ -99,16 +114,16 @@ def test_scaler_leaves_constants_at_zero() -> None:
 @pytest.mark.parametrize("index", range(5))
 def test_frame_number_baselines_decode_smooth_responses(index: int) -> None:
     *fitted, x_test, y_test = make_parts()
-    baseline = frame_number_baselines(num_frames=60, tolerance=3)[index].fit(*fitted)
+    baseline = fit_by(frame_number_baselines(num_frames=60, tolerance=3)[index], *fitted)
     assert (np.abs(baseline.predict(x_test) - y_test) <= 3).mean() > 0.8
-    assert baseline.chosen
+    assert baseline.settings
 
 
 @pytest.mark.parametrize("index", range(5))
 def test_shuffled_frame_numbers_are_at_chance(index: int) -> None:
     x, y, x_valid, y_valid, x_test, y_test = make_parts()
     shuffled = np.random.default_rng(2).permutation(y)
-    baseline = frame_number_baselines(num_frames=60, tolerance=3)[index].fit(x, shuffled, x_valid, y_valid)
+    baseline = fit_by(frame_number_baselines(num_frames=60, tolerance=3)[index], x, shuffled, x_valid, y_valid)
     assert (np.abs(baseline.predict(x_test) - y_test) <= 3).mean() < 0.35  # chance 0.11
 
 
@@ -116,14 +131,14 @@ def test_shuffled_frame_numbers_are_at_chance(index: int) -> None:
 def test_unseen_frames_are_never_decoded(decoder: type[KNNFrameNumber]) -> None:
     x, y, *rest, x_test, _ = make_parts()
     keep = (y < 20) | (y >= 30)
-    predicted = decoder(num_frames=60, tolerance=3).fit(x[keep], y[keep], *rest).predict(x_test)
+    predicted = fit_by(decoder(num_frames=60, tolerance=3), x[keep], y[keep], *rest).predict(x_test)
     assert not ((predicted >= 20) & (predicted < 30)).any()
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_posteriors_are_distributions(decoder: type[KNNFrameNumber]) -> None:
     *fitted, x_test, _ = make_parts()
-    mass = decoder(num_frames=60, tolerance=3).fit(*fitted).posterior(x_test)
+    mass = fit_by(decoder(num_frames=60, tolerance=3), *fitted)._mass(x_test)
     assert mass.min() >= 0
     np.testing.assert_allclose(mass.sum(axis=1), 1)
 
@@ -133,8 +148,8 @@ def test_nearest_neighbour_equals_scikit_learn(metric: str, monkeypatch: pytest.
     x, y, *_, x_test, _ = make_parts()
     monkeypatch.setattr(KNNFrameNumber, "metrics", (metric,))
     monkeypatch.setattr(KNNFrameNumber, "neighbours", (1,))
-    found = KNNFrameNumber(num_frames=60, tolerance=0).fit(x, y, x, y)
-    scaled = FeatureScaler.fit(x) if found.chosen["transform"] == "zscore" else np.asarray
+    found = fit_by(KNNFrameNumber(num_frames=60, tolerance=0), x, y, x, y)
+    scaled = FeatureScaler.fit(x) if found.settings["transform"] == "zscore" else np.asarray
     expected = KNeighborsClassifier(n_neighbors=1, metric=metric, algorithm="brute").fit(scaled(x), y)
     np.testing.assert_array_equal(found.predict(x_test), expected.predict(scaled(x_test)))
 
@@ -147,7 +162,7 @@ def test_discriminants_equal_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> No
     # Many windows per class, so that the covariance needs no shrinkage.
     x, y = np.tile(x, (20, 1)), np.tile(y, 20)
     x = x + np.random.default_rng(0).normal(size=x.shape)
-    found = ShrunkLDAFrameNumber(num_frames=8, tolerance=0).fit(x, y, x_valid, y_valid)
+    found = fit_by(ShrunkLDAFrameNumber(num_frames=8, tolerance=0), x, y, x_valid, y_valid)
     expected = LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(8, 1 / 8)).fit(x, y)
     np.testing.assert_array_equal(found.predict(x_test), expected.predict(x_test))
 
@@ -170,8 +185,8 @@ def test_cosines_equal_a_metric_by_hand(monkeypatch: pytest.MonkeyPatch) -> None
     for name, value in (("smoothing_frames", (4.0,)), ("temperatures", (0.04,))):
         monkeypatch.setattr(CosineLDAFrameNumber, name, value)
     monkeypatch.setattr(WhitenedKNNFrameNumber, "neighbours", (1,))
-    monkeypatch.setattr("poyo_ssl.evaluation.frame_number.SHRINKAGES", (0.4,))
-    monkeypatch.setattr("poyo_ssl.evaluation.frame_number.candidate_transforms", lambda _: {"none": np.asarray})
+    monkeypatch.setattr("poyo_ssl.evaluation.frame_number.WhitenedFrameNumber.shrinkages", (0.4,))
+    monkeypatch.setattr("poyo_ssl.evaluation.frame_number.transform_names", lambda _: ("none",))
     residual = x - Responses.of(x, y, 60).means(8.0)[y]
     covariance = residual.T @ residual / len(x)
     diagonal = np.diag(np.diag(covariance) + 0.05 * np.diag(covariance).mean())
@@ -185,9 +200,9 @@ def test_cosines_equal_a_metric_by_hand(monkeypatch: pytest.MonkeyPatch) -> None
     length = np.sqrt(np.einsum("nf,fg,ng->n", centred, inverse, centred))
     means = Responses.of(centred / length[:, None], y, 60).means(4.0)
     expected = np.exp(cosines(test, means) / 0.04)
-    found = CosineLDAFrameNumber(num_frames=60, tolerance=0).fit(x, y, x, y).posterior(x_test)
+    found = fit_by(CosineLDAFrameNumber(num_frames=60, tolerance=0), x, y, x, y)._mass(x_test)
     np.testing.assert_allclose(found, expected / expected.sum(axis=1, keepdims=True), rtol=1e-6, atol=1e-12)
-    nearest = WhitenedKNNFrameNumber(num_frames=60, tolerance=0).fit(x, y, x, y).predict(x_test)
+    nearest = fit_by(WhitenedKNNFrameNumber(num_frames=60, tolerance=0), x, y, x, y).predict(x_test)
     np.testing.assert_array_equal(nearest, y[cosines(test, centred).argmax(axis=1)])
 
 
@@ -200,7 +215,7 @@ def test_cosine_is_blind_to_a_gain_that_misleads_discriminants() -> None:
     x = tuning[y] + 0.2 * rng.normal(size=(len(y), 40))
     quiet = 0.25 * tuning + 0.02 * rng.normal(size=(20, 40))
     correct = {
-        decoder.name: (decoder(num_frames=20, tolerance=0).fit(x, y, x, y).predict(quiet) == np.arange(20)).mean()
+        decoder.name: (fit_by(decoder(num_frames=20, tolerance=0), x, y, x, y).predict(quiet) == np.arange(20)).mean()
         for decoder in (ShrunkLDAFrameNumber, CosineLDAFrameNumber)
     }
     assert correct["cosine_lda"] == 1.0
@@ -212,9 +227,11 @@ def test_compressed_features_equal_the_formula() -> None:
     robust = (x - np.median(x, axis=0)) / median_abs_deviation(x, axis=0, scale="normal")
     expected = np.arcsinh(robust)
     expected = (expected - expected.mean(axis=0)) / expected.std(axis=0)
-    transforms = candidate_transforms(x)
-    np.testing.assert_allclose(transforms["asinh"](x), expected)
-    assert "asinh" not in candidate_transforms(np.abs(x))
+    np.testing.assert_allclose(fit_transform("asinh", x)(x), expected)
+    assert transform_names(x) == ("zscore", "none", "asinh")
+    assert transform_names(np.abs(x)) == ("zscore", "sqrt")
+    robust = FeatureScaler.fit_robust(np.array([[-1.0], [0.0], [1.0], [2.0], [900.0]]))
+    np.testing.assert_allclose(robust(np.array([[1 + 1.4826]])), 1, atol=1e-4)
 
 
 def test_smooth_means_equals_direct_sum() -> None:
@@ -250,17 +267,17 @@ def test_gratings_baselines_decode_and_need_labels(index: int) -> None:
     rng = np.random.default_rng(3)
     tuning, y, y_valid, y_test = rng.normal(size=(8, 40)), *(np.tile(np.arange(8), n) for n in (7, 2, 4))
     x, x_valid, x_test = (tuning[part] + rng.normal(size=(len(part), 40)) for part in (y, y_valid, y_test))
-    found = gratings_baselines(num_classes=8)[index].fit(x, y, x_valid, y_valid)
+    found = fit_by(gratings_baselines(num_classes=8)[index], x, y, x_valid, y_valid)
     assert (found.predict(x_test) == y_test).mean() >= 0.75
     x_many, y_many = rng.normal(size=(200, 40)), rng.integers(0, 8, 200)
-    chance = gratings_baselines(num_classes=8)[index].fit(x, rng.permutation(y), x_valid, y_valid)
+    chance = fit_by(gratings_baselines(num_classes=8)[index], x, rng.permutation(y), x_valid, y_valid)
     assert (chance.predict(x_many) == y_many).mean() < 0.3
 
 
 def test_majority_class_is_that_of_the_training_part() -> None:
     baseline = gratings_baselines(num_classes=8)[0]
     x = np.zeros((4, 2))
-    baseline.fit(x, np.array([3, 3, 1, 0]), x, np.array([1, 1, 1, 1]))
+    fit_by(baseline, x, np.array([3, 3, 1, 0]), x, np.array([1, 1, 1, 1]))
     np.testing.assert_array_equal(baseline.predict(x[:2]), [3, 3])
 
 
@@ -270,12 +287,12 @@ def test_constant_frames_by_hand() -> None:
     y = y % 30
     mean = movie[:30].sum(axis=0, dtype=float) / 30
     np.testing.assert_allclose(mean_training_frame(movie, y), mean)
-    np.testing.assert_array_equal(MeanFrame(movie).fit(x, y, x_valid, y_valid).predict(x_test)[7], np.rint(mean))
-    grey = GreyFrame(movie).fit(x, y, x_valid, y_valid).predict(x_test)
+    np.testing.assert_array_equal(MeanFrame(movie).fit(x, y, ()).predict(x_test)[7], np.rint(mean))
+    grey = GreyFrame(movie).fit(x, y, ()).predict(x_test)
     np.testing.assert_array_equal(grey, np.full((len(x_test), *movie.shape[1:]), np.rint(mean.mean())))
-    median = PixelMedian(movie).fit(x, y, x_valid, y_valid).predict(x_test)[0]
+    median = PixelMedian(movie).fit(x, y, ()).predict(x_test)[0]
     np.testing.assert_array_equal(median, np.rint(np.median(movie[:30], axis=0)))
-    blurred = BlurredMean(movie).fit(x, y, x_valid, y_valid)
+    blurred = fit_by(BlurredMean(movie), x, y, x_valid, y_valid)
     assert blurred.predict(x_test).std(axis=0).max() == 0
     assert blurred.predict(x_test)[0].std() < mean.std()
 
@@ -287,7 +304,7 @@ def test_lookup_returns_training_frames_and_beats_the_mean() -> None:
     stored = {frame.tobytes() for frame in movie[np.unique(y[keep])]}
     mean_error = ((movie[y_test] - mean_training_frame(movie, y[keep])) ** 2).mean()
     for decoder in (KNNFrameNumber, NaiveBayesFrameNumber, ShrunkLDAFrameNumber):
-        lookup = FrameLookup(movie, decoder=decoder, tolerance=3).fit(x[keep], y[keep], x_valid, y_valid)
+        lookup = fit_by(FrameLookup(movie, decoder=decoder, tolerance=3), x[keep], y[keep], x_valid, y_valid)
         frames = lookup.predict(x_test)
         assert {frame.tobytes() for frame in frames} <= stored
         assert ((movie[y_test].astype(float) - frames) ** 2).mean() < mean_error
@@ -309,7 +326,7 @@ def test_ridge_equals_scikit_learn(units: int, monkeypatch: pytest.MonkeyPatch) 
     x, y, x_valid, y_valid, x_test, _ = make_parts(units=units)
     monkeypatch.setattr(RidgeFrames, "penalties", (3.0,))
     monkeypatch.setattr(RidgeFrames, "num_components", (60,))
-    found = RidgeFrames(movie).fit(x, y, x_valid, y_valid).predict(x_test)
+    found = fit_by(RidgeFrames(movie), x, y, x_valid, y_valid).predict(x_test)
     scaler = FeatureScaler.fit(x)
     singular = np.linalg.svd(scaler(x), compute_uv=False)
     penalty = 3.0 * float((singular[singular > 1e-5 * singular[0]] ** 2).mean())
@@ -321,12 +338,12 @@ def test_ridge_equals_scikit_learn(units: int, monkeypatch: pytest.MonkeyPatch) 
 def test_ridge_composes_unseen_frames_better_than_any_lookup_of_noise() -> None:
     movie = make_movie()
     x, y, x_valid, y_valid, x_test, y_test = make_parts(noise=0.2)
-    found = RidgeFrames(movie).fit(x, y, x_valid, y_valid)
+    found = fit_by(RidgeFrames(movie), x, y, x_valid, y_valid)
     error = ((found.predict(x_test).astype(float) - movie[y_test]) ** 2).mean()
     assert error < 0.3 * ((movie[y_test] - movie.mean(axis=0)) ** 2).mean()
     # No signal: all it can do is the mean.
     x, y, x_valid, y_valid, x_test, y_test = make_parts(signal=0.0)
-    blind = RidgeFrames(movie).fit(x, y, x_valid, y_valid).predict(x_test)
+    blind = fit_by(RidgeFrames(movie), x, y, x_valid, y_valid).predict(x_test)
     error = ((blind.astype(float) - movie[y_test]) ** 2).mean()
     assert error < 1.1 * ((movie[y_test] - movie.mean(axis=0)) ** 2).mean()
 
@@ -340,7 +357,7 @@ def test_frames_of_the_test_part_have_no_influence(index: int) -> None:
     fitted = (x[train], y[train], x_valid[valid], y_valid[valid])
     planted = movie.copy()
     planted[20:30] = 255 - planted[20:30]
-    first, second = (frame_baselines(m, tolerance=3)[index].fit(*fitted).predict(x_test) for m in (movie, planted))
+    first, second = (fit_by(frame_baselines(m, tolerance=3)[index], *fitted).predict(x_test) for m in (movie, planted))
     np.testing.assert_array_equal(first, second)
     assert first.shape == (60, 16, 20)
     assert first.dtype == np.uint8
@@ -351,38 +368,69 @@ def test_constant_features_and_one_frame_break_nothing(units: int) -> None:
     movie = make_movie(2)
     x, y = np.zeros((6, units)), np.zeros(6, dtype=np.int64)
     for baseline in (*frame_baselines(movie, tolerance=1), *frame_number_baselines(num_frames=2, tolerance=1)):
-        predicted = baseline.fit(x, y, x, y).predict(x)
+        predicted = fit_by(baseline, x, y, x, y).predict(x)
         assert len(predicted) == 6
         if baseline.name not in ("blurred_mean", "grey_frame"):
             np.testing.assert_array_equal(predicted[0], movie[0] if predicted.ndim == 3 else 0)
 
 
-def bad_parts() -> dict[str, tuple[tuple[Any, ...], type[Exception], str]]:
+def bad_features() -> dict[str, tuple[np.ndarray, np.ndarray, type[Exception], str]]:
     x, y = np.zeros((3, 2)), np.array([0, 1, 1])
     nan = x.copy()
     nan[1, 1] = np.nan
     return {
-        "empty": ((x, y, x[:0], y[:0]), SplitError, "no windows in the validation part"),
-        "shape": ((x, y, x[:, :1], y), ConfigError, r"validation features of shape \(3, 1\)"),
-        "NaN": ((x, y, nan, y), ConfigError, "validation window 1"),
-        "class": ((x, y + 1, x, y), ConfigError, "target 2 of training window 1"),
-        "fraction": ((x, y + 0.5, x, y), ConfigError, "target 0.5 of training window 0"),
+        "empty": (x[:0], y[:0], SplitError, "no windows to fit a baseline on"),
+        "shape": (x[:2], y, ConfigError, r"features of shape \(2, 2\) for 3 targets"),
+        "NaN": (nan, y, ConfigError, "feature in window 1"),
+        "class": (x, y + 1, ConfigError, r"target 2 of window 1 \(allowed: 0 to 1\)"),
+        "fraction": (x, y + 0.5, ConfigError, "target 0.5 of window 0"),
     }
 
 
-@pytest.mark.parametrize(("parts", "error", "text"), bad_parts().values(), ids=bad_parts())
-def test_bad_input_is_named(parts: tuple[Any, ...], error: type[Exception], text: str) -> None:
-    movie = make_movie(2)
+@pytest.mark.parametrize(("x", "y", "error", "text"), bad_features().values(), ids=bad_features())
+def test_bad_input_is_named(x: np.ndarray, y: np.ndarray, error: type[Exception], text: str) -> None:
     baselines = (
         *gratings_baselines(num_classes=2),
         *frame_number_baselines(num_frames=2, tolerance=1),
-        *frame_baselines(movie, tolerance=1),
+        *frame_baselines(make_movie(2), tolerance=1),
     )
     for baseline in baselines:
         with pytest.raises(error, match=text):
-            baseline.fit(*parts)
+            fit_chosen(baseline, x, y, [(np.arange(2), np.arange(2, 3))])
 
 
-def test_movie_frames_must_be_uint8() -> None:
-    with pytest.raises(ConfigError, match="float64"):
-        MeanFrame(np.zeros((2, 4, 4)))
+def test_folds_hold_out_whole_repeats_stratified_trials_or_the_validation_clip() -> None:
+    repeat, frame = np.repeat(np.arange(7), 50), np.tile(np.arange(50), 7)
+    validates = repeat == 6
+    held = [np.unique(repeat[rows]).tolist() for _, rows in make_folds(frame, repeat, validates, unseen=False)]
+    assert held == [[0, 1, 2], [3, 4], [5, 6]]
+    [(fitted, clip)] = make_folds(frame, repeat, validates, unseen=True)
+    np.testing.assert_array_equal(repeat[clip], 6)
+    np.testing.assert_array_equal(fitted, np.flatnonzero(~validates))
+    direction, none = np.repeat(np.arange(4), 10), np.full(40, -1)
+    trials = make_folds(direction, none, np.arange(40) > 34, unseen=False)
+    assert [np.bincount(direction[rows]).tolist() for _, rows in trials] == [[2, 2, 2, 2]] * 5
+    for fitted, rows in trials:
+        np.testing.assert_array_equal(np.sort(np.append(fitted, rows)), np.arange(40))
+    # A class of one trial cannot be in every fold: the validation part is held out.
+    [(_, rows)] = make_folds(np.array([0, 0, 1]), none[:3], np.array([False, True, False]), unseen=False)
+    assert rows.tolist() == [1]
+
+
+class Counting(Decoder):
+    """Scores the share of ones in its first feature, by candidate; knows nothing."""
+
+    name, num_targets = "counting", 2
+
+    def scores(self, x, y, x_held, y_held):  # type: ignore[no-untyped-def]
+        return {(("weight", 1),): float(x_held[:, 0].sum()), (("weight", 2),): float(x_held[:, 0].sum())}
+
+
+def test_the_best_input_by_all_folds_is_chosen_and_the_first_of_equals() -> None:
+    y = np.array([0, 1, 0, 1])
+    folds = [(np.arange(2, 4), np.arange(2)), (np.arange(2), np.arange(2, 4))]
+    inputs = {
+        name: np.array(ones, float)[:, None]
+        for name, ones in {"a": [1, 1, 0, 0], "b": [1, 0, 1, 1], "c": [0, 1, 1, 1]}.items()
+    }
+    assert choose(Counting(), inputs, y, folds) == ("b", (("weight", 1),), 3.0)

@@ -6,9 +6,10 @@ from functools import partial
 
 import numpy as np
 import pytest
+from test_baselines import fit_by
 
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation.baselines import CebraEmbedding, cebra_decoder, load_cebra, split_baselines
+from poyo_ssl.evaluation.baselines import CebraEmbedding, cebra_decoder, load_cebra, make_arms
 
 needs_cebra = pytest.mark.skipif(importlib.util.find_spec("cebra") is None, reason="cebra is not installed")
 short = partial(cebra_decoder, iterations=30)
@@ -36,21 +37,22 @@ def test_classes_are_decoded_from_the_embedding():
         return np.eye(8, 20)[y] * 2 + rng.normal(0, 0.5, (len(y), 20)), y
 
     x, y, x_valid, y_valid, x_test, y_test = splits(make)
-    decoder = short("gratings", num_classes=8).fit(x, y, x_valid, y_valid)
+    decoder = fit_by(short("gratings", num_classes=8), x, y, x_valid, y_valid)
     assert (decoder.predict(x_test) == y_test).mean() > 0.8
-    assert set(decoder.chosen) == {"embedding_transform", "dim", "hyper_parameter"}
+    settings = {name for name, _ in next(iter(decoder.scores(x, y, x_valid, y_valid)))}
+    assert settings == {"embedding_transform", "dim", "hyper_parameter"}
     assert decoder.name == "cebra_knn"
 
 
 @needs_cebra
 def test_frame_numbers_and_frames_are_decoded_from_the_embedding():
     x, y, x_valid, y_valid, x_test, y_test = splits(partial(movie_features, 30))
-    decoder = short("frame_number", num_classes=30, tolerance=2).fit(x, y, x_valid, y_valid)
+    decoder = fit_by(short("frame_number", num_classes=30, tolerance=2), x, y, x_valid, y_valid)
     assert (np.abs(decoder.predict(x_test) - y_test) <= 2).mean() > 0.8
     # A bright bar that moves on with the frame number.
     frames = np.full((30, 8, 16), 40, np.uint8)
     frames[np.arange(30), :, np.arange(30) // 2] = 250
-    decoder = short("frames", frames=frames, tolerance=2).fit(x, y, x_valid, y_valid)
+    decoder = fit_by(short("frames", frames=frames, tolerance=2), x, y, x_valid, y_valid)
     found = decoder.predict(x_test)
     assert found.shape == (30, 8, 16)
     assert found.dtype == np.uint8
@@ -84,7 +86,5 @@ def test_it_stands_among_the_baselines(make_recording):
     from test_split_baselines import gratings_parts
 
     train = gratings_parts(make_recording(num_units=8))[0]
-    names = [
-        b.name for b in split_baselines("gratings", train, which="with_cebra", num_classes=8) if b.kind == "baseline"
-    ]
+    names = [b.name for b in make_arms("gratings", train, which="with_cebra", num_classes=8) if b.kind == "baseline"]
     assert names[-1] == "cebra_knn"

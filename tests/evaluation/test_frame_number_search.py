@@ -11,10 +11,11 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 from scipy.special import softmax
-from test_baselines import make_parts
+from test_baselines import fit_by, make_parts
 
 from poyo_ssl.data.responses import Responses
-from poyo_ssl.evaluation import features, frame_number
+from poyo_ssl.evaluation import baselines, features, frame_number
+from poyo_ssl.evaluation.baselines import make_folds
 from poyo_ssl.evaluation.features import in_blocks
 from poyo_ssl.evaluation.frame_number import (
     CosineLDAFrameNumber,
@@ -23,12 +24,19 @@ from poyo_ssl.evaluation.frame_number import (
     NaiveBayesFrameNumber,
     ShrunkLDAFrameNumber,
     WhitenedKNNFrameNumber,
-    candidate_transforms,
+    fit_transform,
     nearest_rows,
+    transform_names,
     within_tolerance,
 )
 
 LENGTH, TOLERANCE = 60, 4
+
+
+def candidate_transforms(x: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    return {name: fit_transform(name, x) for name in transform_names(x)}
+
+
 Posteriors = Iterator[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]]
 
 
@@ -188,26 +196,18 @@ def test_choice_and_answers_equal_the_plain_search(
             if value > best:
                 best, chosen = value, {**settings, "half_width": half_width}
                 answers = plain_decision(posterior(x_test), half_width)
-    found = decoder(num_frames=LENGTH, tolerance=TOLERANCE).fit(x, y, x_valid, y_valid)
-    assert found.chosen == chosen
+    found = fit_by(decoder(num_frames=LENGTH, tolerance=TOLERANCE), x, y, x_valid, y_valid)
+    assert found.settings == chosen
     np.testing.assert_array_equal(found.predict(x_test), answers)
 
 
-@pytest.mark.parametrize(
-    "decoder",
-    [KNNFrameNumber, NaiveBayesFrameNumber, ShrunkLDAFrameNumber, WhitenedKNNFrameNumber, CosineLDAFrameNumber],
-)
-def test_of_many_validation_windows_evenly_spaced_ones_choose(
-    decoder: type[FrameNumberBaseline], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, y, x_valid, y_valid, x_test, _ = make_parts(length=LENGTH, units=12, noise=0.9)
-    every_third = decoder(num_frames=LENGTH, tolerance=TOLERANCE).fit(x, y, x_valid[::3], y_valid[::3])
-    monkeypatch.setattr(frame_number, "SEARCH_WINDOWS", len(y_valid) // 3)
-    thinned = decoder(num_frames=LENGTH, tolerance=TOLERANCE)
-    # Windows that do not choose may hold anything.
-    x_valid = np.where(np.arange(len(x_valid))[:, None] % 3 == 0, x_valid, 1e6)
-    assert thinned.fit(x, y, x_valid, y_valid).chosen == every_third.chosen
-    np.testing.assert_array_equal(thinned.predict(x_test), every_third.predict(x_test))
+def test_of_many_held_out_windows_evenly_spaced_ones_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "SEARCH_WINDOWS", 100)
+    repeat, frame = np.repeat(np.arange(6), LENGTH), np.tile(np.arange(LENGTH), 6)
+    for number, (fitted, held) in enumerate(make_folds(frame, repeat, repeat == 5, unseen=False)):
+        out = np.flatnonzero(repeat // 2 == number)
+        np.testing.assert_array_equal(held, out[::3])
+        np.testing.assert_array_equal(fitted, np.setdiff1d(np.arange(len(repeat)), out))
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -242,9 +242,9 @@ def test_an_offset_of_all_features_changes_no_answer() -> None:
     x, y, x_valid, y_valid, x_test, _ = make_parts(length=LENGTH, units=12, noise=0.9)
     for decoder in (NaiveBayesFrameNumber, ShrunkLDAFrameNumber):
         answers = [
-            decoder(num_frames=LENGTH, tolerance=TOLERANCE)
-            .fit(x + shift - 10, y, x_valid + shift - 10, y_valid)
-            .predict(x_test + shift - 10)
+            fit_by(
+                decoder(num_frames=LENGTH, tolerance=TOLERANCE), x + shift - 10, y, x_valid + shift - 10, y_valid
+            ).predict(x_test + shift - 10)
             for shift in (0.0, -4096.0)
         ]
         np.testing.assert_array_equal(*answers)

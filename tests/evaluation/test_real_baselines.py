@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_baselines import fit_by
 
 from poyo_ssl.evaluation.baselines import frame_number_baselines, gratings_baselines
 from poyo_ssl.evaluation.features import bin_features
@@ -35,7 +36,7 @@ def test_movie_frame_numbers_from_real_events() -> None:
 
     train, valid, (x_test, y_test) = part(*range(6)), part(6), part(7)
     within = {
-        b.name: float((np.abs(b.fit(*train, *valid).predict(x_test) - y_test) <= 30).mean())
+        b.name: float((np.abs(fit_by(b, *train, *valid).predict(x_test) - y_test) <= 30).mean())
         for b in frame_number_baselines(num_frames=900, tolerance=30)
     }
     assert within["knn"] > 0.70
@@ -56,7 +57,7 @@ def test_gratings_of_73_cells() -> None:
         test, valid = repeat == held_out, repeat == (held_out + 1) % 6
         train = ~(test | valid)
         for b in gratings_baselines(num_classes=12):
-            found = b.fit(x[train], direction[train], x[valid], direction[valid]).predict(x[test])
+            found = fit_by(b, x[train], direction[train], x[valid], direction[valid]).predict(x[test])
             correct.setdefault(b.name, []).append(float((found == direction[test]).mean()))
     accuracy = {name: np.mean(values) for name, values in correct.items()}
     assert accuracy["shrunk_lda"] > 0.5

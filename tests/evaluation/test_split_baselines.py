@@ -4,15 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.preprocessing import StandardScaler
 
 from poyo_ssl.config import SplitConfig
 from poyo_ssl.data.recording import open_recordings
 from poyo_ssl.data.splits import split_gratings, split_movie
-from poyo_ssl.data.windows import WindowTable, movie_windows, trial_windows
+from poyo_ssl.data.units import fit_normalisation
+from poyo_ssl.data.windows import Normalisation, WindowTable, movie_windows, trial_windows
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.evaluation import features
-from poyo_ssl.evaluation.baselines import shift_activity, shift_windows, split_baselines
-from poyo_ssl.evaluation.features import Part
+from poyo_ssl.evaluation.baselines import KnownWindows, make_arms, shift_activity, shift_windows
+from poyo_ssl.evaluation.features import Activity, RecordingWindows, activity_inputs
 from poyo_ssl.evaluation.frame_number import ShrunkLDAFrameNumber
 
 MOVIE, NUM_FRAMES = "natural_movie_one", 60
@@ -24,7 +27,7 @@ def movie_parts(recording, names=("train", "valid", "test_repeat")):
         name: movie_windows(recording, 0, table, split, name, num_frames=6, lag_s=0.0, targets=table.columns["frame"])
         for name in names
     }
-    return [Part.of(recording, np.arange(recording.num_units), made[name], 0) for name in names]
+    return [RecordingWindows.of(recording, np.arange(recording.num_units), made[name], 0) for name in names]
 
 
 def gratings_parts(recording, names=("train", "valid", "test_gratings")):
@@ -34,7 +37,7 @@ def gratings_parts(recording, names=("train", "valid", "test_gratings")):
         trial_windows(recording, 0, split, name, num_frames=57, lag_s=0.0, dilation_s=0.0, targets=targets)
         for name in names
     ]
-    return [Part.of(recording, np.arange(recording.num_units), table, 0) for table in made]
+    return [RecordingWindows.of(recording, np.arange(recording.num_units), table, 0) for table in made]
 
 
 @pytest.fixture
@@ -51,9 +54,10 @@ def seeing(make_recording):
 
 def scores_of(task, made, correct, **settings):
     train, valid, test = made
+    known = KnownWindows.of(train, valid)
     found = {}
-    for baseline in split_baselines(task, train, **settings):
-        prediction = baseline.fit(train, valid).predict(test)
+    for baseline in make_arms(task, train, **settings):
+        prediction = baseline.fit(known).predict(test)
         found[baseline.name] = (baseline.kind, float(correct(prediction, test.target).mean()))
     return found
 
@@ -74,16 +78,85 @@ def test_shuffled_neurons_share_the_fit_of_the_intact_decoder(seeing, monkeypatc
     fitted_on = []
     fit = ShrunkLDAFrameNumber.fit
     monkeypatch.setattr(ShrunkLDAFrameNumber, "fit", lambda self, *a: fitted_on.append(len(a[1])) or fit(self, *a))
-    made = {b.name: b for b in split_baselines("frame_number", train, num_classes=NUM_FRAMES, tolerance=3)}
-    alone = made["shuffled neurons"].fit(train, valid).predict(test)
-    made["shuffled neurons"].fit(train, valid)
-    assert fitted_on == [len(train)]
-    intact = made["shrunk_lda"].fit(train, valid).predict(test)
-    np.testing.assert_array_equal(made["shuffled neurons"].fit(train, valid).predict(test), alone)
+    made = {b.name: b for b in make_arms("frame_number", train, num_classes=NUM_FRAMES, tolerance=3)}
+    known, size = KnownWindows.of(train, valid), len(train) + len(valid)
+    alone = made["shuffled neurons"].fit(known).predict(test)
+    made["shuffled neurons"].fit(known)
+    assert fitted_on.count(size) == 1
+    intact = made["shrunk_lda"].fit(known).predict(test)
+    np.testing.assert_array_equal(made["shuffled neurons"].fit(known).predict(test), alone)
     assert not np.array_equal(intact, alone)
-    assert fitted_on == [len(train)] * 2
-    made["shuffled neurons"].fit(valid, train)
-    assert fitted_on[2:] == [len(valid)]
+    assert fitted_on.count(size) == 2
+    made["shuffled neurons"].fit(KnownWindows.of(valid, train))
+    assert fitted_on.count(size) == 3
+
+
+@pytest.mark.parametrize("num_bins", [1, 19])
+def test_lda_on_the_models_input_equals_scikit_learn_by_hand(make_recording, num_bins):
+    recording = make_recording(num_units=24, grating_repeats=10)
+    train, valid, test = gratings_parts(recording)
+    columns, domain = train.columns, np.array([[5.0, 180.0]])
+    fitted = fit_normalisation(recording, columns, domain, method="robust_asinh")
+    inputs = {"it": Activity(num_bins, "robust_asinh", fitted)}
+    lda = next(arm for arm in make_arms("gratings", train, inputs=inputs, num_classes=8) if arm.name == "shrunk_lda")
+    known = KnownWindows.of(train, valid)
+    lda.fit(known)
+
+    inside = (recording.timestamps >= 5) & (recording.timestamps < 180)
+    middle = np.median(recording.dff[inside], axis=0)
+    deviation = 1.4826 * np.median(np.abs(recording.dff[inside] - middle), axis=0)
+    squeezed = np.arcsinh((recording.dff - middle) / deviation)
+    values = (squeezed - squeezed[inside].mean(axis=0)) / squeezed[inside].std(axis=0)
+
+    def by_hand(table):
+        windows = np.stack([values[first : first + 57] for first in table.first_low])
+        return windows.reshape(len(table), num_bins, 57 // num_bins, 24).mean(axis=2).reshape(len(table), -1)
+
+    shrinkage = {"Ledoit-Wolf": "auto", "shrinkage 0.5": 0.5, "shrinkage 0.9": 0.9}[
+        dict(lda.settings)["hyper_parameter"]
+    ]
+
+    def decode(rows, table):
+        x = by_hand(known.windows.table)[rows]
+        scaler = StandardScaler().fit(x)
+        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage)
+        model.fit(scaler.transform(x), known.windows.target[rows])
+        return model.predict(scaler.transform(by_hand(table)))
+
+    everything = np.arange(len(train) + len(valid))
+    np.testing.assert_array_equal(lda.predict(test), decode(everything, test.table))
+    answers = [decode(rows, known.windows.table.select(held)) for rows, held in known.folds]
+    np.testing.assert_array_equal(lda.held_out, np.concatenate(answers))
+
+
+def test_every_baseline_takes_the_input_that_decodes_best(make_recording):
+    """Rare transients of a hundredfold size drown raw dF/F; the models' compressed input keeps the direction."""
+    recording = make_recording(num_units=24, grating_repeats=15)
+    rng = np.random.default_rng(1)
+    dff = recording.dff + 200 * (rng.random(recording.dff.shape) < 0.01).astype(np.float32)
+    recording = replace(recording, dff=dff)
+    train, valid, test = gratings_parts(recording)
+    fitted = fit_normalisation(recording, train.columns, np.array([[5.0, 180.0]]), method="robust_asinh")
+    inputs = activity_inputs(57, 24, {("robust_asinh", 19): fitted})
+    assert list(inputs) == ["robust_asinh dF/F in 1 bin", "robust_asinh dF/F in 3 bins", "raw dF/F in 3 bins"]
+    known = KnownWindows.of(train, valid)
+    for arm in make_arms("gratings", train, inputs=inputs, num_classes=8)[:5]:
+        chosen = arm.fit(known).predict(test)
+        assert arm.input == "robust_asinh dF/F in 1 bin"  # the simplest for the majority, the best for others
+        if arm.name == "shrunk_lda":
+            raw = make_arms("gratings", train, num_classes=8)[2].fit(known).predict(test)
+            assert (chosen == test.target).mean() > (raw == test.target).mean() + 0.2
+
+
+def test_inputs_of_many_neurons_have_fewer_bins():
+    one = Normalisation.identity(500, compress=True)
+    assert list(activity_inputs(30, 500, {("robust_asinh", 1): one, ("raw", 10): one})) == [
+        "robust_asinh dF/F in 1 bin",
+        "raw dF/F in 1 bin",
+        "robust_asinh dF/F in 3 bins",
+        "raw dF/F in 3 bins",
+    ]
+    assert [own.num_bins for own in activity_inputs(30, 50, {("robust_asinh", 1): one}).values()] == [1, 3, 20]
 
 
 def test_directions_are_decoded_from_activity_alone(make_recording):
@@ -98,16 +171,16 @@ def test_directions_are_decoded_from_activity_alone(make_recording):
 def test_frames_have_an_oracle(seeing):
     frames = np.random.default_rng(1).integers(0, 256, (NUM_FRAMES, 12, 12), dtype=np.uint8)
     train, valid, test = movie_parts(seeing)
-    made = {b.name: b for b in split_baselines("frames", train, frames=frames, tolerance=3)}
+    made = {b.name: b for b in make_arms("frames", train, frames=frames, tolerance=3)}
     assert {"mean_frame", "pixel_median", "blurred_mean", "ridge", "knn_lookup"} < set(made)
-    oracle = made["nearest training frame"].fit(train, valid)
+    oracle = made["nearest training frame"].fit(KnownWindows.of(train, valid))
     np.testing.assert_array_equal(oracle.predict(test), frames[test.target])
     assert oracle.kind == "ceiling"
 
 
 def test_shifting_keeps_windows_within_their_repeat_and_moves_each(seeing):
     train, _, _ = movie_parts(seeing)
-    shifted = shift_activity(train, np.random.default_rng(0))
+    shifted = shift_activity(train, 0)
     np.testing.assert_array_equal(shifted.target, train.target)
     moves = set()
     for repeat in np.unique(train.table.repeat):
@@ -145,20 +218,20 @@ def test_true_rates_are_a_ceiling_of_the_observatory_only(tiny, make_recording):
     expected = truth["mean_rate_hz"][columns] * modulation
     np.testing.assert_allclose(rates[at], expected, rtol=1e-5)
     train = gratings_parts(recording)[0]
-    assert "true rates" in {b.name for b in split_baselines("gratings", train, num_classes=8)}
-    assert "running speed" in {b.name for b in split_baselines("gratings", train, num_classes=8)}
+    assert "true rates" in {b.name for b in make_arms("gratings", train, num_classes=8)}
+    assert "running speed" in {b.name for b in make_arms("gratings", train, num_classes=8)}
     with pytest.raises(RecordingError, match="no true rates"):
         features.driven_rates(make_recording(num_units=2), columns[:1])
 
 
 def test_core_and_none_leave_the_controls_out_and_core_keeps_ceilings(make_recording):
     train = gratings_parts(make_recording(num_units=8))[0]
-    core = split_baselines("gratings", train, which="core", num_classes=8)
+    core = make_arms("gratings", train, which="core", num_classes=8)
     assert [b.name for b in core] == ["majority", "naive_bayes", "shrunk_lda"]
-    assert split_baselines("gratings", train, which="none", num_classes=8) == []
+    assert make_arms("gratings", train, which="none", num_classes=8) == []
     frames = np.zeros((NUM_FRAMES, 8, 8), np.uint8)
-    core = split_baselines("frames", movie_parts(make_recording())[0], which="core", frames=frames)
+    core = make_arms("frames", movie_parts(make_recording())[0], which="core", frames=frames)
     names = ["grey_frame", "mean_frame", "knn_lookup", "ridge", "nearest training frame"]
     assert [b.name for b in core] == names
     with pytest.raises(ConfigError, match="did you mean 'gratings'"):
-        split_baselines("grating", train, num_classes=8)
+        make_arms("grating", train, num_classes=8)

@@ -1,9 +1,13 @@
 """Evaluation of runs: the same windows for every arm, rows with intervals, predictions that suffice by themselves."""
 
+import hashlib
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
+from functools import lru_cache
 from operator import attrgetter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,14 +22,17 @@ from poyo_ssl.config import (
     SplitConfig,
     WindowConfig,
 )
+from poyo_ssl.data import splits
 from poyo_ssl.data.recording import open_recordings
-from poyo_ssl.data.task import allowed_domain
+from poyo_ssl.data.task import Task, allowed_domain
+from poyo_ssl.data.windows import BatchRequest, WindowDataset
 from poyo_ssl.errors import ConfigError, PoyoError
 from poyo_ssl.evaluation.evaluate import evaluate
-from poyo_ssl.evaluation.features import Part
+from poyo_ssl.evaluation.features import Activity, RecordingWindows
 from poyo_ssl.evaluation.leaderboard import evaluate_files, read_results
 from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.selection.table import fit_selection
+from poyo_ssl.training import run_folder
 from poyo_ssl.training.predict import open_task
 from poyo_ssl.training.run_folder import TrainedRun, read_neurons
 from poyo_ssl.training.train import finetune
@@ -149,15 +156,55 @@ def test_unseen_frames_choose_their_own_epoch_and_baselines(frames_run, tmp_path
                 np.testing.assert_array_equal(intervals, parts.parts[validation])
 
 
-def test_features_are_bin_means_of_the_windows(frames_run):
-    data, columns = open_task(frames_run), read_neurons(frames_run).columns
-    table = data.windows("test_repeat")
-    recording = data.recordings[0]
-    part = Part.of(recording, columns[recording.recording_id], table, 0)
-    found = part.binned(num_bins=3)[5:]
-    start = table.first_low[np.flatnonzero(table.recording_index == 0)[5]]
+def test_features_are_bin_means_of_the_windows_and_of_the_models_input(frames_run):
+    task, neurons = open_task(frames_run), read_neurons(frames_run)
+    table = task.windows("test_repeat")
+    recording = task.recordings[0]
+    windows = RecordingWindows.of(recording, neurons.columns[recording.recording_id], table, 0)
+    rows = np.flatnonzero(table.recording_index == 0)
+    start = table.first_low[rows[5]]
     expected = recording.read_dff(start, start + 9).reshape(3, 3, -1).mean(axis=1).T.ravel()
-    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(windows.binned(num_bins=3)[5], expected, rtol=1e-6)
+    read = Activity(3, "robust_z", neurons.normalisation[recording.recording_id])(windows)
+    run = TrainedRun.open(frames_run)
+    batch = WindowDataset([recording], [run.unit_set(recording)], windows.table, bin_frames=3)[BatchRequest(rows[:7])]
+    np.testing.assert_allclose(read[:7].reshape(7, -1, 3).transpose(0, 2, 1), batch.dff, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_read_judged_or_opened_twice(gratings_runs, frames_run, tiny, tmp_path, monkeypatch):
+    counts = Counter()
+
+    def count(owner, name, key):
+        made = getattr(owner, name)
+
+        def counting(*args, **kwargs):
+            counts[name, key(*args, **kwargs)] += 1
+            return made(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    data = shutil.copytree(tiny, tmp_path / "data")  # files that no cache of this process knows
+    count(hashlib, "file_digest", lambda file, _: Path(file.name))
+    monkeypatch.setattr(splits, "_nearest_correlation", splits._nearest_correlation.__wrapped__)
+    count(splits, "_nearest_correlation", lambda *frames: tuple(own._key for own in frames))
+    monkeypatch.setattr(splits, "_nearest_correlation", lru_cache(splits._nearest_correlation))
+    count(run_folder, "read_tensors", lambda path: path)
+    count(Task, "_windows_of", lambda task, index, part: (task.name, index, part))
+    runs = {"a": gratings_runs, "frames": frames_run}
+    evaluate(runs, tmp_path / "results", data=data, baselines="core", controls=True)
+    recordings = {key.name for name, key in counts if name == "file_digest" and key.suffix == ".h5"}
+    assert recordings == {path.name for path in tiny.glob("*.h5")}
+    of_kind = {
+        name: [number for (own, key), number in counts.items() if own == name]
+        for name in ("file_digest", "_nearest_correlation", "_windows_of")
+    }
+    for name, numbers in of_kind.items():
+        assert numbers, name
+        assert set(numbers) == {1}, name
+    opened = {key: number for (name, key), number in counts.items() if name == "read_tensors"}
+    models = {path: number for path, number in opened.items() if path.name.startswith("model")}
+    assert set(models.values()) == {1}
+    assert len(models) == 4  # two seeds; the weights for known and for unseen frames
 
 
 def test_arms_with_other_windows_are_refused(gratings_runs, tiny, tmp_path):

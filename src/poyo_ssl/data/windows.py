@@ -191,8 +191,8 @@ class WindowTable:
     def __len__(self) -> int:
         return len(self.target)
 
-    def select(self, keep: NDArray[np.bool_]) -> WindowTable:
-        """Return the windows where `keep` is True."""
+    def select(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> WindowTable:
+        """Return the windows where `keep` is True, or at the rows that it names."""
         names = [f.name for f in fields(self) if f.name not in ("num_frames", "excluded")]
         return replace(self, **{name: getattr(self, name)[keep] for name in names})
 

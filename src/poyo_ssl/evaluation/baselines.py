@@ -1,12 +1,7 @@
-"""Simple decoders that every model is compared with, behind one small interface.
+"""Simple decoders that every model is compared with, their choice by cross-validation, controls and ceilings.
 
-A baseline is fitted on feature arrays of one recording, ``fit(x_train, y_train, x_valid, y_valid)``, and
-predicts with ``predict(x)``. What it learns comes from the training part alone; the validation part only
-chooses between hyper-parameters, as it does for a model. Features are windows of dF/F (or events) averaged in
-a few time bins (`bin_features`); a baseline scales them itself, with the training part's moments.
-
-Targets are integers: a class for gratings, a frame number for movies, and for reconstruction the row of
-the true frame in the stack of movie frames that the baseline was given.
+A new baseline: a `Decoder`, and its place among those of its task, from the simplest on. Inputs and settings are chosen
+by cross-validation over the training and validation parts, then the decoder is fitted on both (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -15,35 +10,30 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from types import MappingProxyType
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import ClassifierMixin
+from sklearn.base import ClassifierMixin, clone
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
 from poyo_ssl.data.windows import WindowTable
-from poyo_ssl.errors import ConfigError, suggest
+from poyo_ssl.errors import ConfigError, SplitError, suggest
 from poyo_ssl.evaluation import features
-from poyo_ssl.evaluation.features import (
-    Array,
-    FeatureScaler,
-    FloatArray,
-    IntArray,
-    Part,
-    View,
-    check_parts,
-)
+from poyo_ssl.evaluation.features import Array, FeatureScaler, FloatArray, IntArray, RecordingWindows, View
 from poyo_ssl.evaluation.frame_images import (
     BlurredMean,
     FrameLookup,
+    Frames,
+    FrameStack,
     GreyFrame,
     MeanFrame,
     PixelMedian,
@@ -56,168 +46,78 @@ from poyo_ssl.evaluation.frame_number import (
     FrameNumberBaseline,
     KNNFrameNumber,
     NaiveBayesFrameNumber,
-    Score,
+    Scores,
+    Settings,
     ShrunkLDAFrameNumber,
     WhitenedKNNFrameNumber,
-    candidate_transforms,
-    within_tolerance,
+    fit_transform,
+    transform_names,
 )
 from poyo_ssl.evaluation.predictions import ArmKind
 
 
-class Baseline(Protocol):
-    """What every baseline offers.
-
-    Attributes
-    ----------
-    name : str
-        Text for tables and predictions files.
-    chosen : dict
-        Hyper-parameters that the validation part chose, after `fit`.
-    """
+class Decoder(Protocol):
+    """From features ``(N, F)`` to classes, frame numbers ``(N,)`` or frames ``(N, H, W)``; targets are integers."""
 
     name: str
-    chosen: dict[str, Any]
+    num_targets: int
 
-    def fit(self, x_train: Array, y_train: Array, x_valid: Array, y_valid: Array) -> Baseline:
-        """Fit on ``(N, F)`` features and ``(N,)`` targets; the validation part chooses hyper-parameters."""
+    def scores(self, x: Array, y: IntArray, x_held: Array, y_held: IntArray) -> Scores:
+        """Score every candidate for hyper-parameters, fitted on `x`, on held-out windows; the simplest first."""
+        ...
+
+    def fit(self, x: Array, y: IntArray, settings: Settings) -> Decoder:
+        """Fit with the hyper-parameters of one candidate."""
         ...
 
     def predict(self, x: Array) -> Array:
-        """Predict ``(N,)`` integers, or ``(N, H, W)`` uint8 frames, for ``(N, F)`` features."""
+        """Decode."""
         ...
 
 
-class MajorityClass:
-    """The most frequent class of the training part; the lowest among equals.
+class ClassDecoder:
+    """A scikit-learn classifier on z-scored features, of which there are several candidates."""
 
-    Parameters
-    ----------
-    num_classes : int
-        Number of classes.
+    def __init__(self, name: str, num_classes: int, candidates: Mapping[str, ClassifierMixin]) -> None:
+        self.name, self.num_targets, self.candidates = name, num_classes, candidates
 
-    Examples
-    --------
-    >>> x, y = np.zeros((3, 1)), np.array([2, 1, 2])
-    >>> MajorityClass(num_classes=8).fit(x, y, x, y).predict(x)
-    array([2, 2, 2])
-    """
+    def scores(self, x: Array, y: IntArray, x_held: Array, y_held: IntArray) -> Scores:
+        """Count the hits of every candidate."""
+        scaler = FeatureScaler.fit(x)
+        fitted = {text: clone(candidate).fit(scaler(x), y) for text, candidate in self.candidates.items()}
+        held = scaler(x_held)
+        return {(("hyper_parameter", t),): float((own.predict(held) == y_held).sum()) for t, own in fitted.items()}
 
-    name = "majority"
-
-    def __init__(self, *, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.chosen: dict[str, Any] = {}
-
-    def fit(self, x_train: Array, y_train: Array, x_valid: Array, y_valid: Array) -> MajorityClass:
-        """Count the classes of the training part."""
-        check_parts(x_train, y_train, x_valid, y_valid, num_classes=self.num_classes)
-        self._class = int(np.bincount(y_train).argmax())
+    def fit(self, x: Array, y: IntArray, settings: Settings) -> ClassDecoder:
+        """Fit one candidate."""
+        self._scaler = FeatureScaler.fit(x)
+        self._model = clone(self.candidates[dict(settings)["hyper_parameter"]]).fit(self._scaler(x), y)
         return self
 
-    def predict(self, x: Array) -> IntArray:
-        """Return ``(N,)`` times the same class."""
-        return np.full(len(x), self._class, dtype=np.int64)
-
-
-class ClassBaseline:
-    """A scikit-learn classifier on z-scored features, its one hyper-parameter chosen by validation accuracy.
-
-    Parameters
-    ----------
-    name : str
-        Text for tables.
-    num_classes : int
-        Number of classes.
-    candidates : mapping
-        Text of the hyper-parameter -> unfitted classifier.
-
-    Examples
-    --------
-    >>> x, y = np.eye(4).repeat(3, axis=0), np.arange(4).repeat(3)
-    >>> nearly = ClassBaseline(name="nb", num_classes=4, candidates={"default": GaussianNB()})
-    >>> nearly.fit(x, y, x, y).predict(np.eye(4))
-    array([0, 1, 2, 3])
-    """
-
-    def __init__(self, *, name: str, num_classes: int, candidates: Mapping[str, ClassifierMixin]) -> None:
-        self.name, self.num_classes, self._candidates = name, num_classes, candidates
-        self.chosen: dict[str, Any] = {}
-
-    def fit(self, x_train: Array, y_train: Array, x_valid: Array, y_valid: Array) -> ClassBaseline:
-        """Fit every candidate and keep the first of the best."""
-        check_parts(x_train, y_train, x_valid, y_valid, num_classes=self.num_classes)
-        self._scaler = FeatureScaler.fit(x_train)
-        train, valid = self._scaler(x_train), self._scaler(x_valid)
-        best = -np.inf
-        for text, candidate in self._candidates.items():
-            fitted = candidate.fit(train, y_train)
-            accuracy = float((fitted.predict(valid) == y_valid).mean())
-            if accuracy > best:
-                best, self._model, self.chosen = accuracy, fitted, {"hyper_parameter": text}
-        return self
-
-    def predict(self, x: Array) -> IntArray:
-        """Predict ``(N,)`` classes."""
+    def predict(self, x: Array) -> IntArray:  # (N,)
+        """Decode classes."""
         return np.asarray(self._model.predict(self._scaler(x)), dtype=np.int64)
 
 
-def gratings_baselines(*, num_classes: int) -> tuple[Baseline, ...]:
-    """Fresh baselines for the direction of gratings, the simplest first.
-
-    Parameters
-    ----------
-    num_classes : int
-        Number of directions.
-
-    Returns
-    -------
-    tuple of Baseline
-        majority, naive_bayes, shrunk_lda, logistic_regression, linear_svm.
-
-    Examples
-    --------
-    >>> [b.name for b in gratings_baselines(num_classes=8)]
-    ['majority', 'naive_bayes', 'shrunk_lda', 'logistic_regression', 'linear_svm']
-    """
+def gratings_baselines(*, num_classes: int) -> tuple[Decoder, ...]:
+    """Fresh decoders of the direction of gratings, the simplest first."""
     strengths = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    candidates: Mapping[str, Mapping[str, ClassifierMixin]] = MappingProxyType(
-        {
-            "naive_bayes": {f"var_smoothing {v:g}": GaussianNB(var_smoothing=v) for v in (1e-2, 1e-1, 1.0)},
-            "shrunk_lda": {
-                "Ledoit-Wolf": LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
-                **{f"shrinkage {s}": LinearDiscriminantAnalysis(solver="lsqr", shrinkage=s) for s in (0.5, 0.9)},
-            },
-            "logistic_regression": {f"C {c:g}": LogisticRegression(C=c, max_iter=2000) for c in strengths},
-            "linear_svm": {f"C {c:g}": SVC(kernel="linear", C=c) for c in strengths},
-        }
-    )
-    return (
-        MajorityClass(num_classes=num_classes),
-        *(ClassBaseline(name=n, num_classes=num_classes, candidates=c) for n, c in candidates.items()),
-    )
+    lda = {text: LinearDiscriminantAnalysis(solver="lsqr", shrinkage=s) for text, s in SHRINKAGES.items()}
+    candidates: dict[str, Mapping[str, ClassifierMixin]] = {
+        "majority": {"": DummyClassifier(strategy="most_frequent")},  # the lowest class among equals
+        "naive_bayes": {f"var_smoothing {v:g}": GaussianNB(var_smoothing=v) for v in (1e-2, 1e-1, 1.0)},
+        "shrunk_lda": lda,
+        "logistic_regression": {f"C {c:g}": LogisticRegression(C=c, max_iter=2000) for c in strengths},
+        "linear_svm": {f"C {c:g}": SVC(kernel="linear", C=c) for c in strengths},
+    }
+    return tuple(ClassDecoder(name, num_classes, own) for name, own in candidates.items())
 
 
-def frame_number_baselines(*, num_frames: int, tolerance: int) -> tuple[Baseline, ...]:
-    """Fresh baselines for the frame number of one movie.
+SHRINKAGES = {"Ledoit-Wolf": "auto", "shrinkage 0.5": 0.5, "shrinkage 0.9": 0.9}
 
-    Parameters
-    ----------
-    num_frames : int
-        Number of frames of the movie.
-    tolerance : int
-        Error in frames that still counts as right (1 s).
 
-    Returns
-    -------
-    tuple of Baseline
-        knn, naive_bayes, shrunk_lda, whitened_knn, cosine_lda.
-
-    Examples
-    --------
-    >>> [b.name for b in frame_number_baselines(num_frames=900, tolerance=30)]
-    ['knn', 'naive_bayes', 'shrunk_lda', 'whitened_knn', 'cosine_lda']
-    """
+def frame_number_baselines(*, num_frames: int, tolerance: int) -> tuple[Decoder, ...]:
+    """Fresh decoders of the frame number of one movie; an error of `tolerance` frames (1 s) counts as right."""
     decoders: tuple[type[FrameNumberBaseline], ...] = (
         KNNFrameNumber,
         NaiveBayesFrameNumber,
@@ -228,36 +128,351 @@ def frame_number_baselines(*, num_frames: int, tolerance: int) -> tuple[Baseline
     return tuple(decoder(num_frames=num_frames, tolerance=tolerance) for decoder in decoders)
 
 
-def frame_baselines(frames: Array, *, tolerance: int) -> tuple[Baseline, ...]:
-    """Fresh baselines for the reconstruction of movie frames.
-
-    Parameters
-    ----------
-    frames : ndarray
-        ``(L, H, W)`` uint8 movie frames that targets are rows of; only those in the training (and, to choose
-        hyper-parameters, validation) part are used.
-    tolerance : int
-        Frames in one second.
-
-    Returns
-    -------
-    tuple of Baseline
-        grey_frame, mean_frame, pixel_median, blurred_mean, knn_lookup, naive_bayes_lookup, shrunk_lda_lookup, ridge.
-
-    Examples
-    --------
-    >>> [b.name for b in frame_baselines(np.zeros((3, 16, 16), dtype=np.uint8), tolerance=30)][4:]
-    ['knn_lookup', 'naive_bayes_lookup', 'shrunk_lda_lookup', 'ridge']
-    """
+def frame_baselines(frames: Frames | FrameStack, *, tolerance: int) -> tuple[Decoder, ...]:
+    """Fresh decoders of movie frames, rows of the stack ``(L, H, W)``; `tolerance` is one second in frames."""
+    stack = frames if isinstance(frames, FrameStack) else FrameStack(frames)
     lookups = (KNNFrameNumber, NaiveBayesFrameNumber, ShrunkLDAFrameNumber)
     return (
-        GreyFrame(frames),
-        MeanFrame(frames),
-        PixelMedian(frames),
-        BlurredMean(frames),
-        *(FrameLookup(frames, decoder=decoder, tolerance=tolerance) for decoder in lookups),
-        RidgeFrames(frames),
+        GreyFrame(stack),
+        MeanFrame(stack),
+        PixelMedian(stack),
+        BlurredMean(stack),
+        *(FrameLookup(stack, decoder=decoder, tolerance=tolerance) for decoder in lookups),
+        RidgeFrames(stack),
     )
+
+
+Fold = tuple[IntArray, IntArray]
+"""Rows that are fitted, and rows held out."""
+
+TRIAL_FOLDS, REPEAT_FOLDS = 5, 3
+SEARCH_WINDOWS = 1000
+"""About how many held-out windows choose, where there are twice as many or more.
+
+Windows of one second at 30 Hz share all but a frame with the next, so that every second or third says nearly the same.
+"""
+
+
+def make_folds(target: IntArray, repeat: IntArray, validates: NDArray[np.bool_], *, unseen: bool) -> list[Fold]:
+    """Divide the windows of the training and validation parts into folds.
+
+    Frames that are to be unseen are held out once: the validation clips. Frames of a movie are held out by whole
+    repeats, neighbours together, so that no window is judged by one that shares input with it. Trials are stratified by
+    class. Where that is impossible, the validation part is held out.
+    """
+    rows = np.arange(len(target))
+    repeats = np.unique(repeat)
+    fold_of = np.where(validates, 1, 0)
+    if unseen:
+        fold_of -= 1  # nothing of the training part is held out
+    elif len(repeats) > 1:
+        num_folds = min(REPEAT_FOLDS, len(repeats))
+        fold_of = (np.arange(len(repeats)) * num_folds // len(repeats))[np.searchsorted(repeats, repeat)]
+    elif (fewest := int(np.unique(target, return_counts=True)[1].min())) > 1:
+        splitter = StratifiedKFold(min(TRIAL_FOLDS, fewest), shuffle=True, random_state=0)
+        for number, (_, held_out) in enumerate(splitter.split(rows, target)):
+            fold_of[held_out] = number
+    else:
+        fold_of -= 1
+    step = max(int((fold_of >= 0).sum()) // SEARCH_WINDOWS, 1)
+    return [(rows[fold_of != n], rows[fold_of == n][::step]) for n in range(fold_of.max() + 1)]
+
+
+def choose(
+    decoder: Decoder, inputs: Mapping[str, Array], y: IntArray, folds: Sequence[Fold]
+) -> tuple[str, Settings, float]:
+    """Choose one of the inputs ``(N, F)``, and hyper-parameters, by the score on all held-out windows.
+
+    The first of equals is taken. The score is a sum over the held-out windows.
+    """
+    best: tuple[str, Settings, float] | None = None
+    for name, x in inputs.items():
+        check_features(x, y, decoder.num_targets)
+        of_folds = [decoder.scores(x[fitted], y[fitted], x[held], y[held]) for fitted, held in folds]
+        for settings in of_folds[0]:
+            # Candidates that not every fold allows cannot be compared.
+            if all(settings in found for found in of_folds):
+                score = sum(found[settings] for found in of_folds)
+                if best is None or score > best[2]:
+                    best = name, settings, score
+    assert best is not None, "a decoder has candidates"
+    return best
+
+
+def fit_chosen(decoder: Decoder, x: Array, y: IntArray, folds: Sequence[Fold]) -> Decoder:
+    """Choose hyper-parameters of a decoder of one input and fit it on all rows."""
+    return decoder.fit(x, y, choose(decoder, {"": x}, y, folds)[1])
+
+
+def decode_held_out(decoder: Decoder, x: Array, y: IntArray, folds: Sequence[Fold], settings: Settings) -> Array:
+    """Decode the held-out windows, fold by fold, each by a fit on the others."""
+    return np.concatenate([decoder.fit(x[fitted], y[fitted], settings).predict(x[held]) for fitted, held in folds])
+
+
+def check_features(x: Array, y: IntArray, num_targets: int) -> None:
+    """Check features ``(N, F)`` and integer targets ``(N,)``; the error names the first offender."""
+    if len(y) == 0:
+        raise SplitError("no windows to fit a baseline on", fix="check the split's intervals")
+    if x.ndim != 2 or len(x) != len(y):
+        raise ConfigError(
+            f"features of shape {x.shape} for {len(y)} targets",
+            allowed=f"({len(y)}, features)",
+            fix="give one row per target",
+        )
+    finite = np.isfinite(x).all(axis=1)
+    if not finite.all():
+        raise ConfigError(f"NaN or infinite feature in window {int(np.argmin(finite))}", fix="leave it out")
+    wrong = (y < 0) | (y >= num_targets) | (y != np.floor(y))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ConfigError(f"target {y[row]} of window {row}", allowed=f"0 to {num_targets - 1}", fix="check the labels")
+
+
+@dataclass(frozen=True)
+class KnownWindows:
+    """Windows of the training and validation parts of one recording, the folds that choose, and the validation part."""
+
+    windows: RecordingWindows
+    folds: list[Fold]
+    validation: list[Fold]  # one: the validation part held out, where a fold costs much
+
+    @classmethod
+    def of(cls, train: RecordingWindows, valid: RecordingWindows, *, unseen: bool = False) -> KnownWindows:
+        """Join two parts; with `unseen` the frames of the validation part are not among those of training."""
+        table = WindowTable.concatenate([train.table, valid.table])
+        validates = np.arange(len(table)) >= len(train)
+        repeat = np.where(table.frame_number < 0, -1, table.repeat)  # trials have none, whatever their table calls so
+        folds = [make_folds(table.target, repeat, validates, unseen=one) for one in (unseen, True)]
+        return cls(replace(train, table=table), *folds)
+
+    @property
+    def held_out(self) -> IntArray:
+        """Rows that the folds hold out, in their order."""
+        return np.concatenate([held for _, held in self.folds])
+
+
+class Arm(Protocol):
+    """What every baseline, control and ceiling offers."""
+
+    name: str
+    kind: ArmKind
+
+    def fit(self, known: KnownWindows) -> Arm:
+        """Choose and fit."""
+        ...
+
+    def predict(self, windows: RecordingWindows) -> Array:
+        """Predict classes or frame numbers ``(N,)``, or frames ``(N, H, W)`` uint8."""
+        ...
+
+
+class Reading:
+    """A decoder that reads one of several views of the windows."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        views: Mapping[str, View],
+        *,
+        name: str | None = None,
+        kind: ArmKind = "baseline",
+        choose_by_validation: bool = False,
+    ) -> None:
+        self.decoder, self.views, self.name, self.kind = decoder, views, name or decoder.name, kind
+        self.by_validation = choose_by_validation  # the validation part alone: what is slow to fit
+        self.fitted_on: KnownWindows | None = None
+
+    def fit(self, known: KnownWindows) -> Reading:
+        """Choose view and settings; a baseline also decodes what the folds hold out (`held_out`)."""
+        inputs = {name: known.windows.features(name, view) for name, view in self.views.items()}
+        y, folds = known.windows.target, known.validation if self.by_validation else known.folds
+        self.input, self.settings, _ = choose(self.decoder, inputs, y, folds)
+        x = inputs[self.input]
+        if self.kind == "baseline":
+            self.held_out = decode_held_out(self.decoder, x, y, known.folds, self.settings)
+        rows = known.validation[0][0] if getattr(self.decoder, "training_part_alone", False) else np.arange(len(y))
+        self.decoder.fit(x[rows], y[rows], self.settings)
+        self.fitted_on = known
+        return self
+
+    def predict(self, windows: RecordingWindows) -> Array:
+        """Decode the view chosen."""
+        return self.decoder.predict(windows.features(self.input, self.views[self.input]))
+
+
+class BrokenReading:
+    """A control: what a reading has chosen, on activity or labels that have lost what is decoded.
+
+    Without a `decoder` of its own it takes over the fit on intact windows.
+    """
+
+    kind: ArmKind = "control"
+
+    def __init__(
+        self,
+        name: str,
+        intact: Reading,
+        decoder: Decoder | None = None,
+        *,
+        fitted: Callable[[RecordingWindows], RecordingWindows] = lambda windows: windows,
+        tested: Callable[[RecordingWindows], RecordingWindows] = lambda windows: windows,
+    ) -> None:
+        self.name, self._intact, self._decoder, self._fitted, self._tested = name, intact, decoder, fitted, tested
+
+    def fit(self, known: KnownWindows) -> BrokenReading:
+        """Fit on broken windows, unless the intact fit is the control's."""
+        if self._intact.fitted_on is not known:
+            self._intact.fit(known)
+        if self._decoder is not None:
+            windows = self._fitted(known.windows)
+            fit_chosen(self._decoder, self._read(windows), windows.target, known.folds)
+        return self
+
+    def predict(self, windows: RecordingWindows) -> Array:
+        """Decode broken windows."""
+        return (self._decoder or self._intact.decoder).predict(self._read(self._tested(windows)))
+
+    def _read(self, windows: RecordingWindows) -> FloatArray:
+        return windows.features(self._intact.input, self._intact.views[self._intact.input])
+
+
+LEAST_SHIFT = 0.1
+"""A shift moves activity by at least this share of a repeat (or of all trials), in either direction."""
+
+
+def shift_windows(table: WindowTable, rng: np.random.Generator) -> WindowTable:
+    """Move windows on circularly within each recording, stimulus and repeat, by at least a tenth of its targets.
+
+    Targets keep their order. Activity keeps its autocorrelation; which belongs to which is lost. One shift for all
+    repeats would lose nothing, since they follow each other.
+    """
+    rows = np.arange(len(table))
+    stimulus = np.unique(table.stimulus, return_inverse=True)[1]
+    groups = np.stack([table.recording_index, stimulus, table.repeat])
+    group_of = np.unique(groups, axis=1, return_inverse=True)[1]
+    for group in range(group_of.max() + 1):
+        own = np.flatnonzero(group_of == group)
+        own = own[np.argsort(table.target_time[own], kind="stable")]
+        least = max(int(np.ceil(LEAST_SHIFT * len(own))), 1)
+        # Below three targets there is no choice; a single one cannot be moved.
+        shift = int(rng.integers(least, max(len(own) - least, least) + 1))
+        rows[own] = np.roll(own, shift)
+    return replace(table, first_low=table.first_low[rows], first_high=table.first_high[rows])
+
+
+def shift_activity(windows: RecordingWindows, seed: int | Sequence[int]) -> RecordingWindows:
+    """Shift the windows of a recording against its targets."""
+    return replace(windows, table=shift_windows(windows.table, np.random.default_rng(seed)))
+
+
+def shuffle_labels(windows: RecordingWindows, seed: int) -> RecordingWindows:
+    """Put the targets of a recording in random order."""
+    shuffled = np.random.default_rng(seed).permutation(windows.target)
+    return replace(windows, table=replace(windows.table, target=shuffled))
+
+
+class NearestTrainingFrame:
+    """Oracle: of the frames fitted the one nearest to the true one, the ceiling of any lookup."""
+
+    name = "nearest training frame"
+    kind: ArmKind = "ceiling"
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+
+    def fit(self, known: KnownWindows) -> NearestTrainingFrame:
+        """Remember which frames were shown."""
+        self._seen = np.unique(known.windows.target)
+        return self
+
+    def predict(self, windows: RecordingWindows) -> Frames:
+        """Look the true frames up among them."""
+        return nearest_training_frame(self._frames, self._seen, windows.target)
+
+
+class TrueRates:
+    """The true rates, read by the better of two decoders: ridge, and the inversion of the true tuning.
+
+    Ridge learns from the recording, as the baseline does, and knows known frames. The inversion
+    (`poyo_ssl.observatory.inversion`) learns from footage of its own, and composes unseen ones. The squared error on
+    held-out windows decides between them.
+    """
+
+    name = "true rates"
+    kind: ArmKind = "ceiling"
+
+    def __init__(self, stack: FrameStack, *, seed: int) -> None:
+        self._stack, self._frames, self._seed = stack, stack.frames, seed
+        self.decoder = ""
+
+    def fit(self, known: KnownWindows) -> TrueRates:
+        """Fit both and choose."""
+        # Imports the observatory, which nothing else here needs.
+        from poyo_ssl.observatory.inversion import KnownNeurons, draw_footage
+
+        windows = known.windows
+        self._ridge = Reading(RidgeFrames(self._stack), {"true rates": features.true_drive}).fit(known)
+        self._neurons = KnownNeurons(windows.recording, windows.columns)
+        self._inversion = self._neurons.invert_rates(draw_footage(*self._frames.shape[1:], self._seed))
+        held_out = replace(windows, table=windows.table.select(known.held_out))
+        truth = self._frames[held_out.target].astype(np.float32)
+        made = {"ridge": self._ridge.held_out, "inversion": self._invert(held_out)}
+        errors = {name: float(((frames - truth) ** 2).mean()) for name, frames in made.items()}
+        self.decoder = min(errors, key=errors.__getitem__)
+        return self
+
+    def predict(self, windows: RecordingWindows) -> Frames:
+        """Draw frames."""
+        return self._ridge.predict(windows) if self.decoder == "ridge" else self._invert(windows)
+
+    def _invert(self, windows: RecordingWindows) -> Frames:
+        made = np.empty((len(windows), *self._frames.shape[1:]), np.uint8)
+        for movie in np.unique(windows.table.stimulus):
+            own = windows.table.stimulus == movie
+            # Every repeat of a frame has the same true rates.
+            shown, back = np.unique(windows.table.frame_number[own], return_inverse=True)
+            mean = self._neurons.mean_response(whole_movie(windows, str(movie), self._frames))
+            made[own] = self._inversion.predict(self._neurons.true_features(str(movie), shown, mean))[back]
+        return made
+
+
+class TrueEvents:
+    """The true numbers of events in each window, read by the inversion of the true tuning: the ceiling of one trial."""
+
+    name = "true events"
+    kind: ArmKind = "ceiling"
+    only_unseen_frames = True
+    """It knows no frame of the training part, so on known ones it would be no ceiling."""
+
+    def __init__(self, frames: Frames, *, seed: int) -> None:
+        self._frames, self._seed = frames, seed
+
+    def fit(self, known: KnownWindows) -> TrueEvents:
+        """Learn from footage alone; of the recording only the gain control's means are taken."""
+        from poyo_ssl.observatory.inversion import KnownNeurons, draw_footage
+
+        windows = known.windows
+        self._neurons = KnownNeurons(windows.recording, windows.columns)
+        movies = [whole_movie(windows, str(name), self._frames) for name in np.unique(windows.table.stimulus)]
+        self._inversion = self._neurons.invert_counts(
+            draw_footage(*self._frames.shape[1:], self._seed),
+            windows.table.num_frames / windows.recording.rate_hz,
+            np.mean([self._neurons.mean_response(movie) for movie in movies], axis=0),
+            np.random.default_rng(self._seed),
+        )
+        return self
+
+    def predict(self, windows: RecordingWindows) -> Frames:
+        """Draw frames."""
+        counts: FloatArray = self._neurons.counts(windows.table.first_low, windows.table.num_frames)
+        return self._inversion.predict(np.sqrt(counts))
+
+
+def whole_movie(windows: RecordingWindows, movie: str, frames: Frames) -> Frames:
+    """Return all frames of a movie, of which the windows may show some, out of the stack that their targets count."""
+    first = int(np.flatnonzero(windows.table.stimulus == movie)[0])
+    start = int(windows.table.target[first] - windows.table.frame_number[first])
+    return frames[start : start + len(windows.recording.truth[f"{movie}_drive"])]
 
 
 ITERATIONS = 500
@@ -271,13 +486,7 @@ FRAMES_PER_LABEL = 5
 
 
 def load_cebra() -> Any:
-    """Import CEBRA.
-
-    Raises
-    ------
-    ConfigError
-        If it is not installed.
-    """
+    """Import CEBRA, or say what to install."""
     try:
         with warnings.catch_warnings():
             # Its losses are compiled on import, which torch deprecates.
@@ -291,23 +500,13 @@ def load_cebra() -> Any:
 
 
 class CebraEmbedding:
-    """One CEBRA model from features to a unit sphere; windows with the same label are drawn together.
-
-    Parameters
-    ----------
-    dim : int
-        Dimensions of the embedding.
-    seed : int
-        Seed of weights and batches.
-    iterations : int
-        Steps of training.
-    """
+    """One CEBRA model from features to a unit sphere; windows with the same label are drawn together."""
 
     def __init__(self, *, dim: int, seed: int, iterations: int = ITERATIONS) -> None:
         self.dim, self.seed, self.iterations = dim, seed, iterations
 
-    def fit(self, x: FloatArray, label: Array) -> CebraEmbedding:
-        """Learn from ``(N, F)`` features and ``(N,)`` integer labels of 0 and up."""
+    def fit(self, x: FloatArray, label: IntArray) -> CebraEmbedding:
+        """Learn from features ``(N, F)`` and labels ``(N,)`` of 0 and up."""
         cebra = load_cebra()
         with _seeded(self.seed):
             data = cebra.data.TensorDataset(x.astype(np.float32), discrete=label.astype(np.int64))
@@ -324,8 +523,8 @@ class CebraEmbedding:
             self._solver.fit(cebra.data.DiscreteDataLoader(data, num_steps=self.iterations, batch_size=batch_size))
         return self
 
-    def __call__(self, x: FloatArray) -> FloatArray:
-        """Embed ``(N, F)`` features: ``(N, dim)``, each of length 1."""
+    def __call__(self, x: FloatArray) -> FloatArray:  # (N, dim), each of length 1
+        """Embed features ``(N, F)``."""
         with torch.inference_mode():
             return self._solver.transform(torch.from_numpy(x).float()).numpy().astype(np.float64)
 
@@ -344,121 +543,84 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 class CebraDecoder:
-    """A decoder on CEBRA's embedding of the features.
+    """A decoder on CEBRA's embedding of the features, in which targets of some successive numbers share a label.
 
-    Parameters
-    ----------
-    name : str
-        Text for tables.
-    decoder : callable
-        Makes an unfitted decoder; of those on all embeddings, the one with the best validation score is kept.
-    score : callable
-        How good predictions are for the true targets; larger is better.
-    label_width : int
-        Targets of so many successive numbers are one label of the embedding.
-    seed : int
-        Seed of the embedding.
-    final : callable, optional
-        Makes the decoder that is fitted on the chosen embedding in the end, where that is another, slower one.
-    iterations : int
-        Steps of training of each embedding.
-
-    Attributes
-    ----------
-    chosen : dict
-        Hyper-parameters that the validation part chose.
+    With `final`, `decoder` chooses the embedding, and the slower `final` is fitted on it.
     """
 
     def __init__(
         self,
         name: str,
-        decoder: Callable[[], Baseline],
-        score: Score,
+        decoder: Decoder,
         *,
+        final: Decoder | None = None,
         label_width: int = 1,
         seed: int,
-        final: Callable[[], Baseline] | None = None,
         iterations: int = ITERATIONS,
     ) -> None:
-        self.name, self.label_width, self.seed, self.iterations = name, label_width, seed, iterations
-        self._make, self._score, self._final = decoder, score, final
-        self.chosen: dict[str, Any] = {}
+        self.name, self.num_targets, self._decoder, self._final = name, decoder.num_targets, decoder, final
+        self._label_width, self._seed, self._iterations = label_width, seed, iterations
 
-    def fit(self, x_train: Array, y_train: Array, x_valid: Array, y_valid: Array) -> CebraDecoder:
-        """Learn an embedding of each size and transform, and keep the best."""
-        best = -np.inf
+    def scores(self, x: Array, y: IntArray, x_held: Array, y_held: IntArray) -> Scores:
+        """Score the decoder's candidates on an embedding of each size and transform."""
+        found: Scores = {}
+        embedded: dict[Settings, tuple[FloatArray, FloatArray]] = {}
         # Unscaled features would only slow the training.
-        transforms = {name: t for name, t in candidate_transforms(x_train).items() if name != "none"}
-        for (name, transform), dim in itertools.product(transforms.items(), DIMENSIONS):
-            embedding = CebraEmbedding(dim=dim, seed=self.seed, iterations=self.iterations)
-            embedding.fit(transform(x_train), y_train // self.label_width)
-            train, valid = embedding(transform(x_train)), embedding(transform(x_valid))
-            decoder = self._make().fit(train, y_train, valid, y_valid)
-            score = self._score(decoder.predict(valid), y_valid)
-            if score > best:
-                best, parts = score, (train, valid)
-                self._transform, self._embedding, self._decoder = transform, embedding, decoder
-                of_embedding = {"embedding_transform": name, "dim": dim}
-        if self._final is not None:
-            self._decoder = self._final().fit(parts[0], y_train, parts[1], y_valid)
-        # A decoder may choose a transform of its own.
-        self.chosen = of_embedding | self._decoder.chosen
+        names = (name for name in transform_names(x) if name != "none")
+        for transform, dim in itertools.product(names, DIMENSIONS):
+            of_embedding = (("embedding_transform", transform), ("dim", dim))
+            embed = self._embed(x, y, transform, dim)
+            embedded[of_embedding] = embed(x), embed(x_held)
+            of_decoder = self._decoder.scores(embedded[of_embedding][0], y, embedded[of_embedding][1], y_held)
+            found |= {of_embedding + settings: score for settings, score in of_decoder.items()}
+        if self._final is None:
+            return found
+        best = max(found, key=found.__getitem__)[:2]
+        own, held = embedded[best]
+        return {best + settings: score for settings, score in self._final.scores(own, y, held, y_held).items()}
+
+    def fit(self, x: Array, y: IntArray, settings: Settings) -> CebraDecoder:
+        """Embed, and fit the last decoder."""
+        (_, transform), (_, dim), *of_decoder = settings
+        self._embedding = self._embed(x, y, transform, dim)
+        (self._final or self._decoder).fit(self._embedding(x), y, tuple(of_decoder))
         return self
 
     def predict(self, x: Array) -> Array:
-        """Decode the embedding of ``(N, F)`` features."""
-        return self._decoder.predict(self._embedding(self._transform(x)))
+        """Decode the embedding."""
+        return (self._final or self._decoder).predict(self._embedding(x))
+
+    def _embed(self, x: Array, y: IntArray, transform: str, dim: int) -> Callable[[Array], FloatArray]:
+        scale = fit_transform(transform, x)
+        embedding = CebraEmbedding(dim=dim, seed=self._seed, iterations=self._iterations)
+        embedding.fit(scale(x), y // self._label_width)
+        return lambda values: embedding(scale(values))
 
 
 def cebra_decoder(
     task: str,
     *,
     num_classes: int = 0,
-    frames: Array | None = None,
+    frames: Frames | FrameStack | None = None,
     tolerance: int = 30,
     seed: int = 0,
     iterations: int = ITERATIONS,
 ) -> CebraDecoder:
-    """Return CEBRA's baseline of a task: with k nearest neighbours for classes, with our U-Net for frames.
-
-    Parameters
-    ----------
-    task : {'gratings', 'frame_number', 'frames'}
-        What is decoded.
-    num_classes : int
-        Directions, or frames of the movie; not for 'frames'.
-    frames : ndarray, optional
-        ``(L, H, W)`` uint8, for 'frames'; targets are rows of it.
-    tolerance : int
-        Movie frames in one second.
-    seed : int
-        Seed of embedding and U-Net.
-    iterations : int
-        Steps of training of each embedding.
-    """
-    settings: dict[str, Any] = {"seed": seed, "iterations": iterations}
+    """Return CEBRA's baseline of a task: with k nearest neighbours for classes, with our U-Net for frames."""
     if task == "gratings":
-
-        def make() -> ClassBaseline:
-            neighbours = {f"k {k}": KNeighborsClassifier(k, metric="cosine") for k in (1, 3, 5, 10)}
-            return ClassBaseline(name="knn", num_classes=num_classes, candidates=neighbours)
-
-        return CebraDecoder("cebra_knn", make, lambda found, true: float((found == true).mean()), **settings)
+        neighbours = {f"k {k}": KNeighborsClassifier(k, metric="cosine") for k in (1, 3, 5, 10)}
+        by_class = ClassDecoder("knn", num_classes, neighbours)
+        return CebraDecoder("cebra_knn", by_class, seed=seed, iterations=iterations)
     if frames is None:
-        return CebraDecoder(
-            "cebra_knn",
-            lambda: KNNFrameNumber(num_frames=num_classes, tolerance=tolerance),
-            within_tolerance(tolerance),
-            label_width=FRAMES_PER_LABEL,
-            **settings,
-        )
+        by_number = KNNFrameNumber(num_frames=num_classes, tolerance=tolerance)
+        return CebraDecoder("cebra_knn", by_number, label_width=FRAMES_PER_LABEL, seed=seed, iterations=iterations)
     return CebraDecoder(
         "cebra_unet",
-        lambda: FrameLookup(frames, decoder=KNNFrameNumber, tolerance=tolerance),
-        lambda found, true: -float(((found.astype(np.float32) - frames[true]) ** 2).mean()),
+        FrameLookup(frames, decoder=KNNFrameNumber, tolerance=tolerance),
+        final=UNetFrames(frames, seed=seed),
         label_width=FRAMES_PER_LABEL,
-        final=lambda: UNetFrames(frames, seed=seed),
-        **settings,
+        seed=seed,
+        iterations=iterations,
     )
 
 
@@ -466,302 +628,82 @@ BaselineSet = Literal["all", "core", "none", "with_cebra"]
 
 CORE = ("majority", "shrunk_lda", "grey_frame", "mean_frame", "knn_lookup", "ridge", "knn", "naive_bayes")
 """The baselines that EVALUATION.md asks for most often and that fit in seconds."""
-LEAST_SHIFT = 0.1
-"""A shift moves activity by at least this share of a repeat (or of all trials), in either direction."""
 
 
-class SplitBaseline(Protocol):
-    """What every baseline, control and ceiling offers.
-
-    Attributes
-    ----------
-    name : str
-        Text for tables and predictions files.
-    kind : {'baseline', 'control', 'ceiling'}
-        What its score means.
-    chosen : dict
-        Hyper-parameters that the validation part chose, after `fit`.
-    """
-
-    name: str
-    kind: ArmKind
-
-    @property
-    def chosen(self) -> dict[str, Any]:
-        """What the validation part chose, after `fit`."""
-        ...
-
-    def fit(self, train: Part, valid: Part) -> SplitBaseline:
-        """Learn from the training part; the validation part only chooses hyper-parameters."""
-        ...
-
-    def predict(self, part: Part) -> NDArray:
-        """Predict ``(N,)`` classes or frame numbers, or ``(N, H, W)`` uint8 frames."""
-        ...
-
-
-class Reading:
-    """A decoder of feature arrays that reads one view of the parts.
-
-    Parameters
-    ----------
-    decoder : Baseline
-        Unfitted.
-    view : callable
-        From a part to ``(N, F)`` features.
-    name : str, optional
-        Text for tables; the decoder's name by default.
-    kind : {'baseline', 'control', 'ceiling'}
-        What the score means.
-    """
-
-    def __init__(
-        self, decoder: Baseline, view: View = features.activity, *, name: str | None = None, kind: ArmKind = "baseline"
-    ) -> None:
-        self.decoder, self.view, self.name, self.kind = decoder, view, name or decoder.name, kind
-        self._fitted_on: tuple[Part, Part] | None = None
-
-    @property
-    def chosen(self) -> dict[str, Any]:
-        """What the decoder's validation chose."""
-        return self.decoder.chosen
-
-    def fit(self, train: Part, valid: Part) -> Reading:
-        """Fit the decoder on the view of the training part."""
-        self.decoder.fit(self.view(train), train.target, self.view(valid), valid.target)
-        self._fitted_on = (train, valid)
-        return self
-
-    def is_fitted_on(self, train: Part, valid: Part) -> bool:
-        """Tell whether the last fit was on these two objects."""
-        return self._fitted_on is not None and self._fitted_on[0] is train and self._fitted_on[1] is valid
-
-    def predict(self, part: Part) -> NDArray:
-        """Decode the view of a part."""
-        return self.decoder.predict(self.view(part))
-
-
-class ShuffledNeurons(Reading):
-    """A decoder fitted on intact activity that then sees every neuron in another's place.
-
-    Parameters
-    ----------
-    intact : Reading
-        The same decoder on intact activity; once it is fitted on the same parts, its fit is taken as it is.
-    seed : int
-        Seed of the permutation.
-    """
-
-    def __init__(self, intact: Reading, *, seed: int) -> None:
-        super().__init__(intact.decoder, name="shuffled neurons", kind="control")
-        self._intact, self._seed = intact, seed
-
-    def fit(self, train: Part, valid: Part) -> ShuffledNeurons:
-        """Fit the decoder, unless that has been done on these very parts."""
-        if not self._intact.is_fitted_on(train, valid):
-            self._intact.fit(train, valid)
-        return self
-
-    def predict(self, part: Part) -> NDArray:
-        """Decode with the neurons permuted, the same way in every window."""
-        order = np.random.default_rng(self._seed).permutation(part.columns)
-        return super().predict(Part(part.recording, order, part.table))
-
-
-class ShiftedActivity(Reading):
-    """A decoder fitted and tested on activity that has been shifted against the stimulus.
-
-    Within every repeat of a movie (or all trials of a part) the windows are moved on circularly by a random number of
-    targets, each repeat by its own. Activity keeps its autocorrelation and the stimulus its order; what is
-    lost is which belongs to which. One shift for all would lose nothing, since repeats follow each other.
-
-    Parameters
-    ----------
-    decoder : Baseline
-        Unfitted.
-    seed : int
-        Seed of the shifts.
-    """
-
-    def __init__(self, decoder: Baseline, *, seed: int) -> None:
-        super().__init__(decoder, name="shifted activity", kind="control")
-        self._seed = seed
-
-    def fit(self, train: Part, valid: Part) -> ShiftedActivity:
-        """Fit on shifted parts."""
-        rng = np.random.default_rng(self._seed)
-        super().fit(shift_activity(train, rng), shift_activity(valid, rng))
-        return self
-
-    def predict(self, part: Part) -> NDArray:
-        """Decode a shifted part."""
-        return super().predict(shift_activity(part, np.random.default_rng([self._seed, 1])))
-
-
-def shift_activity(part: Part, rng: np.random.Generator) -> Part:
-    """Shift the windows of a part against its targets, as `shift_windows` does."""
-    return replace(part, table=shift_windows(part.table, rng))
-
-
-def shift_windows(table: WindowTable, rng: np.random.Generator) -> WindowTable:
-    """Move windows on circularly within each recording, stimulus and repeat, by at least a tenth of its targets.
-
-    Returns
-    -------
-    WindowTable
-        The same targets in the same order, with other windows.
-    """
-    rows = np.arange(len(table))
-    groups = np.stack([table.recording_index, _codes(table.stimulus), table.repeat])
-    group_of = np.unique(groups, axis=1, return_inverse=True)[1]
-    for group in range(group_of.max() + 1):
-        own = np.flatnonzero(group_of == group)
-        own = own[np.argsort(table.target_time[own], kind="stable")]
-        least = max(int(np.ceil(LEAST_SHIFT * len(own))), 1)
-        # Below three targets there is no choice; a single one cannot be moved.
-        shift = int(rng.integers(least, max(len(own) - least, least) + 1))
-        rows[own] = np.roll(own, shift)
-    return replace(table, first_low=table.first_low[rows], first_high=table.first_high[rows])
-
-
-def _codes(text: NDArray[np.str_]) -> IntArray:
-    return np.unique(text, return_inverse=True)[1]
-
-
-class ShuffledLabels(Reading):
-    """A decoder fitted on training labels in random order.
-
-    Parameters
-    ----------
-    decoder : Baseline
-        Unfitted.
-    seed : int
-        Seed of the order.
-    """
-
-    def __init__(self, decoder: Baseline, *, seed: int) -> None:
-        super().__init__(decoder, name="shuffled labels", kind="control")
-        self._seed = seed
-
-    def fit(self, train: Part, valid: Part) -> ShuffledLabels:
-        """Fit on shuffled targets of both parts."""
-        rng = np.random.default_rng(self._seed)
-        targets = [rng.permutation(part.target) for part in (train, valid)]
-        self.decoder.fit(self.view(train), targets[0], self.view(valid), targets[1])
-        return self
-
-
-class NearestTrainingFrame:
-    """Oracle: the training frame nearest to the true one, the ceiling of any lookup.
-
-    Parameters
-    ----------
-    frames : ndarray
-        ``(L, H, W)`` uint8 movie frames; targets are rows of it.
-    """
-
-    name = "nearest training frame"
-
-    def __init__(self, frames: NDArray[np.uint8]) -> None:
-        self._frames = frames
-        self.kind: ArmKind = "ceiling"
-        self.chosen: dict[str, Any] = {}
-
-    def fit(self, train: Part, valid: Part) -> NearestTrainingFrame:
-        """Remember which frames were shown in training."""
-        del valid
-        self._seen = np.unique(train.target)
-        return self
-
-    def predict(self, part: Part) -> NDArray[np.uint8]:
-        """Look the true frames up among those of training."""
-        return nearest_training_frame(self._frames, self._seen, part.target)
-
-
-def split_baselines(
+def make_arms(
     task: str,
-    train: Part,
+    windows: RecordingWindows,
     *,
     which: BaselineSet = "all",
+    inputs: Mapping[str, View] | None = None,
     num_classes: int = 0,
-    frames: NDArray[np.uint8] | None = None,
+    frames: Frames | FrameStack | None = None,
     tolerance: int = 30,
     seed: int = 0,
-) -> list[SplitBaseline]:
+) -> list[Arm]:
     """Fresh baselines, controls and ceilings of a task for one recording, the simplest first.
 
-    Parameters
-    ----------
-    task : {'gratings', 'frame_number', 'frames'}
-        What is decoded.
-    train : Part
-        Training part; whether the recording has running speed and truth decides about controls and ceilings.
-    which : {'all', 'core', 'none', 'with_cebra'}
-        'core' leaves the slower baselines and all controls out, 'with_cebra' adds CEBRA's embedding to 'all'.
-    num_classes : int
-        Directions, or frames of the movie; not for 'frames'.
-    frames : ndarray, optional
-        ``(L, H, W)`` uint8, for 'frames'.
-    tolerance : int
-        Movie frames in one second.
-    seed : int
-        Seed of shuffles, shifts and of CEBRA.
-
-    Raises
-    ------
-    ConfigError
-        If the task is unknown, or CEBRA is wanted and not installed.
+    'core' leaves the slower baselines and all controls out; running speed and truth of the recording decide about
+    others. `inputs` is what baselines may read, raw dF/F by default.
     """
     if which == "none":
         return []
-    simple, reader = _decoders(task, num_classes=num_classes, frames=frames, tolerance=tolerance)
-    readings = [Reading(decoder) for decoder in simple]
-    ceilings = _ceilings(train, reader, frames=frames, seed=seed)
+    inputs = inputs or {"dF/F": features.Activity()}
+    stack = FrameStack(frames) if isinstance(frames, np.ndarray) else frames
+    tasks: dict[str, tuple[Callable[[], Sequence[Decoder]], str]] = {
+        "gratings": (lambda: gratings_baselines(num_classes=num_classes), "shrunk_lda"),
+        "frame_number": (lambda: frame_number_baselines(num_frames=num_classes, tolerance=tolerance), "shrunk_lda"),
+    }
+    if stack is not None:
+        tasks["frames"] = lambda: frame_baselines(stack, tolerance=tolerance), "ridge"
+    if task not in tasks:
+        raise ConfigError(
+            f"baselines of task '{task}'{suggest(task, tasks)}", allowed=", ".join(tasks), fix="change it"
+        )
+    decoders, reads_controls = tasks[task]
+
+    def reader() -> Decoder:
+        return next(decoder for decoder in decoders() if decoder.name == reads_controls)
+
+    baselines = [Reading(decoder, inputs) for decoder in decoders()]
+    ceilings = _ceilings(windows, reader, stack, seed=seed)
     if which == "core":
-        return [*(reading for reading in readings if reading.name in CORE), *ceilings]
-    found: list[SplitBaseline] = list(readings)
+        return [*(baseline for baseline in baselines if baseline.name in CORE), *ceilings]
+    arms: list[Arm] = list(baselines)
     if which == "with_cebra":
-        cebra = cebra_decoder(task, num_classes=num_classes, frames=frames, tolerance=tolerance, seed=seed)
-        found.append(Reading(cebra))
-    found.append(Reading(reader(), features.time_in_session, name="time in session", kind="control"))
-    if train.recording.running is not None:
-        found.append(Reading(reader(), features.running_speed, name="running speed", kind="control"))
-    intact = next(reading for reading in readings if reading.name == reader().name)
-    found += [ShuffledNeurons(intact, seed=seed), ShiftedActivity(reader(), seed=seed)]
+        cebra = cebra_decoder(task, num_classes=num_classes, frames=stack, tolerance=tolerance, seed=seed)
+        arms.append(Reading(cebra, inputs, choose_by_validation=True))
+    others: dict[str, View] = {"time in session": features.time_in_session}
+    if windows.recording.running is not None:
+        others["running speed"] = features.running_speed
+    arms += [Reading(reader(), {name: view}, name=name, kind="control") for name, view in others.items()]
+    intact = next(baseline for baseline in baselines if baseline.name == reads_controls)
+    arms += [
+        BrokenReading("shuffled neurons", intact, tested=lambda own: own.shuffled(np.random.default_rng(seed))),
+        BrokenReading(
+            "shifted activity",
+            intact,
+            reader(),
+            fitted=lambda own: shift_activity(own, seed),
+            tested=lambda own: shift_activity(own, [seed, 1]),
+        ),
+    ]
     if task == "gratings":
-        found.append(ShuffledLabels(reader(), seed=seed))
-    return [*found, *ceilings]
+        arms.append(BrokenReading("shuffled labels", intact, reader(), fitted=lambda own: shuffle_labels(own, seed)))
+    return [*arms, *ceilings]
 
 
 def _ceilings(
-    train: Part, reader: Callable[[], Baseline], *, frames: NDArray[np.uint8] | None, seed: int
-) -> list[SplitBaseline]:
+    windows: RecordingWindows, reader: Callable[[], Decoder], stack: FrameStack | None, *, seed: int
+) -> list[Arm]:
     """Return what knows the target, or the truth of a simulated recording."""
-    if frames is None:
-        if not features.has_truth(train.recording):
+    if stack is None:
+        if not features.has_truth(windows.recording):
             return []
-        return [Reading(reader(), features.true_drive, name="true rates", kind="ceiling")]
-    # Imports the observatory, which nothing else here needs.
-    from poyo_ssl.evaluation.frame_images import TrueEvents, TrueRates
+        return [Reading(reader(), {"true rates": features.true_drive}, name="true rates", kind="ceiling")]
     from poyo_ssl.observatory.inversion import has_known_neurons
 
-    found: list[SplitBaseline] = [NearestTrainingFrame(frames)]
-    if has_known_neurons(train.recording):
-        found += [TrueRates(frames, seed=seed), TrueEvents(frames, seed=seed)]
+    found: list[Arm] = [NearestTrainingFrame(stack.frames)]
+    if has_known_neurons(windows.recording):
+        found += [TrueRates(stack, seed=seed), TrueEvents(stack.frames, seed=seed)]
     return found
-
-
-def _decoders(
-    task: str, *, num_classes: int, frames: NDArray[np.uint8] | None, tolerance: int
-) -> tuple[Sequence[Baseline], Callable[[], Baseline]]:
-    """Return the simple decoders of a task, and a maker of the one that reads the controls' views."""
-    if task == "gratings":
-        simple = gratings_baselines(num_classes=num_classes)
-        return simple, lambda: next(b for b in gratings_baselines(num_classes=num_classes) if b.name == "shrunk_lda")
-    if task == "frame_number":
-        simple = frame_number_baselines(num_frames=num_classes, tolerance=tolerance)
-        return simple, lambda: ShrunkLDAFrameNumber(num_frames=num_classes, tolerance=tolerance)
-    if task == "frames" and frames is not None:
-        return frame_baselines(frames, tolerance=tolerance), lambda: RidgeFrames(frames)
-    tasks = ("gratings", "frame_number", "frames")
-    raise ConfigError(f"baselines of task '{task}'{suggest(task, tasks)}", allowed=", ".join(tasks), fix="change it")

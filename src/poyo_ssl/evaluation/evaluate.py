@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,139 +14,25 @@ from poyo_ssl import files
 from poyo_ssl.config import FinetuneConfig
 from poyo_ssl.data.splits import PartName
 from poyo_ssl.data.task import Task, frame_duration_s
-from poyo_ssl.data.windows import UnitSet, WindowTable
+from poyo_ssl.data.windows import Normalisation, UnitSet, WindowTable
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.evaluation.baselines import BaselineSet, SplitBaseline, load_cebra, shift_windows, split_baselines
-from poyo_ssl.evaluation.features import Part
-from poyo_ssl.evaluation.frame_images import mean_training_frame
+from poyo_ssl.evaluation.baselines import (
+    Arm,
+    BaselineSet,
+    KnownWindows,
+    Reading,
+    load_cebra,
+    make_arms,
+    shift_windows,
+)
+from poyo_ssl.evaluation.features import RecordingWindows, activity_inputs
+from poyo_ssl.evaluation.frame_images import FrameStack, mean_training_frame
 from poyo_ssl.evaluation.leaderboard import MARGIN, ScoredFile, Scores, save_into, summarise, write_results
-from poyo_ssl.evaluation.predictions import ArmKind, Predictions
+from poyo_ssl.evaluation.predictions import Predictions
 from poyo_ssl.evaluation.scores import headline_score
 from poyo_ssl.training import run_folder
-from poyo_ssl.training.predict import open_task, predict_windows
+from poyo_ssl.training.predict import TaskOpener, predict_windows
 from poyo_ssl.training.run_folder import TrainedRun, decide
-
-
-def assemble(task: Task, part: str, prediction: NDArray, *, arm: str, **facts: Any) -> Predictions:
-    """Put predictions of a part beside targets, times and identities; `facts` are further attributes of the file."""
-    parts = {"train": "train", "valid": task.validation_of(part), "test": part}
-    intervals = {
-        recording: {kind: split.parts[name] for kind, name in parts.items() if name in split.parts}
-        for recording, split in task.splits.items()
-    }
-    split = PartName(part).split_name
-    return assemble_windows(task, task.windows(part), prediction, split, arm=arm, split_intervals=intervals, **facts)
-
-
-def assemble_windows(
-    task: Task, table: WindowTable, prediction: NDArray, split: str, *, arm: str, **facts: Any
-) -> Predictions:
-    """Put predictions of any windows of a task beside targets, times and identities."""
-    values = np.zeros(0) if task.class_values is None else task.class_values
-    return Predictions(
-        task=task.name,
-        split=split,
-        arm=arm,
-        data_checksum=task.checksum,
-        prediction=prediction,
-        target=table.target,
-        time=table.target_time,
-        recording_id=np.array([r.recording_id for r in task.recordings])[table.recording_index],
-        subject_id=np.array([r.metadata.subject_id for r in task.recordings])[table.recording_index],
-        stimulus=table.stimulus,
-        frame_number=table.frame_number,
-        repeat=table.repeat,
-        target_frames=np.zeros((0, 0, 0), np.uint8) if task.frame_bank is None else task.frame_bank,
-        movie_rate_hz=task.movie_rate_hz,
-        **{"class_values": values} | facts,
-    )
-
-
-def predict_test(
-    run: TrainedRun,
-    task: Task,
-    part: str,
-    *,
-    arm: str,
-    units: Sequence[UnitSet] | None = None,
-    inputs: WindowTable | None = None,
-    devices: int = 1,
-    nodes: int = 1,
-) -> Predictions:
-    """Return a run's predictions of a part, perhaps from other units or from other windows, row by row."""
-    table = task.windows(part) if inputs is None else inputs
-    output = predict_windows(run, task.recordings, table, units=units, devices=devices, nodes=nodes)
-    kind = "control" if run.has_random_encoder else "model"
-    facts: dict[str, Any] = {"arm": arm, "kind": kind, "model_id": run.model_id(), "seed": run.config.seed}
-    if run.task == "frames":
-        return assemble(task, part, output, **facts)
-    assert run.class_values is not None
-    if output.ndim == 1:
-        return assemble(task, part, np.round(output * (len(run.class_values) - 1)).astype(int), **facts)
-    return assemble(task, part, decide(run, output), **facts, probabilities=output, class_values=run.class_values)
-
-
-def control_predictions(
-    run: TrainedRun, task: Task, part: str, *, arm: str, seed: int, devices: int = 1, nodes: int = 1
-) -> Iterator[Predictions]:
-    """Predict a test part with each control of a run.
-
-    - ``shuffled neurons``: every neuron's activity is read as that of another one of its recording, the same one in all
-      windows. Activity stays as it was; who was active is lost.
-    - ``shifted activity``: within each repeat the windows are moved on circularly (`shift_windows`). Activity keeps its
-      autocorrelation; when it happened is lost.
-    - ``untrained``: the same model with weights drawn anew.
-
-    Parameters
-    ----------
-    run : TrainedRun
-        The run.
-    task, part : Task, str
-        Test part whose targets are predicted.
-    arm : str
-        Name of the run in tables.
-    seed : int
-        Seed of permutations, shifts and weights; together with the run's own.
-    devices, nodes : int
-        Processes per node, and nodes.
-
-    Yields
-    ------
-    Predictions
-        Of kind 'control', with the run's seed and `model_id`; the arm is named ``<arm> (<control>)``.
-    """
-    place = [seed, run.config.seed]
-    rng = np.random.default_rng(place)
-    units = [shuffle_units(run.unit_set(recording), rng) for recording in task.recordings]
-    shifted = shift_windows(task.windows(part), np.random.default_rng([*place, 1]))
-    untrained = run.untrained(int(np.random.SeedSequence([*place, 2]).generate_state(1)[0]))
-    broken: dict[str, tuple[TrainedRun, dict[str, Any]]] = {
-        "shuffled neurons": (run, {"units": units}),
-        "shifted activity": (run, {"inputs": shifted}),
-        "untrained": (untrained, {}),
-    }
-    for name, (model, change) in broken.items():
-        predictions = predict_test(model, task, part, arm=f"{arm} ({name})", **change, devices=devices, nodes=nodes)
-        yield replace(predictions, kind="control")
-
-
-def shuffle_units(units: UnitSet, rng: np.random.Generator) -> UnitSet:
-    """Give every neuron the place of another in the vocabulary; none keeps its own, unless it is the only one.
-
-    Values stay normalised with their own neuron's moments: what the model sees is as large as ever.
-
-    Examples
-    --------
-    >>> from poyo_ssl.data.windows import Normalisation
-    >>> units = UnitSet(np.arange(3), np.array([5, 6, 7]), Normalisation.identity(3, compress=False), session_row=1)
-    >>> shuffle_units(units, np.random.default_rng(0)).rows.tolist() in ([6, 7, 5], [7, 5, 6])
-    True
-    """
-    order = rng.permutation(len(units.rows))
-    rows = np.empty_like(units.rows)
-    # A cycle through all neurons in random order.
-    rows[order] = units.rows[np.roll(order, 1)]
-    return replace(units, rows=rows)
 
 
 def evaluate(
@@ -205,7 +91,7 @@ def evaluate(
         If a run is incomplete, its data are missing, two runs of a task have different test windows, or CEBRA is
         wanted and not installed.
     """
-    tell = progress or _say_nothing
+    tell = progress or (lambda _: None)
     out = Path(out)
     first = run_folder.process_rank() == 0
     named = _name_runs(runs)
@@ -215,25 +101,27 @@ def evaluate(
     if baselines == "with_cebra":
         # Said before the runs predict, which can take long.
         load_cebra()
-    columns = {} if baselines == "none" else _columns_by_task(named)
+    read = {} if baselines == "none" else _read_by_runs(named)
+    open_task = TaskOpener(data, allow_unfinished=allow_unfinished)
+    tested: dict[tuple[str, PartName], Task] = {}
     known: list[Predictions] = []
-    parts: dict[tuple[str, str], Task] = {}
     for arm, run in named:
         if Path(run).is_file():
             known.append(Predictions.load(run))
             continue
         tell(f"predicting with {arm}")
-        task = open_task(run, data, allow_unfinished=allow_unfinished)
+        task = open_task(run)
         for part in task.tests:
-            _check_same(parts.setdefault((task.name, part), task), task, part, arm)
-        # The task was opened, so the run is finished or need not be.
-        known += _predict_run(arm, run, task, seed=seed if controls else None, devices=devices, nodes=nodes)
-    if baselines != "none" and first:
-        for name in dict.fromkeys(name for name, _ in parts):
-            tests = {part: task for (own, part), task in parts.items() if own == name}
-            known += _fit_baselines(next(iter(tests.values())), list(tests), columns[name], baselines, tell, seed=seed)
+            _check_same(tested.setdefault((task.name, part), task), task, part, arm)
+        known += _predict_run(arm, Path(run), task, seed=seed if controls else None, devices=devices, nodes=nodes)
     if not first:
         return Scores([], {})
+    if baselines != "none":
+        for task in {id(task): task for task in tested.values()}.values():
+            for validation in task.validations:
+                tests = [p for p in task.tests if task.validation_of(p) == validation and tested[task.name, p] is task]
+                if tests:
+                    known += _fit_arms(task, validation, tests, read, baselines, tell, seed=seed)
     tell("scoring")
     scores = summarise([ScoredFile.of(p) for p in known], rng=np.random.default_rng(seed), margin=margin)
     with files.new_folder(out, "results", overwrite=overwrite, inputs=inputs) as folder:
@@ -256,51 +144,132 @@ def _name_runs(
     return [(arm, run) for arm, own in several.items() for run in own]
 
 
-def _predict_run(
-    arm: str, run: Path | str, task: Task, *, seed: int | None, devices: int, nodes: int
-) -> Iterator[Predictions]:
-    """Predict every test part of a run, each with the weights that its validation part chose, and with controls.
+@dataclass
+class _Read:
+    """What the runs of a task read of one recording: baselines must read the same units."""
 
-    Without a `seed` there are no controls; a run that is a control itself has none.
-    """
-    means = _mean_frames(task)
-    for part in task.tests:
-        model = TrainedRun.open(run, validation=task.validation_of(part), allow_unfinished=True)
-        made = [predict_test(model, task, part, arm=arm, devices=devices, nodes=nodes)]
-        if seed is not None and made[0].kind == "model":
-            made += control_predictions(model, task, part, arm=arm, seed=seed, devices=devices, nodes=nodes)
-        for predictions in made:
-            yield replace(predictions, mean_frames=means)
+    arm: str  # the first of them
+    columns: NDArray[np.int64]
+    normalisations: dict[tuple[str, int], Normalisation] = field(default_factory=dict)  # by method and frames per bin
 
 
-def _columns_by_task(named: Sequence[tuple[str, Path | str]]) -> dict[str, Mapping[str, NDArray]]:
-    """Return the units that the runs of each task decode from, by recording id: baselines must read the same ones."""
-    first: dict[str, tuple[str, Mapping[str, NDArray]]] = {}
+def _read_by_runs(named: Sequence[tuple[str, Path | str]]) -> dict[tuple[str, str], _Read]:
+    """Gather what the runs read, by task and recording id."""
+    found: dict[tuple[str, str], _Read] = {}
     for arm, folder in named:
         if Path(folder).is_file():
             continue
-        task = str(run_folder.read_json(Path(folder), "run.json").get("task"))
-        own = run_folder.read_neurons(folder).columns
-        other, columns = first.setdefault(task, (arm, own))
-        for recording in sorted(columns.keys() & own.keys()):
-            if not np.array_equal(columns[recording], own[recording]):
+        task = str(files.read_json(Path(folder), "run.json").get("task"))
+        window = run_folder.read_settings(folder).config.window
+        neurons = run_folder.read_neurons(folder)
+        for recording, columns in sorted(neurons.columns.items()):
+            read = found.setdefault((task, recording), _Read(arm, columns))
+            if not np.array_equal(read.columns, columns):
                 raise ConfigError(
-                    f"arms '{other}' and '{arm}' decode from {len(columns[recording])} and "
-                    f"{len(own[recording])} neurons of {recording}, not the same ones",
+                    f"arms '{read.arm}' and '{arm}' decode from {len(read.columns)} and {len(columns)} neurons of "
+                    f"{recording}, not the same ones",
                     fix="evaluate them apart, each beside baselines on its neurons, or pass --baselines none",
                 )
-    return {task: columns for task, (_, columns) in first.items()}
+            fitted = neurons.normalisation[recording]
+            read.normalisations.setdefault((window.normalisation, window.bin_frames), fitted)
+    return found
 
 
 def _check_same(reference: Task, task: Task, part: str, arm: str) -> None:
     """Every arm of a task is scored on the same targets, or the comparison means nothing."""
     a, b = (of.windows(part) for of in (reference, task))
     ids = [[r.recording_id for r in of.recordings] for of in (reference, task)]
-    if ids[0] != ids[1] or len(a) != len(b) or not np.array_equal(a.target_time, b.target_time):
+    if ids[0] != ids[1] or not np.array_equal(a.target_time, b.target_time):
         raise ConfigError(
             f"arm '{arm}' has other test windows ({len(b)}) than the first of its task ({len(a)})",
             fix="train the arms on the same recordings with the same window and split settings",
         )
+
+
+def _predict_run(
+    arm: str, folder: Path, task: Task, *, seed: int | None, devices: int, nodes: int
+) -> Iterator[Predictions]:
+    """Predict every test part, each with the weights that its validation part chose, and with controls.
+
+    Without a `seed` there are no controls; a run that is a control itself has none.
+    """
+    means = _mean_frames(task)
+    by_weights: dict[str, list[PartName]] = {}
+    for part in task.tests:
+        by_weights.setdefault(run_folder.weights_for(folder, task.validation_of(part)), []).append(part)
+    for parts in by_weights.values():
+        # The task was opened, so the run is finished or need not be.
+        run = TrainedRun.open(folder, validation=task.validation_of(parts[0]), allow_unfinished=True)
+        is_control = run.has_random_encoder
+        facts: dict[str, Any] = {"model_id": run.model_id(), "seed": run.config.seed, "mean_frames": means}
+        controls = [] if seed is None or is_control else _make_controls(run, task, seed)
+        for part in parts:
+            for control in (None, *controls):
+                model = control.run if control else run
+                table = task.windows(part)
+                if control and control.shift_seed:
+                    table = shift_windows(table, np.random.default_rng(control.shift_seed))
+                output = predict_windows(
+                    model,
+                    task.recordings,
+                    table,
+                    units=control.units if control else None,
+                    devices=devices,
+                    nodes=nodes,
+                )
+                named: dict[str, Any] = {
+                    "arm": f"{arm} ({control.name})" if control else arm,
+                    "kind": "control" if control or is_control else "model",
+                }
+                yield assemble(task, part, **_decode(model, output), **named, **facts)
+
+
+def _decode(run: TrainedRun, output: NDArray) -> dict[str, NDArray]:
+    """Name a model's outputs as `Predictions` does: frames, positions or probabilities."""
+    if run.task == "frames":
+        return {"prediction": output}
+    assert run.class_values is not None
+    if output.ndim == 1:
+        return {"prediction": np.round(output * (len(run.class_values) - 1)).astype(int)}
+    return {"prediction": decide(run, output), "probabilities": output, "class_values": run.class_values}
+
+
+@dataclass(frozen=True)
+class _Control:
+    """A run that has lost what it decodes by."""
+
+    name: str
+    run: TrainedRun
+    units: list[UnitSet] | None = None
+    shift_seed: tuple[int, ...] = ()
+
+
+def _make_controls(run: TrainedRun, task: Task, seed: int) -> list[_Control]:
+    """Make the controls of a run, from a seed together with the run's own.
+
+    Shuffled neurons: every neuron's activity is read as that of another one of its recording, the same one in all
+    windows. Shifted activity: within each repeat the windows are moved on circularly. Untrained: weights drawn anew.
+    """
+    place = (seed, run.config.seed)
+    rng = np.random.default_rng(place)
+    untrained = run.untrained(int(np.random.SeedSequence([*place, 2]).generate_state(1)[0]))
+    return [
+        _Control("shuffled neurons", run, units=[shuffle_units(run.unit_set(r), rng) for r in task.recordings]),
+        _Control("shifted activity", run, shift_seed=(*place, 1)),
+        _Control("untrained", untrained),
+    ]
+
+
+def shuffle_units(units: UnitSet, rng: np.random.Generator) -> UnitSet:
+    """Give every neuron the place of another in the vocabulary; none keeps its own, unless it is the only one.
+
+    Values stay normalised with their own neuron's moments: what the model sees is as large as ever.
+    """
+    order = rng.permutation(len(units.rows))
+    rows = np.empty_like(units.rows)
+    # A cycle through all neurons in random order.
+    rows[order] = units.rows[np.roll(order, 1)]
+    return replace(units, rows=rows)
 
 
 def _mean_frames(task: Task) -> dict[str, NDArray]:
@@ -314,99 +283,126 @@ def _mean_frames(task: Task) -> dict[str, NDArray]:
     }
 
 
-def _fit_baselines(
+@dataclass
+class _ArmPredictions:
+    """What one baseline, control or ceiling predicted so far, recording by recording."""
+
+    arm: Arm
+    of_test: dict[PartName, dict[int, NDArray]] = field(default_factory=dict)  # by recording index
+    held_out: list[tuple[WindowTable, NDArray]] = field(default_factory=list)  # of baselines: windows, answers
+
+
+def _fit_arms(
     task: Task,
-    tests: Sequence[str],
-    columns: Mapping[str, NDArray],
+    validation: PartName,
+    tests: Sequence[PartName],
+    read: Mapping[tuple[str, str], _Read],
     which: BaselineSet,
     tell: Callable[[str], None],
     *,
     seed: int,
 ) -> list[Predictions]:
-    """Fit every baseline, control and ceiling on every recording; predict all test parts.
-
-    Tests on unseen frames have a validation part of their own, so for them all is fitted anew.
-    """
-    filled: list[Predictions] = []
-    for valid in task.validations:
-        own = [test for test in tests if task.validation_of(test) == valid]
-        filled += _fit_with(task, valid, own, columns, which, tell, seed=seed)
-    return filled
-
-
-def _fit_with(
-    task: Task,
-    valid: str,
-    tests: Sequence[str],
-    columns: Mapping[str, NDArray],
-    which: BaselineSet,
-    tell: Callable[[str], None],
-    *,
-    seed: int,
-) -> list[Predictions]:
-    """Fit on the training part, choose on `valid`, predict the tests that it serves; score baselines on `valid` too."""
-    if not tests:
-        return []
-    means = _mean_frames(task)
-    found: dict[tuple[str, ArmKind, str], NDArray] = {}
-    known: dict[tuple[str, ArmKind, str], NDArray[np.bool_]] = {}
+    """Fit every baseline, control and ceiling on every recording; predict the tests that a validation part serves."""
+    stack = None if task.frame_bank is None else FrameStack(task.frame_bank)
+    found: dict[str, _ArmPredictions] = {}
     for index, recording in enumerate(task.recordings):
-        units = columns[recording.recording_id]
-        own_train, own_valid = (Part.of(recording, units, task.windows(n), index) for n in ("train", valid))
-        for baseline in make_baselines(task, own_train, which, seed=seed):
-            wanted = [test for test in (*tests, valid) if _serves(baseline, test)]
+        units = read[task.name, recording.recording_id]
+        train, valid, *tested = (
+            RecordingWindows.of(recording, units.columns, task.windows(part), index)
+            for part in ("train", validation, *tests)
+        )
+        known = KnownWindows.of(train, valid, unseen=validation.is_unseen)
+        arms = make_arms(
+            task.name,
+            known.windows,
+            which=which,
+            inputs=activity_inputs(task.num_frames, len(units.columns), units.normalisations),
+            num_classes=0 if task.class_values is None else len(task.class_values),
+            frames=stack,
+            tolerance=_tolerance(task, index),
+            seed=seed,
+        )
+        for arm in arms:
+            wanted = [
+                (part, windows)
+                for part, windows in zip(tests, tested, strict=True)
+                if part.is_unseen or not getattr(arm, "only_unseen_frames", False)
+            ]
             if not wanted:
                 continue
-            tell(f"fitting {baseline.name} on {recording.recording_id}")
-            baseline.fit(own_train, own_valid)
-            for test in wanted:
-                table = task.windows(test)
-                rows = table.recording_index == index
-                prediction = baseline.predict(Part.of(recording, units, table, index))
-                key = (baseline.name, baseline.kind, test)
-                shape = (len(table), *prediction.shape[1:])
-                found.setdefault(key, np.zeros(shape, prediction.dtype))[rows] = prediction
-                known.setdefault(key, np.zeros(len(table), bool))[rows] = True
+            tell(f"fitting {arm.name} on {recording.recording_id}")
+            arm.fit(known)
+            own = found.setdefault(arm.name, _ArmPredictions(arm))
+            for part, windows in wanted:
+                own.of_test.setdefault(part, {})[index] = arm.predict(windows)
+            if arm.kind == "baseline":
+                assert isinstance(arm, Reading)
+                own.held_out.append((known.windows.table.select(known.held_out), arm.held_out))
+    means = _mean_frames(task)
     filled = []
-    for (name, kind, test), prediction in found.items():
-        if test == valid:
-            continue
-        # A control that only some recordings allow (running speed) cannot stand beside arms of all of them.
-        if not known[(name, kind, test)].all():
-            tell(f"leaving {name} out: some recordings lack what it reads")
-            continue
-        predictions = assemble(task, test, prediction, arm=name.replace("_", " "), kind=kind)
-        predictions.mean_frames = means
-        if kind == "baseline":
-            # The best of them is chosen by this, without a look at the test.
-            answers, split = found[(name, kind, valid)], PartName(test).split_name
-            on_valid = assemble_windows(task, task.windows(valid), answers, split, arm=name, kind=kind)
-            on_valid.mean_frames = means
-            predictions.validation_metric, predictions.validation_score = headline_score(on_valid)
-        filled.append(predictions)
+    for name, own in found.items():
+        facts: dict[str, Any] = {"arm": name.replace("_", " "), "kind": own.arm.kind, "mean_frames": means}
+        for part, by_recording in own.of_test.items():
+            # A control that only some recordings allow (running speed) cannot stand beside arms of all of them.
+            if len(by_recording) < len(task.recordings):
+                tell(f"leaving {name} out: some recordings lack what it reads")
+                continue
+            predictions = assemble(task, part, _in_order(task.windows(part), by_recording), **facts)
+            if own.held_out:
+                # The best of them is chosen by this, without a look at the test.
+                table = WindowTable.concatenate([table for table, _ in own.held_out])
+                answers = np.concatenate([answers for _, answers in own.held_out])
+                held_out = assemble_windows(task, table, answers, part.split_name, **facts)
+                predictions.validation_metric, predictions.validation_score = headline_score(held_out)
+            filled.append(predictions)
     return filled
 
 
-def _serves(baseline: SplitBaseline, part: str) -> bool:
-    return not getattr(baseline, "only_unseen_frames", False) or PartName(part).is_unseen
+def _in_order(table: WindowTable, by_recording: Mapping[int, NDArray]) -> NDArray:
+    """Put predictions of several recordings where their windows are."""
+    some = next(iter(by_recording.values()))
+    prediction = np.zeros((len(table), *some.shape[1:]), some.dtype)
+    for index, own in by_recording.items():
+        prediction[table.recording_index == index] = own
+    return prediction
 
 
-def make_baselines(task: Task, train: Part, which: BaselineSet, *, seed: int = 0) -> list[SplitBaseline]:
-    """Return fresh baselines, controls and ceilings of a task for one recording."""
-    tolerance = 0
-    if task.movie_frame_s:
-        assert isinstance(task.config, FinetuneConfig)
-        tolerance = round(1.0 / frame_duration_s(train.recording.stimulus(task.config.movies[0])))
-    return split_baselines(
-        task.name,
-        train,
-        which=which,
-        num_classes=0 if task.class_values is None else len(task.class_values),
-        frames=task.frame_bank,
-        tolerance=tolerance,
-        seed=seed,
+def _tolerance(task: Task, index: int) -> int:
+    """Movie frames in one second; 0 where no movie is decoded."""
+    if not task.movie_frame_s:
+        return 0
+    assert isinstance(task.config, FinetuneConfig)
+    return round(1.0 / frame_duration_s(task.recordings[index].stimulus(task.config.movies[0])))
+
+
+def assemble(task: Task, part: str, prediction: NDArray, **facts: Any) -> Predictions:
+    """Put predictions of a part beside targets, times and identities; `facts` are further fields of `Predictions`."""
+    parts = {"train": "train", "valid": task.validation_of(part), "test": part}
+    intervals = {
+        recording: {kind: split.parts[name] for kind, name in parts.items() if name in split.parts}
+        for recording, split in task.splits.items()
+    }
+    return assemble_windows(
+        task, task.windows(part), prediction, PartName(part).split_name, split_intervals=intervals, **facts
     )
 
 
-def _say_nothing(text: str) -> None:
-    del text
+def assemble_windows(task: Task, table: WindowTable, prediction: NDArray, split: str, **facts: Any) -> Predictions:
+    """Put predictions of any windows of a task beside targets, times and identities."""
+    values = np.zeros(0) if task.class_values is None else task.class_values
+    return Predictions(
+        task=task.name,
+        split=split,
+        data_checksum=task.checksum,
+        prediction=prediction,
+        target=table.target,
+        time=table.target_time,
+        recording_id=np.array([r.recording_id for r in task.recordings])[table.recording_index],
+        subject_id=np.array([r.metadata.subject_id for r in task.recordings])[table.recording_index],
+        stimulus=table.stimulus,
+        frame_number=table.frame_number,
+        repeat=table.repeat,
+        target_frames=np.zeros((0, 0, 0), np.uint8) if task.frame_bank is None else task.frame_bank,
+        movie_rate_hz=task.movie_rate_hz,
+        **{"class_values": values} | facts,
+    )

@@ -1,54 +1,34 @@
-"""Feature arrays for the simple decoders: windows averaged in time bins, z-scored on the training part."""
+"""What the simple decoders read: windows of one recording in time bins, and what else is known of their moments."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from numpy.typing import NDArray
 from scipy.stats import median_abs_deviation
 
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.splits import GRATINGS
 from poyo_ssl.data.stimuli import MOVIE_PREFIX
-from poyo_ssl.data.windows import WindowTable
-from poyo_ssl.errors import ConfigError, RecordingError, SplitError
+from poyo_ssl.data.windows import Normalisation, WindowTable
+from poyo_ssl.errors import ConfigError, RecordingError
 
-Array = npt.NDArray[Any]
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+Array = NDArray[Any]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+NUM_BINS = 3  # time bins of raw dF/F and of what is no activity
+MOST_FEATURES = 1000  # bins of the model's input beyond NUM_BINS are joined where there would be more features
+WINDOWS_PER_BLOCK = 256
 
 
-def bin_features(dff_windows: Array, num_bins: int) -> FloatArray:
-    """Average windows within time bins of (nearly) equal length.
-
-    Parameters
-    ----------
-    dff_windows : ndarray
-        ``(B, T, C)`` dF/F or events.
-    num_bins : int
-        Number of bins, at most T. Where T is no multiple of it, bins differ by one frame.
-
-    Returns
-    -------
-    ndarray
-        ``(B, C * num_bins)`` float64; the bins of one neuron lie beside each other.
-
-    Raises
-    ------
-    ConfigError
-        If `num_bins` is not in 1 to T.
-
-    Examples
-    --------
-    >>> bin_features(np.arange(6.0).reshape(1, 6, 1), 3)
-    array([[0.5, 2.5, 4.5]])
-    """
-    num_windows, num_frames, num_units = dff_windows.shape
+def bin_features(windows: Array, num_bins: int) -> FloatArray:  # (N, C * num_bins)
+    """Average windows ``(N, T, C)`` in time bins that differ by one frame at most; a neuron's lie side by side."""
+    num_windows, num_frames, num_units = windows.shape
     if not 1 <= num_bins <= num_frames:
         raise ConfigError(
             f"{num_bins} time bins for windows of {num_frames} frames",
@@ -56,95 +36,38 @@ def bin_features(dff_windows: Array, num_bins: int) -> FloatArray:
             fix="change num_bins",
         )
     edges = np.arange(num_bins + 1) * num_frames // num_bins
-    sums = np.add.reduceat(dff_windows, edges[:-1], axis=1, dtype=np.float64)
-    means = sums / np.diff(edges)[:, None]  # (B, num_bins, C)
+    sums = np.add.reduceat(windows, edges[:-1], axis=1, dtype=np.float64)
+    means = sums / np.diff(edges)[:, None]  # (N, num_bins, C)
     return np.ascontiguousarray(means.transpose(0, 2, 1)).reshape(num_windows, num_units * num_bins)
 
 
 @dataclass(frozen=True)
 class FeatureScaler:
-    """Z-scores features with the moments of the training part; constant features become 0.
+    """Z-scores features with the moments of those that are fitted; constant features become 0."""
 
-    Attributes
-    ----------
-    mean, scale : ndarray
-        ``(F,)`` mean and standard deviation of the training features (scale infinite where that is 0).
-
-    Examples
-    --------
-    >>> scaler = FeatureScaler.fit(np.array([[0.0, 5.0], [2.0, 5.0]]))
-    >>> scaler(np.array([[3.0, 9.0]]))
-    array([[2., 0.]])
-    """
-
-    mean: FloatArray
-    scale: FloatArray
+    mean: FloatArray  # (F,)
+    scale: FloatArray  # (F,) infinite where a feature is constant
 
     @classmethod
-    def fit(cls, x_train: Array) -> FeatureScaler:
-        """Take the moments of ``(N, F)`` training features."""
-        mean, scale = x_train.mean(axis=0, dtype=np.float64), x_train.std(axis=0, dtype=np.float64)
+    def fit(cls, x: Array) -> FeatureScaler:
+        """Take mean and standard deviation of features ``(N, F)``."""
+        mean, scale = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
         # The deviation of a constant is rounding noise, not exactly 0.
         constant = scale <= 1e-12 * np.maximum(1.0, np.abs(mean))
         return cls(mean, np.where(constant, np.inf, scale))
 
     @classmethod
-    def fit_robust(cls, x_train: Array) -> FeatureScaler:
-        """Take median and scaled median absolute deviation, or the standard deviation where the latter is 0.
-
-        Examples
-        --------
-        >>> scaler = FeatureScaler.fit_robust(np.array([[-1.0], [0.0], [1.0], [2.0], [900.0]]))
-        >>> scaler(np.array([[1 + 1.4826]])).round(4)
-        array([[1.]])
-        """
-        plain = cls.fit(x_train)
-        middle = np.median(x_train, axis=0).astype(np.float64)
-        deviation = median_abs_deviation(x_train, axis=0, scale="normal")
+    def fit_robust(cls, x: Array) -> FeatureScaler:
+        """Take median and scaled median absolute deviation, or the standard deviation where the latter is 0."""
+        plain = cls.fit(x)
+        middle = np.median(x, axis=0).astype(np.float64)
+        deviation = median_abs_deviation(x, axis=0, scale="normal")
         useless = np.isinf(plain.scale) | (deviation <= 1e-12 * np.maximum(1.0, np.abs(middle)))
         return cls(middle, np.where(useless, plain.scale, deviation))
 
     def __call__(self, x: Array) -> FloatArray:
-        """Return z-scored ``(N, F)`` features."""
+        """Scale features ``(N, F)``."""
         return np.asarray((x - self.mean) / self.scale, dtype=np.float64)
-
-
-def check_parts(x_train: Array, y_train: Array, x_valid: Array, y_valid: Array, *, num_classes: int) -> None:
-    """Check features ``(N, F)`` and integer targets ``(N,)`` of both parts.
-
-    Raises
-    ------
-    SplitError
-        If a part has no windows.
-    ConfigError
-        If shapes disagree, a feature is NaN or infinite, or a target is not an integer of 0 to
-        ``num_classes - 1``; the message names the first offender.
-
-    Examples
-    --------
-    >>> x, y = np.zeros((2, 3)), np.array([0, 7])
-    >>> check_parts(x, y, x, y, num_classes=4)
-    Traceback (most recent call last):
-    poyo_ssl.errors.ConfigError: target 7 of training window 1 (allowed: 0 to 3); check the labels
-    """
-    for part, x, y in (("training", x_train, y_train), ("validation", x_valid, y_valid)):
-        if len(y) == 0:
-            raise SplitError(f"no windows in the {part} part of a baseline", fix="check the split's intervals")
-        if x.ndim != 2 or len(x) != len(y) or x.shape[1] != x_train.shape[1]:
-            raise ConfigError(
-                f"{part} features of shape {x.shape} for {len(y)} targets",
-                allowed=f"({len(y)}, {x_train.shape[-1]})",
-                fix="build both parts with bin_features",
-            )
-        finite = np.isfinite(x).all(axis=1)
-        if not finite.all():
-            raise ConfigError(f"NaN or infinite feature in {part} window {int(np.argmin(finite))}", fix="leave it out")
-        wrong = (y < 0) | (y >= num_classes) | (y != np.floor(y))
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise ConfigError(
-                f"target {y[row]} of {part} window {row}", allowed=f"0 to {num_classes - 1}", fix="check the labels"
-            )
 
 
 T = TypeVar("T")
@@ -154,21 +77,9 @@ BLOCK_VALUES = 2**15
 
 
 def in_blocks(work: Callable[[slice], T], num_rows: int, num_columns: int) -> list[T]:
-    """Do some work on every block of rows and return the results in order.
+    """Do some work on every block of rows, of about `BLOCK_VALUES` values each, and return the results in order.
 
     As many threads as torch uses (``OMP_NUM_THREADS``) take blocks in turns; numpy and torch let go of Python's lock.
-
-    Parameters
-    ----------
-    work : callable
-        From a slice of rows to a result.
-    num_rows, num_columns : int
-        Size of what is worked on; a block has about ``BLOCK_VALUES`` values, and at least one row.
-
-    Examples
-    --------
-    >>> in_blocks(lambda rows: (rows.start, rows.stop), 3, BLOCK_VALUES // 2)
-    [(0, 2), (2, 3)]
     """
     import torch  # here, since reports need the scores of decoders but no torch
 
@@ -181,118 +92,126 @@ def in_blocks(work: Callable[[slice], T], num_rows: int, num_columns: int) -> li
         return list(pool.map(work, blocks))
 
 
-NUM_BINS = 3
-"""Time bins per window; no more than it has frames."""
-WINDOWS_PER_BLOCK = 256
-
-Signal = NDArray
-"""``(T, C)`` in the place of dF/F."""
-
-
 @dataclass(frozen=True)
-class Part:
-    """One part (train, valid or a test) of one recording.
-
-    Attributes
-    ----------
-    recording : Recording
-        The recording.
-    columns : ndarray
-        ``(C,)`` units.
-    table : WindowTable
-        Windows of this recording alone.
-    """
+class RecordingWindows:
+    """Windows of one recording, and the features read from them so far."""
 
     recording: Recording
-    columns: IntArray
-    table: WindowTable
+    columns: IntArray  # (C,) units
+    table: WindowTable  # of this recording alone
+    order: IntArray | None = None  # (C,) puts each unit's values in the place of another
+    _features: dict[str, FloatArray] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, recording: Recording, columns: IntArray, table: WindowTable, index: int) -> RecordingWindows:
+        """Take the windows of recording number `index` out of a table of several."""
+        return cls(recording, columns, table.select(table.recording_index == index))
 
     def __len__(self) -> int:
         return len(self.table)
 
     @property
     def target(self) -> IntArray:
-        """``(N,)`` class, frame number or row of the frame bank."""
+        """``(N,)`` class, frame number or row of the movie frames."""
         return self.table.target
 
+    def shuffled(self, rng: np.random.Generator) -> RecordingWindows:
+        """Put every unit in the place of another, the same one in all windows."""
+        return replace(self, order=rng.permutation(len(self.columns)))
+
+    def features(self, name: str, view: View) -> FloatArray:  # (N, F)
+        """Read a view once, whoever asks for it by this name."""
+        if name not in self._features:
+            self._features[name] = view(self)
+        return self._features[name]
+
+    def binned(
+        self, signal: Array | None = None, *, num_bins: int = NUM_BINS, normalisation: Normalisation | None = None
+    ) -> FloatArray:  # (N, C * bins)
+        """Average dF/F, normalised or not, or another signal ``(T, C)`` in time bins, block by block."""
+        table = self.table
+        bins = min(num_bins, table.num_frames)
+        blocks = []
+        for start in range(0, len(self), WINDOWS_PER_BLOCK):
+            frames = table.first_low[start : start + WINDOWS_PER_BLOCK, None] + np.arange(table.num_frames)
+            low, high = int(frames.min()), int(frames.max()) + 1
+            if signal is None:
+                # A slice is one read; windows of one block lie close together.
+                values = self.recording.read_dff(low, high)[:, self.columns]
+                if normalisation is not None:
+                    values = normalisation.apply(values, np.arange(len(self.columns)))
+                values = values if self.order is None else values[:, self.order]
+            else:
+                values = np.asarray(signal[low:high], np.float32)
+            blocks.append(bin_features(values[frames - low], bins))
+        return np.concatenate(blocks)
+
+
+View = Callable[[RecordingWindows], FloatArray]
+"""From windows to ``(N, F)`` features."""
+
+
+@dataclass(frozen=True)
+class Activity:
+    """dF/F in time bins: as it is, or normalised as the models' input."""
+
+    num_bins: int = NUM_BINS
+    method: str = "raw"  # of normalisation
+    normalisation: Normalisation | None = None  # of the recording's units
+
     @property
-    def time(self) -> FloatArray:
-        """``(N,)`` seconds of the targets."""
-        return self.table.target_time
+    def name(self) -> str:
+        """How the input is called in what a baseline chose."""
+        return f"{self.method} dF/F in {self.num_bins} bin{'s' if self.num_bins > 1 else ''}"
 
-    @classmethod
-    def of(cls, recording: Recording, columns: IntArray, table: WindowTable, index: int) -> Part:
-        """Take the rows of recording number `index` out of a table of several."""
-        return cls(recording, columns, table.select(table.recording_index == index))
-
-    def windows(self, signal: Signal | None = None) -> NDArray[np.float32]:
-        """``(N, T, C)`` dF/F of the windows, or of another signal of the same units."""
-        blocks = [self._read(slice(i, i + WINDOWS_PER_BLOCK), signal) for i in range(0, len(self), WINDOWS_PER_BLOCK)]
-        return np.concatenate(blocks)
-
-    def binned(self, signal: Signal | None = None, *, num_bins: int = NUM_BINS) -> FloatArray:
-        """``(N, C x bins)`` means over time bins, read block by block."""
-        bins = min(num_bins, self.table.num_frames)
-        blocks = [
-            bin_features(self._read(slice(i, i + WINDOWS_PER_BLOCK), signal), bins)
-            for i in range(0, len(self), WINDOWS_PER_BLOCK)
-        ]
-        return np.concatenate(blocks)
-
-    def _read(self, rows: slice, signal: Signal | None) -> NDArray[np.float32]:
-        frames = self.table.first_low[rows][:, None] + np.arange(self.table.num_frames)
-        low, high = int(frames.min()), int(frames.max()) + 1
-        if signal is None:
-            # A slice is one read; windows of one block lie close together.
-            return self.recording.read_dff(low, high)[:, self.columns][frames - low]
-        return np.asarray(signal[low:high], np.float32)[frames - low]
+    def __call__(self, windows: RecordingWindows) -> FloatArray:
+        """Read the windows."""
+        return windows.binned(num_bins=self.num_bins, normalisation=self.normalisation)
 
 
-View = Callable[[Part], FloatArray]
+def activity_inputs(
+    num_frames: int, num_units: int, normalisations: Mapping[tuple[str, int], Normalisation]
+) -> dict[str, Activity]:
+    """Name what baselines may read, the fewest bins first: the models' input in one and in their bins, and raw dF/F.
+
+    The models' input is given by method and imaging frames per bin.
+    """
+    most = max(NUM_BINS, MOST_FEATURES // num_units)
+    inputs = []
+    for (method, bin_frames), normalisation in normalisations.items():
+        fitted = None if method == "raw" else normalisation
+        inputs += [Activity(bins, method, fitted) for bins in (1, min(num_frames // bin_frames, most))]
+    # A sort keeps the order of equals: of as many bins, the models' input before raw dF/F.
+    inputs = sorted([*inputs, Activity(min(NUM_BINS, num_frames))], key=lambda own: own.num_bins)
+    return {own.name: own for own in inputs}
 
 
-def activity(part: Part) -> FloatArray:
-    """``(N, C x 3)`` dF/F in three time bins."""
-    return part.binned()
-
-
-def time_in_session(part: Part) -> FloatArray:
-    """``(N, 3)`` time in the session, squared and cubed, in units of the session's length: what slow drift offers."""
-    fraction = (part.time - part.recording.timestamps[0]) / part.recording.duration_s
+def time_in_session(windows: RecordingWindows) -> FloatArray:  # (N, 3)
+    """Return time in the session, squared and cubed, in units of the session's length: what slow drift offers."""
+    recording = windows.recording
+    fraction = (windows.table.target_time - recording.timestamps[0]) / recording.duration_s
     return fraction[:, None] ** np.arange(1, 4)
 
 
-def running_speed(part: Part) -> FloatArray:
-    """``(N, 3)`` running speed in three time bins.
-
-    Raises
-    ------
-    RecordingError
-        If the recording has no running speed.
-    """
-    running = part.recording.running
+def running_speed(windows: RecordingWindows) -> FloatArray:  # (N, 3)
+    """Average running speed in three time bins."""
+    running = windows.recording.running
     if running is None:
         raise RecordingError(
-            f"recording {part.recording.recording_id} has no running speed", fix="leave this control out"
+            f"recording {windows.recording.recording_id} has no running speed", fix="leave this control out"
         )
     known = np.isfinite(running.values)
-    speed = np.interp(part.recording.timestamps, running.timestamps[known], running.values[known])
-    return part.binned(speed[:, None])
+    speed = np.interp(windows.recording.timestamps, running.timestamps[known], running.values[known])
+    return windows.binned(speed[:, None])
 
 
-def true_drive(part: Part) -> FloatArray:
-    """``(N, C x 3)`` the true stimulus-driven rates of the units in three time bins, without noise.
+def true_drive(windows: RecordingWindows) -> FloatArray:  # (N, C * 3)
+    """Average the stimulus-driven rates of the units, which a simulation knows without noise, in three time bins.
 
-    A simulation knows them: the rate that the movie frame or grating on the screen at each imaging frame gives while
-    everything else has its mean effect, and the rate on gray. A decoder of it is a ceiling of unseen frames only
-    where a validation clip chooses its hyper-parameters: on frames that trained they overfit (docs/log.md).
-
-    Raises
-    ------
-    RecordingError
-        If the recording has no such truth.
+    A decoder of them is a ceiling of unseen frames only where a validation clip chooses its settings: on frames that
+    trained they overfit (docs/log.md).
     """
-    return part.binned(driven_rates(part.recording, part.columns))
+    return windows.binned(driven_rates(windows.recording, windows.columns))
 
 
 def has_truth(recording: Recording) -> bool:
@@ -300,8 +219,8 @@ def has_truth(recording: Recording) -> bool:
     return "gray_rate_hz" in recording.truth
 
 
-def driven_rates(recording: Recording, columns: IntArray) -> NDArray[np.float32]:
-    """``(T, C)`` true rate in Hz that the stimulus gives each unit; errors as in `true_drive`."""
+def driven_rates(recording: Recording, columns: IntArray) -> NDArray[np.float32]:  # (T, C) Hz
+    """Return the rate that frame, grating or gray gives each unit while all else has its mean effect."""
     if not has_truth(recording):
         raise RecordingError(
             f"recording {recording.recording_id} has no true rates", fix="leave this ceiling out or use an observatory"

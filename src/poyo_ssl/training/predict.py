@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,27 +128,55 @@ def predict_windows(
     return module.gather(len(table))
 
 
-def open_task(run: Path | str, data: Data | None = None, *, allow_unfinished: bool = False) -> Task:
-    """Open the task of a fine-tuning run again, on its recordings wherever they are now.
+class TaskOpener:
+    """Opens tasks of fine-tuning runs again, on their recordings wherever they are now.
 
-    Without `data` they are where the run found them; the splits follow from settings and recordings as they did then.
+    Without `data` they are where the runs found them; the splits follow from settings and recordings as they did then.
+    Runs of the same recordings and settings share one task, so that splits and windows are made once for them.
     """
-    settings, facts = read_settings(run), read_json(Path(run), "run.json")
-    require_finished(run, allow=allow_unfinished)
-    config = settings.config
-    if not isinstance(config, FinetuneConfig):
-        raise ConfigError(f"{run} is a pretraining", allowed="runs of 'finetune'", fix="fine-tune it first")
-    data = data if data is not None else settings.data
-    if data is None:
-        raise ConfigError(f"{run} was trained on recordings in memory", fix="give the recordings as data")
-    columns = read_neurons(run).columns
-    recordings = [r for r in open_data(data) if r.recording_id in columns]
-    if not recordings:
-        raise RecordingError(f"no recording of {run} in the data given", fix="give the data it was trained on")
-    task = Task.of(recordings, config, new_animals=facts.get("new_animals", False))
-    if config.adapt == "embeddings":
-        task = replace(task, class_values=read_class_values(run), num_frames=facts["num_imaging_frames"])
-    return task
+
+    def __init__(self, data: Data | None = None, *, allow_unfinished: bool = False) -> None:
+        self._data, self._allow_unfinished = data, allow_unfinished
+        self._recordings: dict[str, list[Recording]] = {}  # by where they are
+        self._tasks: dict[Hashable, Task] = {}
+
+    def __call__(self, run: Path | str) -> Task:
+        """Open the task of a run."""
+        settings, facts = read_settings(run), read_json(Path(run), "run.json")
+        require_finished(run, allow=self._allow_unfinished)
+        config = settings.config
+        if not isinstance(config, FinetuneConfig):
+            raise ConfigError(f"{run} is a pretraining", allowed="runs of 'finetune'", fix="fine-tune it first")
+        data = self._data if self._data is not None else settings.data
+        if data is None:
+            raise ConfigError(f"{run} was trained on recordings in memory", fix="give the recordings as data")
+        columns = read_neurons(run).columns
+        place = str(data) if isinstance(data, (str, Path)) else ""
+        if place not in self._recordings:
+            self._recordings[place] = open_data(data)
+        recordings = [r for r in self._recordings[place] if r.recording_id in columns]
+        if not recordings:
+            raise RecordingError(f"no recording of {run} in the data given", fix="give the data it was trained on")
+        new_animals = facts.get("new_animals", False)
+        # Everything of the settings that a task depends on.
+        of_task = [config.task, config.movies, config.frame_height, config.frame_width, config.split, new_animals]
+        of_task += [config.window.window_s, config.window.lag_s]
+        adapts = config.adapt == "embeddings"
+        class_values = read_class_values(run) if adapts else None
+        if adapts:
+            of_task += [facts["num_imaging_frames"], None if class_values is None else class_values.tobytes()]
+        key = (place, tuple(r.recording_id for r in recordings), *of_task)
+        if key not in self._tasks:
+            task = Task.of(recordings, config, new_animals=new_animals)
+            if adapts:
+                task = replace(task, class_values=class_values, num_frames=facts["num_imaging_frames"])
+            self._tasks[key] = task
+        return self._tasks[key]
+
+
+def open_task(run: Path | str, data: Data | None = None, *, allow_unfinished: bool = False) -> Task:
+    """Open the task of one run again; see `TaskOpener`."""
+    return TaskOpener(data, allow_unfinished=allow_unfinished)(run)
 
 
 def predict(

@@ -349,6 +349,11 @@ def build_model(
     )
 
 
+def weights_for(folder: Path, validation: str) -> str:
+    """Name the file with the weights of the epoch that a validation part chose."""
+    return str(read_json(folder, "run.json").get("weights", {}).get(validation, WEIGHTS["valid"]))
+
+
 @dataclass(frozen=True)
 class TrainedRun:
     """A trained model with all it needs to predict.
@@ -413,7 +418,7 @@ class TrainedRun:
         require_finished(folder, allow=allow_unfinished)
         neurons, class_values = read_neurons(folder), read_class_values(folder)
         model = build_model(config, neurons.vocabulary, class_values)
-        weights = facts.get("weights", {}).get(validation, WEIGHTS["valid"])
+        weights = weights_for(folder, validation)
         path = folder / weights
         stored = read_tensors(path)
         _check_match(path, stored, model.state_dict())
