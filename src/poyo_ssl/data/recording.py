@@ -22,6 +22,7 @@ from poyo_ssl.data import recording_file
 from poyo_ssl.data.series import PupilTrace, RoiMasks, SparseEvents, TimeSeries
 from poyo_ssl.data.stimuli import Presentations
 from poyo_ssl.errors import RecordingError, suggest
+from poyo_ssl.files import written_whole
 
 
 @dataclass(frozen=True)
@@ -285,14 +286,9 @@ class Recording:
         if path.exists() and not overwrite:
             raise RecordingError(f"{path} exists", fix="choose another name or pass --overwrite")
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".partial")
-        try:
-            # Without modification times the same recording gives the same bytes.
-            with h5py.File(beside, "w", track_order=False) as file:
-                recording_file.write_recording(file, self)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        # Without modification times the same recording gives the same bytes.
+        with written_whole(path) as beside, h5py.File(beside, "w", track_order=False) as file:
+            recording_file.write_recording(file, self)
         self.path = path
         return path
 

@@ -31,6 +31,7 @@ from poyo_ssl.data.intervals import Intervals, as_intervals, merge, overlaps, su
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations, load_movie, movie_path
 from poyo_ssl.errors import RecordingError, SplitError, suggest
+from poyo_ssl.files import write_beside
 
 FRAMES_PER_BLOCK = 256
 
@@ -687,10 +688,7 @@ def save_splits(
         "animals": {"train": [a for a in animals if a not in tests], "test": list(tests)},
         "recordings": contents,
     }
-    path = Path(path)
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_beside(Path(path), json.dumps(whole, indent=1) + "\n")
     return found
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.stimuli import MOVIE_PREFIX, Presentations, load_movie
 from poyo_ssl.errors import RecordingError
+from poyo_ssl.files import written_whole
 from poyo_ssl.observatory.sizes import SessionPlan
 
 PIPELINE = "processing/brain_observatory_pipeline"
@@ -63,24 +64,19 @@ def write_allen_nwb(
     tables = _split_noise(recording)
     pixels = {name: _find_template(recording, name, templates) for name in tables if name not in GRATING_FEATURES}
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    try:
-        with h5py.File(beside, "w") as file:
-            _write_metadata(file, recording)
-            _write_traces(file, recording)
-            _write_rois(file, recording)
-            _write_behaviour(file, recording)
-            for name, frames in pixels.items():
-                # Scenes are stored as floats that hold whole numbers.
-                kind = np.float32 if name == "natural_scenes" else np.uint8
-                file.create_dataset(f"stimulus/templates/{name}_image_stack/data", data=np.asarray(frames, kind))
-            for name, table in tables.items():
-                _write_stimulus(file, name, table)
-            if "spontaneous" in recording.epochs:
-                _write_spontaneous(file, recording)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_whole(path) as beside, h5py.File(beside, "w") as file:
+        _write_metadata(file, recording)
+        _write_traces(file, recording)
+        _write_rois(file, recording)
+        _write_behaviour(file, recording)
+        for name, frames in pixels.items():
+            # Scenes are stored as floats that hold whole numbers.
+            kind = np.float32 if name == "natural_scenes" else np.uint8
+            file.create_dataset(f"stimulus/templates/{name}_image_stack/data", data=np.asarray(frames, kind))
+        for name, table in tables.items():
+            _write_stimulus(file, name, table)
+        if "spontaneous" in recording.epochs:
+            _write_spontaneous(file, recording)
     return path
 
 

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
+from poyo_ssl.files import written_whole
 from poyo_ssl.selection.table import Selection
 
 # Okabe and Ito's blue and vermilion: told apart with every kind of colour vision, and in grey by lightness.
@@ -55,11 +56,10 @@ def plot_selection(selection: Selection, path: Path | str) -> Path:
     """Write `figure_selection` as PNG, beside its name and then renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
     figure = figure_selection(selection)
     FigureCanvasAgg(figure)
-    figure.savefig(beside, format="png")
-    beside.replace(path)
+    with written_whole(path) as beside:
+        figure.savefig(beside, format="png")
     return path
 
 
