@@ -42,6 +42,7 @@ from .sources.suite2p import Suite2pSource as Suite2pSource
 from .sources.tables import Companions as Companions
 from .training.audit import Audit as Audit
 from .training.audit import audit_run as audit_run
+from .training.predict import Decoded as Decoded
 from .training.predict import predict as predict
 from .training.run_folder import TrainedRun as TrainedRun
 from .training.run_folder import delete_run as delete_run

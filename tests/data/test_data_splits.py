@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from poyo_ssl.cli import main
 from poyo_ssl.config import SplitConfig
 from poyo_ssl.data.intervals import as_intervals, contains, overlaps
-from poyo_ssl.data.recording import RecordingMetadata
+from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.splits import (
     Split,
     clip_roles,
@@ -248,7 +248,7 @@ def test_clips_need_the_movie_that_was_shown(make_recording):
 def test_statistics_come_from_outside_every_stimulus_held_out(make_recording, tmp_path):
     recording = make_recording(num_units=1, masked_domain=np.array([[20.0, 21.0]]))
     save_movie(tmp_path, MOVIE, PIXELS)
-    recording.save(tmp_path / "made.h5")
+    recording = Recording.open(recording.save(tmp_path / "made.h5"))
     config = SplitConfig(decay_s=0.02, clip_fraction=0.1)
     splits = list(standard_splits(recording, config, window_s=0.2).values())
     assert [split.tests for split in splits] == [("test_gratings",), ("test_repeat", "test_clip")]
@@ -323,7 +323,7 @@ def test_a_test_movie_tests_as_a_whole_and_takes_its_like_out_of_training(make_r
     unseen[40] = PIXELS[11]
     save_movie(tmp_path, MOVIE, PIXELS)
     save_movie(tmp_path, other.name, unseen)
-    session.save(tmp_path / "session.h5")
+    session = Recording.open(session.save(tmp_path / "session.h5"))
     config = SplitConfig(num_clips=0, test_movies=(other.name,))
     split = split_movies(session, [MOVIE], config, window_s=0.2)
     assert split.tests == ("test_repeat", "test_movie")

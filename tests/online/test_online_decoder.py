@@ -147,17 +147,17 @@ def test_equals_predict_for_every_task(recording, output, normalise, lag_s, bin_
     known = predict(run, recording)
     answers = [decoder.step(frame, time) for frame, time in zip(recording.dff, recording.timestamps, strict=True)]
     answers = [answer for answer in answers if answer.status == "ok"]
-    np.testing.assert_array_equal([answer.time for answer in answers], known["time"])
+    np.testing.assert_array_equal([answer.time for answer in answers], known.time)
     outputs = np.stack([answer.output for answer in answers])
     if output == "frames":
-        assert outputs.dtype == known["frames"].dtype == np.uint8
-        assert np.abs(outputs.astype(int) - known["frames"]).max() <= 1
-        assert (outputs == known["frames"]).mean() > 0.99
+        assert outputs.dtype == known.frames.dtype == np.uint8
+        assert np.abs(outputs.astype(int) - known.frames).max() <= 1
+        assert (outputs == known.frames).mean() > 0.99
         return
     name = "position" if output == "position" else "probabilities"
-    np.testing.assert_allclose(outputs, known[name], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(outputs, getattr(known, name), rtol=1e-4, atol=1e-6)
     if output != "position":
-        assert [answer.class_value for answer in answers] == known["class"].tolist()
+        assert [answer.class_value for answer in answers] == known.classes.tolist()
 
 
 def test_without_times_the_clock_is_regular(recording, monkeypatch):

@@ -227,7 +227,7 @@ def test_a_second_client_is_told_that_the_server_is_busy():
 def test_every_client_gets_the_offline_answers(bin_frames):
     """A second client comes after more than four windows of the first, and then a reset."""
     decoder, recording = make_decoder(bin_frames=bin_frames), make_recording()
-    offline = predict(decoder.run, recording)["probabilities"]
+    offline = predict(decoder.run, recording).probabilities
     frames = list(zip(recording.dff, recording.timestamps, strict=True))
     with serving(decoder) as (server, _):
         for num_frames in (55, 60):

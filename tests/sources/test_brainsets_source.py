@@ -1,6 +1,7 @@
 """Files of brainsets: taken as they are, or refused by the name of the group that is wrong."""
 
 import shutil
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -202,7 +203,7 @@ def test_a_recording_that_was_prepared_here_gets_no_warning(tmp_path, make_recor
     gratings = made.stimuli["drifting_gratings"]
     gratings.columns["blank_sweep"][3] = True
     spans = np.array([[made.timestamps[0], made.timestamps[-1]]])
-    made.epochs = dict.fromkeys((*made.stimuli, "spontaneous"), spans)
+    made = replace(made, epochs=dict.fromkeys((*made.stimuli, "spontaneous"), spans))
     assert BrainsetsSource().read(made.save(tmp_path / "501.h5")).warnings == ()
 
 

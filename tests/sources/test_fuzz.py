@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -217,7 +217,7 @@ def read_mutated(sample, mutations):
             return outcome.error, (), None
         assert written == [f"{outcome.recording_id}.h5"]
         recording = Recording.open(folder / "out" / written[0])
-        recording.dff = recording.read_dff(0, recording.num_frames)
+        recording = replace(recording, dff=recording.read_dff(0, recording.num_frames))
         return "", outcome.warnings, recording
 
 

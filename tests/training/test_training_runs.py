@@ -146,7 +146,7 @@ def test_a_reloaded_model_gives_identical_predictions(finetuned, pair):
     recording = open_recordings(pair)[0]
     times = recording.timestamps[50:90:4]
     first, second = predict(finetuned, recording, times), predict(TrainedRun.open(finetuned), recording, times)
-    np.testing.assert_array_equal(first["probabilities"], second["probabilities"])
+    np.testing.assert_array_equal(first.probabilities, second.probabilities)
     run = TrainedRun.open(finetuned)
     assert not run.model.training
     for name, tensor in run.model.state_dict().items():
@@ -160,10 +160,10 @@ def test_prediction_needs_no_stimulus_and_no_file(finetuned, pair):
     )
     found = predict(finetuned, bare)
     # Windows of 15 frames fit 186 times into 200.
-    assert found["probabilities"].shape == (186, 8)
-    np.testing.assert_allclose(found["probabilities"].sum(axis=1), 1, rtol=1e-5)
-    assert set(found["class"]) <= set(np.arange(8) * 45.0)
-    np.testing.assert_array_equal(found["time"], known.timestamps[14:200])
+    assert found.probabilities.shape == (186, 8)
+    np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert set(found.classes) <= set(np.arange(8) * 45.0)
+    np.testing.assert_array_equal(found.time, known.timestamps[14:200])
     with pytest.raises(RecordingError, match="end before they begin"):
         predict(finetuned, bare, known.timestamps[3:5])
     stranger = replace(bare, recording_id="stranger")

@@ -42,40 +42,7 @@ MAD_TO_STD = 1.4826022185056018
 def compute_dff(
     fluorescence: NDArray, procedure: str, *, rate_hz: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return dF/F of fluorescence traces.
-
-    Parameters
-    ----------
-    fluorescence : ndarray
-        ``(T, N)``, neuropil already subtracted, in any unit that is 0 without light. NaN frames stay NaN; the baseline
-        is interpolated over them.
-    procedure : str
-        One of the names above.
-    rate_hz : float
-        Imaging rate.
-
-    Returns
-    -------
-    tuple of ndarray
-        ``(T, N)`` float32 dF/F, dimensionless, and ``(N,)`` the share of frames whose baseline had to be floored: more
-        than a few percent means that too much neuropil was subtracted or the ROI holds no light.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such procedure.
-
-    Examples
-    --------
-    >>> light = np.full((900, 1), 50.0); light[400:410] = 75.0
-    >>> for name in PROCEDURES:
-    ...     dff, floored = compute_dff(light, name, rate_hz=30.0)
-    ...     print(name, dff[405, 0].round(2), dff[0, 0].round(2), floored)
-    allen_median 0.5 0.0 [0.]
-    allen_mode 0.5 0.0 [0.]
-    maximin 0.5 0.0 [0.]
-    percentile 0.5 0.0 [0.]
-    """
+    """Return dF/F of fluorescence traces."""
     if procedure not in PROCEDURES:
         raise ConfigError(
             f"no dF/F procedure '{procedure}'{suggest(procedure, PROCEDURES)}",
@@ -107,13 +74,7 @@ def compute_dff(
 
 
 def median_filter(trace: Trace, frames: int) -> Trace:
-    """Return the running median of an odd number of frames, mirrored at the ends.
-
-    Examples
-    --------
-    >>> median_filter(np.array([0.0, 9.0, 1.0, 2.0]), 3).tolist()
-    [0.0, 1.0, 2.0, 2.0]
-    """
+    """Return the running median of an odd number of frames, mirrored at the ends."""
     from scipy import ndimage
 
     return ndimage.median_filter(trace, min(frames, _largest_odd(len(trace))), mode="reflect")
@@ -124,13 +85,6 @@ def estimate_noise(trace: Trace, rate_hz: float) -> float:
 
     From the median absolute deviation, after positive peaks (1.5 times as high as the deepest trough) and then values
     beyond 2.5 deviations are left out.
-
-    Examples
-    --------
-    >>> noise = np.random.default_rng(0).normal(0, 2, 20_000)
-    >>> noise[::500] += 100
-    >>> round(estimate_noise(noise, 30.0), 1)
-    1.9
     """
     rest = trace - median_filter(trace, _scaled(NOISE_FRAMES, rate_hz))
     rest = rest[rest < 1.5 * abs(rest.min())]

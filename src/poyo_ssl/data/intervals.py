@@ -16,13 +16,7 @@ def as_intervals(pairs: Sequence[Sequence[float]] | Intervals) -> Intervals:
 
 
 def merge(intervals: Intervals, *, gap_s: float = 0.0) -> Intervals:
-    """Sort intervals and join those that touch, overlap, or lie within `gap_s` seconds of each other.
-
-    Examples
-    --------
-    >>> merge(as_intervals([[5, 6], [0, 1], [1, 2]])).tolist()
-    [[0.0, 2.0], [5.0, 6.0]]
-    """
+    """Sort intervals and join those that touch, overlap, or lie within `gap_s` seconds of each other."""
     intervals = as_intervals(intervals)
     if len(intervals) == 0:
         return intervals
@@ -34,13 +28,7 @@ def merge(intervals: Intervals, *, gap_s: float = 0.0) -> Intervals:
 
 
 def subtract(intervals: Intervals, holes: Intervals) -> Intervals:
-    """Return what `intervals` cover outside `holes`.
-
-    Examples
-    --------
-    >>> subtract(as_intervals([[0, 10]]), as_intervals([[2, 3], [9, 12]])).tolist()
-    [[0.0, 2.0], [3.0, 9.0]]
-    """
+    """Return what `intervals` cover outside `holes`."""
     pieces = merge(intervals)
     for low, high in merge(holes):
         left = np.stack([pieces[:, 0], np.minimum(pieces[:, 1], low)], axis=1)
@@ -52,14 +40,7 @@ def subtract(intervals: Intervals, holes: Intervals) -> Intervals:
 
 
 def overlaps(start: NDArray[np.float64], end: NDArray[np.float64], intervals: Intervals) -> NDArray[np.bool_]:
-    """Tell which spans ``[start, end]`` share a moment with any of the (disjoint, half-open) intervals.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> overlaps(np.array([0.0, 2.0]), np.array([1.0, 3.0]), as_intervals([[1.0, 2.0]])).tolist()
-    [True, False]
-    """
+    """Tell which spans ``[start, end]`` share a moment with any of the (disjoint, half-open) intervals."""
     merged = merge(intervals)
     # Both counts are by sorted edges: intervals that begin at or before the span's end, less those over by its start.
     begun = np.searchsorted(merged[:, 0], end, side="right")

@@ -25,21 +25,11 @@ SHORTEST_OVERLAP_S = 1e-6
 
 @dataclass(frozen=True)
 class Leak:
-    """One way in which a test part reached training.
+    """One way in which a test part reached training."""
 
-    Attributes
-    ----------
-    check : str
-        What was checked, for example ``parts`` or ``statistics``.
-    recording_id : str
-        Where.
-    problem : str
-        What was found, naming the first offender.
-    """
-
-    check: str
+    check: str  # for example "parts" or "statistics"
     recording_id: str
-    problem: str
+    problem: str  # names the first offender
 
     def __str__(self) -> str:
         return f"{self.check}, recording {self.recording_id}: {self.problem}"
@@ -50,48 +40,20 @@ class LeakError(SplitError):
 
 
 def require_no_leaks(leaks: Sequence[Leak]) -> None:
-    """Raise `LeakError` that names the first leak and counts the others.
-
-    Examples
-    --------
-    >>> require_no_leaks([Leak("parts", "r", "train and test share 2.0 s")])
-    Traceback (most recent call last):
-    poyo_ssl.data.leaks.LeakError: parts, recording r: train and test share 2.0 s; do not report scores of this run
-    """
+    """Raise `LeakError` that names the first leak and counts the others."""
     if leaks:
         others = f" (and {len(leaks) - 1} more)" if len(leaks) > 1 else ""
         raise LeakError(f"{leaks[0]}{others}", fix="do not report scores of this run")
 
 
 def shared_time(first: Intervals, second: Intervals) -> Intervals:
-    """Return the spans that two sets of half-open intervals share, longer than rounding.
-
-    Examples
-    --------
-    >>> shared_time(as_intervals([[0, 4]]), as_intervals([[1, 2], [3, 9]])).tolist()
-    [[1.0, 2.0], [3.0, 4.0]]
-    """
+    """Return the spans that two sets of half-open intervals share, longer than rounding."""
     both = subtract(first, subtract(first, second))
     return both[both[:, 1] - both[:, 0] > SHORTEST_OVERLAP_S]
 
 
 def check_parts(recording: Recording, parts: Mapping[str, Intervals]) -> list[Leak]:
-    """Check that parts share no time with one another, nor with masked spans.
-
-    Parameters
-    ----------
-    recording : Recording
-        Whose parts they are.
-    parts : mapping
-        ``(K, 2)`` seconds by part.
-
-    Examples
-    --------
-    >>> from poyo_ssl.data.recording import RecordingMetadata
-    >>> recording = Recording("r", np.zeros((90, 1)), np.arange(90) / 30, RecordingMetadata("m"))
-    >>> [str(leak) for leak in check_parts(recording, {"train": [[0, 2]], "test_clip": [[1.5, 3]]})]
-    ['parts, recording r: train and test_clip share 0.500 s, first at 1.500 s']
-    """
+    """Check that parts share no time with one another, nor with masked spans."""
     spans = {name: as_intervals(intervals) for name, intervals in parts.items()}
     spans["masked spans"] = recording.masked_domain.reshape(-1, 2)
     names = list(spans)
@@ -113,19 +75,7 @@ def _overlap(check: str, recording: Recording, what: str, first: Intervals, seco
 def check_windows(
     recording: Recording, index: int, parts: Mapping[str, Intervals], tables: Mapping[str, WindowTable]
 ) -> list[Leak]:
-    """Check every input that may be drawn: none of one part touches the time of another part or a masked span.
-
-    Parameters
-    ----------
-    recording : Recording
-        Where the windows lie.
-    index : int
-        Its number in the tables' `recording_index`.
-    parts : mapping
-        ``(K, 2)`` seconds by part.
-    tables : mapping
-        Windows by part.
-    """
+    """Check every input that may be drawn: none of one part touches the time of another part or a masked span."""
     found = []
     stamps = recording.timestamps
     for part, table in tables.items():
@@ -182,27 +132,7 @@ def check_unseen_frames(
     max_correlation: float,
     where: str = "any",
 ) -> list[Leak]:
-    """Check that frames which test as unseen were never trained on, nor a near-duplicate of one.
-
-    Parameters
-    ----------
-    trained, tested : mapping
-        Frame numbers by movie, of all recordings together (`shown_frames`).
-    pixels : mapping
-        ``(L, H, W)`` uint8 by movie.
-    max_correlation : float
-        Largest allowed correlation of a training frame with a test frame, mean frame subtracted.
-    where : str
-        Recording id for the report.
-
-    Examples
-    --------
-    >>> movie = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
-    >>> found = check_unseen_frames(
-    ...     {"m": np.array([0, 1, 2])}, {"m": np.array([2, 3])}, {"m": movie}, max_correlation=0.95)
-    >>> [leak.problem for leak in found]
-    ['1 frames of m train and test, first 2']
-    """
+    """Check that frames which test as unseen were never trained on, nor a near-duplicate of one."""
     found = []
     for movie, frames in trained.items():
         for other, wanted in tested.items():
@@ -220,19 +150,7 @@ def check_unseen_frames(
 
 
 def check_gaps(recording: Recording, parts: Mapping[str, Intervals], movie: str, *, gap_s: float) -> list[Leak]:
-    """Check that nothing that trains or validates lies within `gap_s` seconds of a held-out clip.
-
-    Parameters
-    ----------
-    recording : Recording
-        The recording.
-    parts : mapping
-        ``(K, 2)`` seconds by part; clips are the parts whose name ends in ``clip``.
-    movie : str
-        Name of the movie.
-    gap_s : float
-        Window plus lag plus three decay times.
-    """
+    """Check that nothing that trains or validates lies within `gap_s` seconds of a held-out clip."""
     table = recording.stimulus(movie)
     learned = {name: as_intervals(v) for name, v in parts.items() if PartName(name).role != "test"}
     clips = {name: as_intervals(v) for name, v in parts.items() if PartName(name).is_clip}

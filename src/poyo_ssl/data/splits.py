@@ -37,13 +37,7 @@ FRAMES_PER_BLOCK = 256
 
 
 def resize_movie(pixels: NDArray[np.uint8], *, height: int, width: int) -> NDArray[np.uint8]:
-    """Resize frames with antialiasing, ``(L, height, width)`` uint8.
-
-    Examples
-    --------
-    >>> resize_movie(np.full((2, 8, 16), 7, np.uint8), height=4, width=8).shape
-    (2, 4, 8)
-    """
+    """Resize frames with antialiasing, ``(L, height, width)`` uint8."""
     from skimage.transform import resize
 
     if pixels.shape[1:] == (height, width):
@@ -56,13 +50,7 @@ def resize_movie(pixels: NDArray[np.uint8], *, height: int, width: int) -> NDArr
 
 
 def load_resized_movie(folder: Path | str, name: str, *, height: int, width: int) -> NDArray[np.uint8]:
-    """Return a movie of a data folder at another size; every recording of the folder shares one copy, read-only.
-
-    Raises
-    ------
-    RecordingError
-        If the folder has no such movie.
-    """
+    """Return a movie of a data folder at another size; every recording of the folder shares one copy, read-only."""
     pixels = load_movie(folder, name)
     if pixels.shape[1:] == (height, width):
         return pixels
@@ -88,56 +76,42 @@ def _comparison_size(pixels: NDArray[np.uint8]) -> tuple[int, int]:
     return tuple(np.minimum(pixels.shape[1:], protocol.NEAR_DUPLICATE_SIZE).tolist())
 
 
-def nearest_correlation(frames: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the largest correlation of each frame with any of the others, the mean of `frames` subtracted.
+class _Frames:
+    """Frames that equal those of the same content: what is found in a movie is found once for all recordings."""
 
-    Parameters
-    ----------
-    frames : ndarray
-        ``(L, H, W)``, the whole movie whose frames are judged; larger ones are resized to 64 x 128 first.
-    others : ndarray
-        ``(M, H, W)`` frames of the same size.
-
-    Returns
-    -------
-    ndarray
-        ``(L,)`` of -1 to 1; 0 for a frame that equals the mean frame but for its brightness.
-
-    Examples
-    --------
-    >>> movie = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
-    >>> nearest_correlation(movie, movie[3:4]).round(3)[3]
-    np.float64(1.0)
-    """
-    # Recordings show the same movies, so each is judged once for all of them.
-    return _nearest_correlation(_Pixels(frames), _Pixels(others)).copy()
-
-
-class _Pixels:
-    """Frames that are equal if their pixels are."""
-
-    def __init__(self, frames: NDArray[np.uint8]) -> None:
-        self.frames = frames
-        self._key = frames.shape, hashlib.blake2b(memoryview(np.ascontiguousarray(frames))).digest()
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self.pixels = pixels  # (L, H, W)
+        self.content = pixels.shape, hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Pixels) and self._key == other._key
+        return isinstance(other, _Frames) and self.content == other.content
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        return hash(self.content)
 
 
-@functools.lru_cache(maxsize=16)
-def _nearest_correlation(first: _Pixels, second: _Pixels) -> NDArray[np.float64]:
-    height, width = _comparison_size(first.frames)
-    frames, others = (resize_movie(own.frames, height=height, width=width) for own in (first, second))
+def nearest_correlation(frames: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the largest correlation of each frame of a whole movie ``(L, H, W)`` with any of the others, ``(L,)``.
+
+    The mean of `frames` is subtracted; larger frames are resized to 64 x 128 first. A frame that equals the mean but
+    for its brightness correlates 0.
+    """
+    return _nearest_correlation(_Frames(frames), _Frames(others))
+
+
+@functools.lru_cache(maxsize=32)
+def _nearest_correlation(movie: _Frames, among: _Frames) -> NDArray[np.float64]:
+    height, width = _comparison_size(movie.pixels)
+    frames, others = (resize_movie(each.pixels, height=height, width=width) for each in (movie, among))
     mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)
     unit = _unit_rows(others, mean)
     blocks = [
         (_unit_rows(frames[start : start + FRAMES_PER_BLOCK], mean) @ unit.T).max(axis=1)
         for start in range(0, len(frames), FRAMES_PER_BLOCK)
     ]
-    return np.concatenate(blocks).astype(np.float64)
+    found = np.concatenate(blocks).astype(np.float64)
+    found.flags.writeable = False
+    return found
 
 
 def _unit_rows(frames: NDArray[np.uint8], mean: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -149,31 +123,19 @@ def _unit_rows(frames: NDArray[np.uint8], mean: NDArray[np.float32]) -> NDArray[
 def clip_roles(pixels: NDArray[np.uint8], config: SplitConfig, *, gap_s: float, frame_s: float) -> NDArray[np.str_]:
     """Name what held-out clips do to each movie frame: ``test_clip``, ``valid_clip``, ``gap`` and so on, or nothing.
 
-    Test clips are contiguous, equally long, spread evenly over the movie. Before each, a gap away, lies a validation
+    Test clips are contiguous, equally long, spread evenly over the movie. Before each, `gap_s` away, lies a validation
     clip; where there is no room for it, it is shorter. Gaps lie on both sides of either and go on over the movie's
     ends, since its repeats follow each other. A frame of training or of a validation clip whose `nearest_correlation`
     with the test clips exceeds `config.near_duplicate_correlation` is a ``near-duplicate``, and so is a training frame
-    that resembles a validation clip.
-
-    Parameters
-    ----------
-    pixels : ndarray
-        ``(frames, height, width)`` of the movie.
-    config : SplitConfig
-        Number and lengths of clips, limit of correlation.
-    gap_s : float
-        Seconds to leave on each side of a clip.
-    frame_s : float
-        How long a movie frame is shown.
-
-    Returns
-    -------
-    ndarray
-        ``(frames,)`` text.
+    that resembles a validation clip. A frame is shown for `frame_s`.
     """
-    num_frames = len(pixels)
+    return _clip_roles(_Frames(pixels), config, int(np.ceil(gap_s / frame_s)))
+
+
+@functools.lru_cache(maxsize=32)
+def _clip_roles(movie: _Frames, config: SplitConfig, gap: int) -> NDArray[np.str_]:
+    pixels, num_frames = movie.pixels, len(movie.pixels)
     length = max(round(config.clip_fraction * num_frames / config.num_clips), 1)
-    gap = int(np.ceil(gap_s / frame_s))
     valid_length = round(config.valid_clip_fraction * num_frames / config.num_clips)
     centres = (np.arange(config.num_clips) + 0.5) * num_frames / config.num_clips
     starts = np.round(centres - length / 2).astype(int)
@@ -188,6 +150,7 @@ def clip_roles(pixels: NDArray[np.uint8], config: SplitConfig, *, gap_s: float, 
     role[(nearest_correlation(pixels, pixels[test]) > limit) & ~test & ~beside] = "near-duplicate"
     if valid.any():
         role[(nearest_correlation(pixels, pixels[valid]) > limit) & (role == "")] = "near-duplicate"
+    role.flags.writeable = False
     return role
 
 
@@ -289,20 +252,20 @@ class Split:
         renamed = {name.replace("test_", "test_subject_", 1): v for name, v in self.parts.items()}
         return Split(renamed, self.unused)
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return the split as JSON holds it."""
+        return {"parts": {name: spans.tolist() for name, spans in self.parts.items()}, "unused": dict(self.unused)}
+
+    @classmethod
+    def from_plain(cls, item: Mapping[str, Any]) -> Split:
+        """Return the split that `to_plain` described."""
+        return cls({part: as_intervals(spans) for part, spans in item["parts"].items()}, item["unused"])
+
 
 def split_from_labels(table: Presentations, labels: NDArray[np.str_], parts: Sequence[str]) -> Split:
     """Turn one label per presentation into a split; those of equal label that touch become one interval.
 
     A pause ends an interval, since another stimulus may be shown in it.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> table = Presentations.from_frames("m", np.arange(9) / 1.0, np.arange(8), np.arange(1, 9), {})
-    >>> labels = np.array(["train"] * 4 + ["gap"] + ["test_clip"] * 3)
-    >>> split = split_from_labels(table, labels, ["train", "valid", "test_clip"])
-    >>> split.parts["test_clip"].tolist(), split.unused
-    ([[5.0, 8.0]], {'gap': 1})
     """
     end = _end_on_screen(table)
     intervals = {}
@@ -346,11 +309,6 @@ def split_gratings(recording: Recording, config: SplitConfig) -> Split:
     (at least one where it has three or more), the rest to training. With `gratings_test_repeats` trials are told apart
     by the table's ``repeat`` column; with `gratings_by_block` the session's last block tests, and the last trials of
     each direction in the blocks before it validate.
-
-    Raises
-    ------
-    SplitError
-        If a part stays empty, or there is no column or no second block to split by.
     """
     return _checked(recording, GRATINGS, _divide_gratings(recording, config))
 
@@ -424,26 +382,6 @@ def split_movie(
     """Split one movie by repeats and, with `config.num_clips`, by held-out clips; a test movie tests as a whole.
 
     Held-out clips are so in all repeats; `valid` and `test_repeat` show training frames alone.
-
-    Parameters
-    ----------
-    recording : Recording
-        The recording with the movie's table.
-    movie : str
-        Name of the movie.
-    config : SplitConfig
-        Repeats, clips, gap.
-    window_s : float
-        Length of the input windows plus response lag; the gap around a clip is this plus three decay times.
-    pixels : ndarray, optional
-        ``(frames, height, width)`` of the movie, needed for clips: near-duplicates are found in them.
-    unseen : ndarray, optional
-        ``(M, height, width)`` frames of the test movies: training frames that resemble one are dropped.
-
-    Raises
-    ------
-    SplitError
-        If a part stays empty, or clips are asked for without pixels or with those of a shorter movie.
     """
     split = _divide_movie(recording, movie, config, window_s=window_s, pixels=pixels, unseen=unseen)
     return _checked(recording, movie, split)
@@ -516,15 +454,7 @@ def training_domain(recording: Recording, splits: Sequence[Split]) -> Intervals:
 
 
 def split_movies(recording: Recording, movies: Sequence[str], config: SplitConfig, *, window_s: float) -> Split:
-    """Split the movies of a task, and its test movies, with the pixels in the recording's data folder.
-
-    Raises
-    ------
-    RecordingError
-        If clips or test movies are asked for and the recording lies in no data folder, or it lacks a movie.
-    SplitError
-        If a part stays empty, or a test movie is to train, too.
-    """
+    """Split the movies of a task, and its test movies, with the pixels in the recording's data folder."""
     both = sorted(set(movies) & set(config.test_movies))
     if both:
         raise SplitError(f"movie {both[0]} both trains and tests", fix="name it in movies or in split.test_movies")
@@ -574,27 +504,7 @@ def standard_splits(recording: Recording, config: SplitConfig, *, window_s: floa
 
 
 def draw_test_subjects(subject_ids: Collection[str], config: SplitConfig) -> tuple[str, ...]:
-    """Return the animals that only test, sorted: those named, or a share of all drawn by the seed.
-
-    Parameters
-    ----------
-    subject_ids : collection of str
-        Animal of every recording; an animal may occur more than once.
-    config : SplitConfig
-        `test_subjects` or `test_subject_fraction`.
-
-    Raises
-    ------
-    SplitError
-        If a name is unknown, or no animal would be left to train or to test.
-
-    Examples
-    --------
-    >>> draw_test_subjects(["a", "b", "b", "c", "d"], SplitConfig(test_subject_fraction=0.5))
-    ('b', 'c')
-    >>> draw_test_subjects(["a", "b"], SplitConfig())
-    ()
-    """
+    """Return the animals that only test, sorted: those named, or a share of all drawn by the seed."""
     animals = sorted(set(subject_ids))
     for name in config.test_subjects:
         if name not in animals:
@@ -678,7 +588,7 @@ def save_splits(
         found[recording.recording_id] = named
         contents[recording.recording_id] = {
             "subject_id": recording.metadata.subject_id,
-            "stimuli": {name: _plain(split) for name, split in named.items()},
+            "stimuli": {name: split.to_plain() for name, split in named.items()},
         }
     whole = {
         "format": FORMAT,
@@ -692,10 +602,6 @@ def save_splits(
     return found
 
 
-def _plain(split: Split) -> dict[str, Any]:
-    return {"parts": {name: spans.tolist() for name, spans in split.parts.items()}, "unused": dict(split.unused)}
-
-
 def load_splits(path: Path | str) -> Mapping[str, Mapping[str, Split]]:
     """Read the splits of every recording and stimulus.
 
@@ -707,10 +613,7 @@ def load_splits(path: Path | str) -> Mapping[str, Mapping[str, Split]]:
     whole = _read(Path(path))
     try:
         return {
-            recording: {
-                stimulus: Split({part: as_intervals(spans) for part, spans in item["parts"].items()}, item["unused"])
-                for stimulus, item in entry["stimuli"].items()
-            }
+            recording: {stimulus: Split.from_plain(item) for stimulus, item in entry["stimuli"].items()}
             for recording, entry in whole["recordings"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -201,13 +201,7 @@ def save_movie(folder: Path | str, name: str, pixels: Any) -> Path:
 
 
 def load_movie(folder: Path | str, name: str) -> NDArray[np.uint8]:
-    """Memory-map the pixels of a movie, ``(frames, height, width)`` uint8.
-
-    Raises
-    ------
-    RecordingError
-        If the folder has no such movie or the file is not an 8-bit grey movie.
-    """
+    """Memory-map the pixels of a movie, ``(frames, height, width)`` uint8."""
     path = movie_path(folder, name)
     if not path.exists():
         known = sorted(p.stem for p in path.parent.glob("*.npy")) if path.parent.is_dir() else []

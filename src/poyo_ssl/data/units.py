@@ -19,15 +19,7 @@ MAD_TO_SD = 1.4826
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Rows of the unit and session embeddings by identity; row 0 is padding in both.
-
-    Examples
-    --------
-    >>> first = Vocabulary().grow({"session_a": ["u1", "u2"]})
-    >>> second = first.grow({"session_a": ["u2", "u3"], "session_b": ["u1"]})
-    >>> second.units, second.sessions
-    ({'session_a/u1': 1, 'session_a/u2': 2, 'session_a/u3': 3, 'session_b/u1': 4}, {'session_a': 1, 'session_b': 2})
-    """
+    """Rows of the unit and session embeddings by identity; row 0 is padding in both."""
 
     units: Mapping[str, int] = field(default_factory=dict)
     sessions: Mapping[str, int] = field(default_factory=dict)
@@ -86,32 +78,7 @@ class Neurons:
 def fit_normalisation(
     recording: Recording, columns: NDArray[np.int64], domain: Intervals, *, method: str, block: int = 64
 ) -> Normalisation:
-    """Return how each unit is normalised, from the training part.
-
-    Parameters
-    ----------
-    recording : Recording
-        The recording.
-    columns : ndarray
-        ``(C,)`` columns of dF/F.
-    domain : ndarray
-        ``(K, 2)`` seconds to take statistics from.
-    method : {'robust_z', 'robust_asinh', 'raw'}
-        Median and scaled median absolute deviation (the standard deviation where that is 0); the same, compressed
-        and brought to mean 0 and standard deviation 1; or 0 and 1.
-    block : int
-        Units in memory at once.
-
-    Returns
-    -------
-    Normalisation
-        ``(C,)`` float32 each.
-
-    Raises
-    ------
-    RecordingError
-        If a trace holds NaN outside masked spans or never changes inside the training part; it lists the units.
-    """
+    """Return how each unit is normalised, from the training part."""
     fitted = Normalisation.identity(len(columns), compress=method == "robust_asinh")
     edges = np.searchsorted(recording.timestamps, domain)
     whole = as_intervals([[recording.timestamps[0], np.inf]])

@@ -33,57 +33,18 @@ INDICES = ("unit_index", "session_index", "window_index")
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of equal length, padded over neurons.
+    """Windows of equal length, padded over neurons."""
 
-    Attributes
-    ----------
-    dff : Tensor
-        ``(B, T, C)`` float, the (possibly normalised) dF/F; zero where a neuron is padding.
-    unit_index : Tensor
-        ``(B, C)`` long, row of each neuron in the unit vocabulary; 0 is padding.
-    unit_mask : Tensor
-        ``(B, C)`` bool, True for a real neuron, False for padding.
-    frame_times : Tensor
-        ``(B, T)`` float, seconds from the start of the window to the middle of each bin.
-    session_index : Tensor
-        ``(B,)`` long, row of each recording in the session vocabulary.
-    target_time : Tensor
-        ``(B,)`` float, seconds from the start of the window to the target; may lie outside the window.
-    duration_s : float
-        Length of the windows in seconds, shared by the batch.
-    target : Tensor, optional
-        ``(B,)`` long class indices, ``(B, H, W)`` float frames of 0-1, or None when predicting.
-    window_index : Tensor, optional
-        ``(B,)`` long, position of each window in the window table it came from.
-    padded : bool
-        Whether any neuron is padding; found once, so that no step must ask the GPU.
-
-    Raises
-    ------
-    BatchError
-        If a tensor has another shape or type.
-
-    Examples
-    --------
-    >>> batch = Batch(
-    ...     dff=torch.zeros(2, 30, 3), unit_index=torch.tensor([[1, 2, 3], [4, 5, 0]]),
-    ...     unit_mask=torch.tensor([[True, True, True], [True, True, False]]),
-    ...     frame_times=torch.linspace(0, 0.97, 30).expand(2, -1), session_index=torch.tensor([1, 1]),
-    ...     target_time=torch.full((2,), 0.5), duration_s=1.0)
-    >>> len(batch), batch.padded
-    (2, True)
-    """
-
-    dff: Tensor
-    unit_index: Tensor
-    unit_mask: Tensor
-    frame_times: Tensor
-    session_index: Tensor
-    target_time: Tensor
+    dff: Tensor  # (B, T, C) float, normalised; 0 where a neuron is padding
+    unit_index: Tensor  # (B, C) long, row in the unit vocabulary; 0 is padding
+    unit_mask: Tensor  # (B, C) bool, False for padding
+    frame_times: Tensor  # (B, T) float, seconds from the start of the window to the middle of each bin
+    session_index: Tensor  # (B,) long, row in the session vocabulary
+    target_time: Tensor  # (B,) float, seconds from the start of the window; may lie outside it
     duration_s: float
-    target: Tensor | None = None
-    window_index: Tensor | None = None
-    padded: bool = field(init=False)
+    target: Tensor | None = None  # (B,) long classes, or (B, H, W) float frames of 0-1
+    window_index: Tensor | None = None  # (B,) long, row of the window table
+    padded: bool = field(init=False)  # whether any neuron is padding; found once, so that no step must ask the GPU
 
     def __post_init__(self) -> None:
         sizes = self._sizes()
@@ -156,40 +117,55 @@ def _check_type(name: str, value: Tensor) -> None:
 
 @dataclass(frozen=True)
 class WindowTable:
-    """Windows of equal length over one or more recordings.
+    """Windows of equal length over one or more recordings; every array is ``(W,)``."""
 
-    Attributes
-    ----------
-    num_frames : int
-        Imaging frames per window.
-    recording_index, first_low, first_high : ndarray
-        ``(W,)`` position of the recording in the list; the first imaging frame is drawn from
-        ``[first_low, first_high]`` in training and is `first_low` otherwise.
-    target_time : ndarray
-        ``(W,)`` seconds on the recording's clock.
-    target : ndarray
-        ``(W,)`` class index, or row of the frame bank; -1 where a window has no label.
-    stimulus : ndarray
-        ``(W,)`` text.
-    frame_number, repeat : ndarray
-        ``(W,)`` movie frame and repeat, -1 for gratings.
-    excluded : dict
-        Targets left out, counted by reason.
-    """
-
-    num_frames: int
-    recording_index: NDArray[np.int64]
+    num_frames: int  # imaging frames per window
+    recording_index: NDArray[np.int64]  # place of the recording in its list
+    # The first imaging frame is drawn from [first_low, first_high] in training and is first_low otherwise.
     first_low: NDArray[np.int64]
     first_high: NDArray[np.int64]
-    target_time: NDArray[np.float64]
-    target: NDArray[np.int64]
+    target_time: NDArray[np.float64]  # seconds on the recording's clock
+    target: NDArray[np.int64]  # class, or row of the frame bank; -1 without a label
     stimulus: NDArray[np.str_]
-    frame_number: NDArray[np.int64]
+    frame_number: NDArray[np.int64]  # -1 for gratings, as is the repeat
     repeat: NDArray[np.int64]
-    excluded: Mapping[str, int] = field(default_factory=dict)
+    excluded: Mapping[str, int] = field(default_factory=dict)  # targets left out, counted by reason
 
     def __len__(self) -> int:
         return len(self.target)
+
+    @classmethod
+    def of_presentations(
+        cls,
+        table: Presentations,
+        rows: NDArray[np.int64],
+        first_low: NDArray[np.int64],
+        first_high: NDArray[np.int64],
+        target: NDArray[np.int64],
+        *,
+        index: int,
+        num_frames: int,
+    ) -> WindowTable:
+        """Make one window for each of some rows of a stimulus of the recording at place `index`."""
+        movie = {name: table.columns.get(name, np.full(len(table), -1)) for name in ("frame", "repeat")}
+        return cls(
+            num_frames=num_frames,
+            recording_index=np.full(len(rows), index, np.int64),
+            first_low=first_low.astype(np.int64),
+            first_high=first_high.astype(np.int64),
+            target_time=table.midpoint[rows],
+            target=target,
+            stimulus=np.full(len(rows), table.name),
+            frame_number=movie["frame"][rows].astype(np.int64),
+            repeat=movie["repeat"][rows].astype(np.int64),
+        )
+
+    @classmethod
+    def unlabelled(cls, first: NDArray[np.int64], target_time: NDArray[np.float64], *, num_frames: int) -> WindowTable:
+        """Make windows of one recording that begin at imaging frames `first` and have no target."""
+        none = np.full(len(first), -1)
+        zero = np.zeros(len(first), np.int64)
+        return cls(num_frames, zero, first, first, target_time, none, np.full(len(first), ""), none, none)
 
     def select(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> WindowTable:
         """Return the windows where `keep` is True, or at the rows that it names."""
@@ -212,19 +188,6 @@ def window_frames(recordings: Sequence[Recording], window_s: float) -> int:
 
     Windows are counted in frames, not cut by time, so that batches are not ragged (at 30.08 Hz a second has 30 or
     31 frames).
-
-    Raises
-    ------
-    ConfigError
-        If rates differ so much (5 %) that one number cannot serve.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from poyo_ssl.data.recording import RecordingMetadata
-    >>> recording = Recording("r", np.zeros((90, 1)), np.arange(90) / 30.08, RecordingMetadata("m"))
-    >>> window_frames([recording], 1.0), window_frames([recording], 0.033)
-    (30, 1)
     """
     rates = np.array([recording.rate_hz for recording in recordings])
     middle = float(np.median(rates))
@@ -250,34 +213,12 @@ def movie_windows(
 ) -> WindowTable:
     """Make one causal window for every presentation of `part`: it ends `lag_s` after the frame's middle.
 
-    Targets whose input would begin before the recording, end after it, touch a masked span or reach into another
-    part's interval are excluded and counted, the same ones for every model and baseline.
-
-    Parameters
-    ----------
-    recording : Recording
-        Where the windows lie.
-    index : int
-        Position of the recording in its list.
-    table : Presentations
-        The movie.
-    split : Split
-        Parts of the recording for this movie.
-    part : str
-        Part whose targets are wanted.
-    num_frames : int
-        Imaging frames per window.
-    lag_s : float
-        Response lag in seconds.
-    targets : ndarray
-        ``(K,)`` target of every presentation of the table.
+    `targets` (K,) are those of all presentations of the table; `index` is the recording's place in its list.
     """
     rows = np.flatnonzero(contains(table.midpoint, split.parts[part]))
-    time = table.midpoint[rows]
-    stop = np.searchsorted(recording.timestamps, time + lag_s, side="right")
-    return _keep_clean(
-        recording, index, split, part, rows, time, stop - num_frames, stop - num_frames, num_frames, table, targets
-    )
+    first = np.searchsorted(recording.timestamps, table.midpoint[rows] + lag_s, side="right") - num_frames
+    found = WindowTable.of_presentations(table, rows, first, first, targets[rows], index=index, num_frames=num_frames)
+    return _keep_clean(found, recording, split, part)
 
 
 def trial_windows(
@@ -302,52 +243,27 @@ def trial_windows(
     # A dilated trial shorter than the window leaves one choice: the window that begins with it.
     end = np.searchsorted(recording.timestamps, table.end[rows] + lag_s + dilation_s - 1e-9)
     last = np.maximum(end - num_frames, begin) if dilation_s else begin
-    return _keep_clean(
-        recording, index, split, part, rows, table.midpoint[rows], begin, last, num_frames, table, targets
-    )
+    found = WindowTable.of_presentations(table, rows, begin, last, targets[rows], index=index, num_frames=num_frames)
+    return _keep_clean(found, recording, split, part)
 
 
-def _keep_clean(
-    recording: Recording,
-    index: int,
-    split: Split,
-    part: str,
-    rows: NDArray[np.int64],
-    time: NDArray[np.float64],
-    low: NDArray[np.int64],
-    high: NDArray[np.int64],
-    num_frames: int,
-    table: Presentations,
-    targets: NDArray[np.int64],
-) -> WindowTable:
+def _keep_clean(found: WindowTable, recording: Recording, split: Split, part: str) -> WindowTable:
+    """Leave out and count what no model or baseline may use."""
     stamps, last_frame = recording.timestamps, recording.num_frames - 1
-    start = stamps[np.clip(low, 0, last_frame)]
-    end = stamps[np.clip(high + num_frames - 1, 0, last_frame)]
+    low, stop = found.first_low, found.first_high + found.num_frames
+    start, end = stamps[np.clip(low, 0, last_frame)], stamps[np.clip(stop - 1, 0, last_frame)]
     reasons = {
-        "outside the recording": (low < 0) | (high + num_frames > recording.num_frames),
+        "outside the recording": (low < 0) | (stop > recording.num_frames),
         "touches a masked span": overlaps(start, end, recording.masked_domain),
         "reaches into another part": overlaps(start, end, split.others(part)),
-        "has a class that training lacks": targets[rows] < 0,
+        "has a class that training lacks": found.target < 0,
     }
-    keep, excluded = np.ones(len(rows), bool), {}
+    keep, excluded = np.ones(len(found), bool), {}
     for reason, bad in reasons.items():
         if (keep & bad).any():
             excluded[reason] = int((keep & bad).sum())
         keep &= ~bad
-    rows = rows[keep]
-    movie = {name: table.columns.get(name, np.full(len(table), -1)) for name in ("frame", "repeat")}
-    return WindowTable(
-        num_frames=num_frames,
-        recording_index=np.full(len(rows), index, np.int64),
-        first_low=low[keep].astype(np.int64),
-        first_high=high[keep].astype(np.int64),
-        target_time=time[keep],
-        target=targets[rows],
-        stimulus=np.full(len(rows), table.name),
-        frame_number=movie["frame"][rows].astype(np.int64),
-        repeat=movie["repeat"][rows].astype(np.int64),
-        excluded=excluded,
-    )
+    return replace(found.select(keep), excluded=excluded)
 
 
 def require_windows(table: WindowTable, what: str) -> WindowTable:
@@ -363,13 +279,6 @@ def draw_unit_counts(generator: np.random.Generator, size: int) -> NDArray[np.in
 
     The density over 10, 11, ..., 300 units is 1 at 10, rises linearly to 50 at 50, falls linearly to 1 at 100 and
     stays there; its mean is about 65.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> counts = draw_unit_counts(np.random.default_rng(0), 100_000)
-    >>> int(counts.min()), int(counts.max()), round(float(counts.mean()))
-    (10, 300, 65)
     """
     knots, density = zip(*protocol.UNIT_DROPOUT_KNOTS, strict=True)
     counts = np.arange(knots[0], knots[-1] + 1)
@@ -382,23 +291,9 @@ class Normalisation:
     """How the values of a recording's units become the model's input.
 
     ``(x - centre) / scale``; then, if it compresses, the inverse hyperbolic sine of that, less `mean`, over `spread`.
-
-    Attributes
-    ----------
-    centre, scale, mean, spread : ndarray
-        ``(C,)`` float32.
-    compress : bool
-        Whether the second step is taken.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> plain = Normalisation.identity(1, compress=False)
-    >>> plain.apply(np.array([[2.0]]), np.array([0])).tolist()
-    [[2.0]]
     """
 
-    centre: NDArray[np.float32]
+    centre: NDArray[np.float32]  # (C,), as the next three
     scale: NDArray[np.float32]
     mean: NDArray[np.float32]
     spread: NDArray[np.float32]
@@ -420,22 +315,10 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class UnitSet:
-    """The neurons of one recording that take part, with their vocabulary rows and normalisation.
+    """The neurons of one recording that take part, with their vocabulary rows and normalisation."""
 
-    Attributes
-    ----------
-    columns : ndarray
-        ``(C,)`` columns of dF/F.
-    rows : ndarray
-        ``(C,)`` rows of the unit vocabulary (1 and up).
-    normalisation : Normalisation
-        How their values are normalised.
-    session_row : int
-        Row of the session vocabulary.
-    """
-
-    columns: NDArray[np.int64]
-    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]  # (C,) of dF/F
+    rows: NDArray[np.int64]  # (C,) of the unit vocabulary, 1 and up
     normalisation: Normalisation
     session_row: int
 
@@ -453,22 +336,6 @@ class BatchSampler(Sampler[BatchRequest]):
 
     Over all ranks the batches hold each window exactly once per epoch, whatever the number of ranks; no rank is
     ever left without a window, so a batch may hold a few more than `batch_size` where that is the number of ranks.
-
-    Parameters
-    ----------
-    num_windows, batch_size : int
-        Windows in the table and windows per step over all ranks together.
-    seed, epoch : int
-        What the order is drawn from; `seed` None keeps the order and draws nothing (evaluation).
-    epoch_windows : int, optional
-        Windows per epoch, all by default: a random subset in each epoch, without a `seed` one spread evenly.
-    rank, num_ranks : int
-        This process and the number of processes.
-
-    Raises
-    ------
-    ConfigError
-        If the ranks cannot share a training batch evenly, or there are more ranks than windows.
     """
 
     def __init__(
@@ -512,25 +379,7 @@ class BatchSampler(Sampler[BatchRequest]):
 
 
 class WindowDataset(Dataset[Batch]):
-    """Makes batches from recordings; dF/F is read lazily, one slice per window.
-
-    Parameters
-    ----------
-    recordings : sequence of Recording
-        The recordings that the table's indices refer to.
-    units : sequence of UnitSet
-        Neurons of each recording.
-    table : WindowTable
-        The windows.
-    bin_frames : int
-        Imaging frames averaged into one step.
-    unit_dropout : bool
-        Draw a number of neurons per window, for requests with a seed.
-    noise : float
-        Standard deviation of Gaussian noise added to the binned values, for requests with a seed.
-    frame_bank : Tensor, optional
-        ``(F, H, W)`` float frames of 0-1 that `table.target` indexes; without it targets are class indices.
-    """
+    """Makes batches from recordings; dF/F is read lazily, one slice per window."""
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -236,9 +236,9 @@ def check_traces(recording: Recording) -> Recording:
         checked = recording.with_units(keep, dff=FilledTraces(recording.dff, keep))
         edges = np.flatnonzero(np.diff(np.r_[False, ~seen, False].astype(np.int8)))
         clock = np.append(recording.timestamps, recording.timestamps[-1] + 1 / recording.rate_hz)
-        checked.masked_domain = merge(np.concatenate([recording.masked_domain, as_intervals(clock[edges])]))
-    checked.warnings = tuple(notes)
-    return checked
+        masked = merge(np.concatenate([recording.masked_domain, as_intervals(clock[edges])]))
+        checked = replace(checked, masked_domain=masked)
+    return replace(checked, warnings=tuple(notes))
 
 
 def check_clock(timestamps: NDArray[np.float64], notes: Notes) -> None:

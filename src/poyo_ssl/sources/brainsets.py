@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -30,8 +30,7 @@ from poyo_ssl.data.hdf5 import (
     require_dataset,
     require_numbers,
 )
-from poyo_ssl.data.recording import Recording
-from poyo_ssl.data.recording_file import BLANKS_SUFFIX, BRAINSET_ID
+from poyo_ssl.data.recording import BLANKS_SUFFIX, BRAINSET_ID, Recording
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.files import written_whole
 from poyo_ssl.sources.base import FilledTraces, Notes, Source, require_increasing
@@ -127,8 +126,7 @@ class BrainsetsSource(Source):
         if not animal:
             notes.add("no animal: the container, of which an animal may have several, is taken as one")
         check_line(recording.metadata, notes)
-        recording.warnings += tuple(notes)
-        return recording
+        return replace(recording, warnings=(*recording.warnings, *notes))
 
     def save(self, recording: Recording, path: Path, target: Path) -> None:
         """Link to the file or copy it; write a recording anew only if that was asked for."""

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -740,8 +740,7 @@ class NwbSource(NwbConfig, Source):
         notes, remarks = Notes(), Notes()
         with open_nwb(path, remarks) as nwbfile:
             recording = self._read(NwbReader(nwbfile, path, notes))
-        recording.warnings = (*notes, *remarks)
-        return recording
+        return replace(recording, warnings=(*notes, *remarks))
 
     def _read(self, reader: NwbReader) -> Recording:
         path, notes = reader.path, reader.notes

@@ -362,8 +362,7 @@ def _write(task: _Task) -> tuple[str, ...]:
         _refuse_another(task)
     # Before reading: a file that changes meanwhile is converted again next time.
     facts = _describe(source, path)
-    recording = check_traces(source.read(path))
-    recording.recording_id = task.recording_id
+    recording = dataclasses.replace(check_traces(source.read(path)), recording_id=task.recording_id)
     for name, pixels in source.movies(path):
         _write_movie(task.output, clean_name(name), pixels, overwrite=task.overwrite)
     facts |= {"path": str(path.absolute()), "warnings": list(recording.warnings), "version": version("poyo-ssl")}

@@ -33,29 +33,6 @@ class Lamb(Optimizer):
 
     No bias correction; weight decay is added to the update; the trust ratio of a tensor is
     ``min(|w|, 10) / |update|``, 1 where either norm is 0 (METHOD.md "exact numbers").
-
-    Parameters
-    ----------
-    params : iterable
-        Parameters or groups.
-    lr : float
-        Learning rate.
-    betas : tuple of float
-        Decay of the first and second moment.
-    eps : float
-        Added to the root of the second moment.
-    weight_decay : float
-        Added to the update, times the weight.
-
-    Examples
-    --------
-    One step by hand: the moments are 0.1 g and 0.001 g^2, their ratio is sqrt(10), the trust ratio 2 / sqrt(10).
-
-    >>> weight = torch.nn.Parameter(torch.tensor([2.0]))
-    >>> weight.grad = torch.tensor([1.0])
-    >>> Lamb([weight], lr=0.1, eps=0.0).step()
-    >>> round(weight.item(), 4)
-    1.8
     """
 
     def __init__(
@@ -96,13 +73,7 @@ class Lamb(Optimizer):
 
 
 def is_embedding(name: str) -> bool:
-    """Tell whether a parameter of a model or pretrainer is an embedding, by its name.
-
-    Examples
-    --------
-    >>> is_embedding("model.tokens.units.weight"), is_embedding("encoder.cross_attention.to_q.weight")
-    (True, False)
-    """
+    """Tell whether a parameter of a model or pretrainer is an embedding, by its name."""
     return not EMBEDDINGS.isdisjoint(name.split("."))
 
 
@@ -146,13 +117,7 @@ def make_schedule(optimizer: Optimizer, config: OptimConfig, *, num_steps: int) 
 
 
 class SeededModule(L.LightningModule):
-    """A module whose step depends on nothing but (seed, step, rank): a resumed run equals an uninterrupted one.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of dropout and masks.
-    """
+    """A module whose step depends on nothing but (seed, step, rank): a resumed run equals an uninterrupted one."""
 
     def __init__(self, *, seed: int) -> None:
         super().__init__()
@@ -190,15 +155,7 @@ class SeededModule(L.LightningModule):
 
 
 class PretrainModule(SeededModule):
-    """Masked latent reconstruction with a watch on collapse.
-
-    Parameters
-    ----------
-    model : PoyoSSL
-        With a readout ``gratings``.
-    config : PretrainConfig
-        Objective, optimiser and seed.
-    """
+    """Masked latent reconstruction with a watch on collapse."""
 
     def __init__(self, model: PoyoSSL, config: PretrainConfig) -> None:
         super().__init__(seed=config.seed)
@@ -251,24 +208,7 @@ FITTED = {
 
 
 class FinetuneModule(SeededModule):
-    """A readout trained with its encoder.
-
-    Parameters
-    ----------
-    model : PoyoSSL
-        With a readout named like the task.
-    config : FinetuneConfig
-        Task, loss, optimiser and seed.
-    num_targets : int
-        Classes, or frames of the movie.
-    validations : sequence of str
-        Names of the validation parts, in the order of their loaders.
-
-    Raises
-    ------
-    ConfigError
-        If a name to freeze fits no parameter.
-    """
+    """A readout trained with its encoder."""
 
     def __init__(
         self, model: PoyoSSL, config: FinetuneConfig, *, num_targets: int, validations: Sequence[str] = ("valid",)
@@ -341,28 +281,9 @@ def spread_labels(target: Tensor, num_classes: int, *, spread: float) -> Tensor:
     """Return soft labels ``(B, num_classes)``: a normalised Gaussian around the true movie frame.
 
     Neighbouring frames look alike and the score forgives a second, so one-hot labels waste most of what a window says.
-
-    Parameters
-    ----------
-    target : Tensor
-        ``(B,)`` long.
-    num_classes : int
-        Frames of the movie.
-    spread : float
-        Standard deviation in frames.
-
-    Examples
-    --------
-    >>> spread_labels(torch.tensor([0]), 3, spread=1.0).double().numpy().round(3).tolist()
-    [[0.574, 0.348, 0.078]]
     """
     distance = torch.arange(num_classes, device=target.device) - target[:, None]
     return torch.softmax(-distance.square() / (2 * spread**2), dim=-1)
-
-
-def count_trainable(module: nn.Module) -> int:
-    """Return the number of parameters that train."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def is_better(value: float, best: float) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from poyo_ssl.config import FinetuneConfig
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.task import Task
-from poyo_ssl.data.windows import Batch, BatchSampler, UnitSet, WindowDataset, WindowTable, require_windows
+from poyo_ssl.data.windows import Batch, BatchSampler, UnitSet, WindowDataset, WindowTable
 from poyo_ssl.errors import ConfigError, RecordingError
 from poyo_ssl.training.run_folder import (
     Data,
@@ -81,28 +81,7 @@ def predict_windows(
     nodes: int = 1,
     progress: bool = False,
 ) -> NDArray:
-    """Return a model's output for every window of a table, each once.
-
-    Parameters
-    ----------
-    run : TrainedRun
-        The model.
-    recordings : sequence of Recording
-        Recordings that the table's ``recording_index`` counts.
-    table : WindowTable
-        The windows.
-    units : sequence of UnitSet, optional
-        Units of each recording in the place of those that the run knows.
-    devices, nodes : int
-        Processes per node, and nodes.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    ndarray
-        ``(W, K)`` class probabilities, ``(W,)`` positions, or ``(W, H, W)`` uint8 frames.
-    """
+    """Return a model's output for every window of a table, each once."""
     dataset = WindowDataset(
         recordings,
         [run.unit_set(recording) for recording in recordings] if units is None else units,
@@ -179,9 +158,32 @@ def open_task(run: Path | str, data: Data | None = None, *, allow_unfinished: bo
     return TaskOpener(data, allow_unfinished=allow_unfinished)(run)
 
 
-def predict(
-    run: TrainedRun | Path | str, recording: Recording, times: NDArray[np.float64] | None = None
-) -> dict[str, NDArray]:
+@dataclass(frozen=True)
+class Decoded:
+    """What a run decodes at moments of a recording; what its task does not give is None.
+
+    Attributes
+    ----------
+    time : ndarray
+        ``(W,)`` seconds at which the input windows end.
+    probabilities : ndarray, optional
+        ``(W, K)`` of the classes.
+    classes : ndarray, optional
+        ``(W,)`` the class decided on: direction in degrees, or movie frame.
+    position : ndarray, optional
+        ``(W,)`` place in the movie, 0 to 1.
+    frames : ndarray, optional
+        ``(W, H, W)`` uint8 movie frames.
+    """
+
+    time: NDArray[np.float64]
+    probabilities: NDArray[np.float32] | None = None
+    classes: NDArray[np.float64] | None = None
+    position: NDArray[np.float32] | None = None
+    frames: NDArray[np.uint8] | None = None
+
+
+def predict(run: TrainedRun | Path | str, recording: Recording, times: NDArray[np.float64] | None = None) -> Decoded:
     """Predict at any moments of a known recording; it needs no stimulus.
 
     Parameters
@@ -195,9 +197,8 @@ def predict(
 
     Returns
     -------
-    dict
-        ``time`` (W,), and ``probabilities`` (W, K) with ``class`` (W,) in the classes' own values, or ``position``
-        (W,), or ``frames`` (W, H, W) uint8.
+    Decoded
+        Probabilities and classes, positions, or frames.
 
     Raises
     ------
@@ -214,26 +215,15 @@ def predict(
             allowed=f"times from {stamps[min(run.num_frames, len(stamps)) - 1]:.3f} s",
             fix="leave earlier times out",
         )
-    nothing = np.full(len(times), -1)
     target_time = times - run.config.window.lag_s
     if run.task == "gratings":
         # In training the target was the middle of a trial that the window covers.
         target_time = times - 0.5 * run.num_frames / recording.rate_hz
-    table = WindowTable(
-        num_frames=run.num_frames,
-        recording_index=np.zeros(len(times), np.int64),
-        first_low=stop - run.num_frames,
-        first_high=stop - run.num_frames,
-        target_time=target_time,
-        target=nothing,
-        stimulus=np.full(len(times), ""),
-        frame_number=nothing,
-        repeat=nothing,
-    )
-    output = predict_windows(run, [recording], require_windows(table, "prediction"))
+    table = WindowTable.unlabelled(stop - run.num_frames, target_time, num_frames=run.num_frames)
+    output = predict_windows(run, [recording], table)
     if run.task == "frames":
-        return {"time": times, "frames": output}
+        return Decoded(times, frames=output)
     if output.ndim == 1:
-        return {"time": times, "position": output}
+        return Decoded(times, position=output)
     assert run.class_values is not None
-    return {"time": times, "probabilities": output, "class": run.class_values[decide(run, output)]}
+    return Decoded(times, probabilities=output, classes=run.class_values[decide(run, output)])

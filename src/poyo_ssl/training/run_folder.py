@@ -36,7 +36,6 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from poyo_ssl.config import FinetuneConfig, PretrainConfig, from_plain
-from poyo_ssl.data.intervals import as_intervals
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.splits import VALID_CLIP, Split
 from poyo_ssl.data.task import Task, make_readout, task_name
@@ -95,7 +94,7 @@ def write_inputs(folder: Path, task: Task, neurons: Neurons) -> None:
         for r in task.recordings
     }
     write_beside(folder / "recordings.json", json.dumps(facts))
-    parts = {name: {"parts": plain(dict(s.parts)), "unused": dict(s.unused)} for name, s in task.splits.items()}
+    parts = {name: split.to_plain() for name, split in task.splits.items()}
     write_beside(folder / "splits.json", json.dumps(parts))
     words = {"units": neurons.vocabulary.units, "sessions": neurons.vocabulary.sessions}
     write_beside(folder / "vocabulary.json", json.dumps(plain(words | {"class_values": task.class_values})))
@@ -111,10 +110,7 @@ def read_splits(folder: Path) -> dict[str, Split]:
     """Read the parts of every recording that a run used."""
     stored = read_json(folder, "splits.json")
     try:
-        return {
-            name: Split({part: as_intervals(spans) for part, spans in item["parts"].items()}, item["unused"])
-            for name, item in stored.items()
-        }
+        return {name: Split.from_plain(item) for name, item in stored.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'splits.json'} is damaged ({error!r})", fix="train again") from None
 
@@ -141,13 +137,7 @@ def read_class_values(folder: Path | str) -> NDArray[np.float64] | None:
 
 
 def read_tensors(path: Path) -> dict[str, NDArray]:
-    """Read a safetensors file; nothing in it is ever executed.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing or damaged.
-    """
+    """Read a safetensors file; nothing in it is ever executed."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -263,16 +253,6 @@ def load_encoder(model: PoyoSSL, folder: Path | str) -> dict[str, Any]:
     """Copy everything but the readouts from a run into `model`, in place.
 
     `model` must have the run's vocabulary; grow it afterwards.
-
-    Returns
-    -------
-    dict
-        What was loaded and what stayed fresh: ``from``, ``tensors``, ``parameters``, ``fresh`` (names).
-
-    Raises
-    ------
-    CheckpointError
-        If the weights are missing, damaged, or of another model.
     """
     path = Path(folder) / WEIGHTS["valid"]
     stored = {k: v for k, v in read_tensors(path).items() if not k.startswith("readouts.")}
@@ -295,11 +275,6 @@ def load_all_but_embeddings(model: PoyoSSL, source: TrainedRun) -> dict[str, Any
 
     The embeddings' drawn rows are brought to the mean and standard deviation of the source's rows, per dimension: where
     trained embeddings lie, the trained attention can read them.
-
-    Returns
-    -------
-    dict
-        What was loaded and what stayed fresh: ``from``, ``tensors``, ``parameters``, ``fresh`` (names).
     """
     stored, own = source.model.state_dict(), model.state_dict()
     fresh = [name for name in stored if name in EMBEDDING_TABLES or name.endswith(SKIP_TABLES)]
@@ -490,18 +465,6 @@ def decide_frame(probabilities: Tensor, *, reach: int) -> Tensor:
     """Name the movie frame with the most probability within `reach` frames on either side.
 
     It maximises the expected rate of answers within the tolerance.
-
-    Parameters
-    ----------
-    probabilities : Tensor
-        ``(B, K)``.
-    reach : int
-        Frames on either side; 0 names the most probable frame.
-
-    Examples
-    --------
-    >>> decide_frame(torch.tensor([[0.4, 0.0, 0.1, 0.25, 0.25]]), reach=1).tolist()
-    [3]
     """
     summed = F.pad(probabilities.double().cumsum(dim=-1), (1, 0))
     place = torch.arange(probabilities.shape[-1], device=probabilities.device)

@@ -11,7 +11,7 @@ the means of all recordings together; each recording's neurons reach them by a r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,19 +38,7 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class RecordingMeans:
-    """Class means of one recording in its whitened space.
-
-    Attributes
-    ----------
-    means : ndarray
-        ``(K, F)`` of unit-length windows, smoothed; zeros for a class that the recording does not show.
-    whitening : Whitening
-        From features to that space.
-    unit_rows : ndarray
-        ``(C,)`` rows of the recording's units in the vocabulary; F = C times bins.
-    session_row : int
-        Row of the recording.
-    """
+    """Class means of one recording in its whitened space."""
 
     means: NDArray[np.float64]
     whitening: Whitening
@@ -69,33 +57,7 @@ def fit_value_skip(
     smoothing: float,
     keep_prototypes: bool = False,
 ) -> None:
-    """Set a skip's weights from training windows, in place.
-
-    Parameters
-    ----------
-    skip : ValueSkip
-        With rows for all units and recordings.
-    recordings : list of Recording
-        The recordings that the table refers to.
-    units : list of UnitSet
-        Neurons of each.
-    table : WindowTable
-        Training windows.
-    domains : dict
-        ``(K, 2)`` seconds of each recording from which statistics may come, by recording id.
-    bin_frames : int
-        Imaging frames averaged into one step of the input.
-    smoothing : float
-        Standard deviation, in classes, of the Gaussian that smooths class means; 0 where neighbouring classes are
-        not alike.
-    keep_prototypes : bool
-        Leave the prototypes as they are and fit the neurons to them: for new recordings of a trained model.
-
-    Raises
-    ------
-    ConfigError
-        If a window has fewer steps than the skip has bins.
-    """
+    """Set a skip's weights from training windows, in place."""
     if table.num_frames // bin_frames < skip.num_bins:
         raise ConfigError(
             f"value_skip_bins of {skip.num_bins} for windows of {table.num_frames // bin_frames} steps",
@@ -158,25 +120,14 @@ def unlabelled_windows(recording: Recording, domain: Intervals, like: WindowTabl
     edges = np.searchsorted(recording.timestamps, domain)
     step = max(like.num_frames // 2, 1)
     starts = np.concatenate([np.arange(low, high - like.num_frames + 1, step) for low, high in edges])
-    none = np.full(len(starts), -1)
-    return WindowTable(
-        num_frames=like.num_frames,
-        recording_index=np.zeros(len(starts), np.int64),
-        first_low=starts,
-        first_high=starts,
-        target_time=recording.timestamps[starts],
-        target=none,
-        stimulus=np.full(len(starts), ""),
-        frame_number=none,
-        repeat=none,
-    )
+    return WindowTable.unlabelled(starts, recording.timestamps[starts], num_frames=like.num_frames)
 
 
 def _features(
     skip: ValueSkip, recording: Recording, units: UnitSet, table: WindowTable, bin_frames: int
 ) -> NDArray[np.float64]:
     """``(W, C * P)`` values as the skip sees them, neuron by neuron."""
-    table = WindowTable(**{**vars(table), "recording_index": np.zeros(len(table), np.int64)})
+    table = replace(table, recording_index=np.zeros(len(table), np.int64))
     dataset = WindowDataset([recording], [units], table, bin_frames=bin_frames)
     parts = [
         bin_values(dataset[BatchRequest(rows)], skip.num_bins).flatten(1)
