@@ -176,7 +176,7 @@ def _check_objects(file: h5py.File) -> None:
             raise RecordingError(f"{file.filename}: no group '{name}' (found: {', '.join(file)})", fix=FIX)
         if _kind(group) != kind:
             raise _refuse(group, f" is an object '{_kind(group)[:40]}'", kind)
-    for group in _groups(file):
+    for group in _groups(file).values():
         if _kind(group) not in KINDS:
             has = f"object {_kind(group)[:40]!r}" if _kind(group) else "no attribute object"
             raise _refuse(group, f" has {has}", ", ".join(KINDS))
@@ -193,8 +193,8 @@ def _check_objects(file: h5py.File) -> None:
                 read_texts(dataset)
 
 
-def _groups(file: h5py.File) -> Iterator[h5py.Group]:
-    return (group for name in file if (group := get_group(file, name)) is not None)
+def _groups(file: h5py.File) -> dict[str, h5py.Group]:
+    return {name: group for name in file if (group := get_group(file, name)) is not None}
 
 
 def _require(group: h5py.Group, name: str, ndim: int) -> h5py.Dataset:
@@ -257,8 +257,7 @@ def _check_tables(file: h5py.File, notes: Notes) -> None:
     if "spontaneous_domain" not in file:
         # Every session of the Allen's has some.
         notes.add("no spontaneous_domain: when the screen was gray is not known")
-    for group in _groups(file):
-        name = str(group.name).lstrip("/")
+    for name, group in _groups(file).items():
         if _kind(group) == "IrregularTimeSeries":
             times = read_numbers(_require(group, "timestamps", 1), 1)
             require_increasing(times, name_of(group), FIX)
