@@ -35,7 +35,7 @@ DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError,
 
 COPY_AGAIN = "download or copy it again"
 ANOTHER_FILE = "give a file that holds its own data"
-WRONG_LAYOUT = "the file is damaged or of another layout: copy it again or give another one"
+WRONG_LAYOUT = "copy the file again, or give one of the right layout"
 
 
 @contextmanager

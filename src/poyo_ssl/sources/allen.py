@@ -472,7 +472,7 @@ class _Identities:
         cells = get_dataset(file, f"{SEGMENTATION}/cell_specimen_ids")
         specimens = read_numbers(cells, 1) if cells is not None else np.zeros(0, np.int64)
         if specimens.dtype.kind not in "iu":
-            raise _refuse(cells, f"numbers of {specimens.dtype}", "whole numbers")
+            raise RecordingError(f"{name_of(cells)} holds {specimens.dtype}", allowed="whole numbers", fix=FIX)
         texts = [get_dataset(file, name) for name in (f"{SEGMENTATION}/roi_ids", f"{PLANE}/roi_list")]
         return cls(specimens.astype(np.int64), *[[] if t is None else read_texts(t) for t in texts])
 

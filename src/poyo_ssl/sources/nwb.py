@@ -344,8 +344,8 @@ class NwbReader:
         if len(bad):
             outside = f"trace {bad[0]} is of row {rows[bad[0]]} of '{table.name}'"
             raise self._refuse(outside, f"0 to {len(ids) - 1}")
-        require_unique(rows, f"{self.path}: among the traces row", REPAIR)
-        require_unique(ids[rows], f"{self.path}: among the traces id of '{table.name}'", REPAIR)
+        require_unique(rows, f"{self.path}: ROI row", REPAIR)
+        require_unique(ids[rows], f"{self.path}: ROI id of '{table.name}'", REPAIR)
         keep = self._choose_cells(table, rows) if cells == "iscell" else None
         rows = rows if keep is None else rows[keep]
         columns = (self._column(table, name) for name in SPECIMEN_COLUMNS)
