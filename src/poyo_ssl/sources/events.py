@@ -334,7 +334,7 @@ def _read_gratings(path: Path, timestamps: NDArray[np.float64]) -> Presentations
         if name in table:
             # A sweep of unknown label may leave out whether it was blank.
             flags[name] = np.nan_to_num(pd.to_numeric(table[name], errors="coerce").to_numpy(float))
-        require(np.isin(flags[name], (0, 1)).all(), f"{path}: {name} is not 0 or 1 everywhere")
+        require(np.isin(flags[name], (0, 1)).all(), f"{path}: {name} is not 0 or 1 everywhere", "0, 1 or empty")
     known = flags["label_known"] == 1
     blank = known & (flags["blank_sweep"] == 1)
     shown = known & ~blank

@@ -362,11 +362,11 @@ def _finish_columns(
     done = dict(columns)
     blank = done.get("blank_sweep", np.zeros(length))
     flags = blank.dtype.kind != "U" and np.isin(np.nan_to_num(blank.astype(float)), (0, 1)).all()
-    require(flags, f"{what}: blank_sweep of {name} is not 0 or 1")
+    require(flags, f"{what}: blank_sweep of {name} is not 0 or 1", "0, 1 or empty")
     blank = np.nan_to_num(blank.astype(float)).astype(bool)
     for key in ("frame", "repeat"):
         if key in done:
-            require(is_whole(done[key]), f"{what}: '{key}' of {name} is not a whole number everywhere")
+            require(is_whole(done[key]), f"{what}: '{key}' of {name} is not a whole number everywhere", "0, 1, 2, ...")
             done[key] = done[key].astype(np.int64)
     if "frame" in done:
         frame, is_movie = done["frame"], name.startswith(MOVIE_PREFIX)
