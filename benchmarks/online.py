@@ -143,16 +143,16 @@ def seconds(function: Callable[[], Any]) -> tuple[float, float]:
 
 def time_parts(decoder: Decoder, repeats: int = 50) -> dict[str, float]:
     """Return the median milliseconds of the stages of a frame."""
-    latents = decoder.attention.times_of_latents
+    latents, model = decoder.latents, decoder.model
     places = list(range(NUM_FRAMES))
     times = (torch.arange(NUM_FRAMES, dtype=torch.float64) + 0.5) / RATE_HZ
     values, present = torch.randn(NUM_UNITS), torch.ones(NUM_UNITS, dtype=torch.bool)
-    rows = torch.randn(len(latents), decoder.run.config.model.dim)
+    task, session, target_time = decoder.run.task, decoder.session_index, torch.tensor([0.5])
     stages: dict[str, Callable[[], Any]] = {
         "put": lambda: decoder.attention.put(0, values, present),
         "attend": lambda: decoder.attention.attend(places, times),
-        "processor": lambda: decoder.processor(rows),
-        "readout": lambda: decoder.readout(rows, 0.5),
+        "processor": lambda: decoder.processor(latents.values[0].clone()),
+        "readout": lambda: model.readout(task, latents, session_index=session, target_time=target_time),
     }
     with torch.inference_mode():
         found = {}

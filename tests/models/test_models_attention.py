@@ -20,7 +20,7 @@ from poyo_ssl.models.poyo_ssl import (
     latent_times,
     rotate,
 )
-from poyo_ssl.models.token_grid import project_grid
+from poyo_ssl.models.token_grid import TokenGrid, project_grid
 
 SMALL = {
     "dim": 12,
@@ -246,16 +246,8 @@ def test_grid_tokens_pass_finite_differences(shape):
     turns = RotaryTime(4, t_min_s=0.1, t_max_s=4.0)(torch.tensor([[0.0, 0.3], [0.1, 0.4]]), torch.float64)
 
     def keys_and_values(units, types, values, value_embedding, weight):
-        return project_grid(
-            units=units,
-            types=types,
-            values=values,
-            value_embedding=value_embedding,
-            norm=norm,
-            weight=weight,
-            num_heads=1,
-            turns=turns,
-        )
+        grid = TokenGrid(units, types, torch.tensor([0, 1]), values, value_embedding, turns)
+        return project_grid(grid, norm=norm, weight=weight, num_heads=1)
 
     inputs = (draw(2, 3, 4), draw(2, 4), draw(2, 2, 3), draw(*shape), draw(8, 8))
     assert torch.autograd.gradcheck(keys_and_values, inputs)

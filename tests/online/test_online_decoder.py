@@ -15,10 +15,9 @@ from untrained import NUM_UNITS, RATE_HZ, make_recording, make_run
 
 from poyo_ssl.data.windows import Batch
 from poyo_ssl.errors import CheckpointError, ConfigError, RecordingError, StreamError
-from poyo_ssl.models.pieces import feed_forward_pieces
-from poyo_ssl.models.poyo_ssl import FeedForward, FrameDecoder
+from poyo_ssl.models.poyo_ssl import FrameDecoder
 from poyo_ssl.online import Decoder
-from poyo_ssl.online.network import FoldedFeedForward, FoldedFrameDecoder
+from poyo_ssl.online.network import FoldedFrameDecoder
 from poyo_ssl.training.predict import predict
 from poyo_ssl.training.run_folder import TrainedRun
 
@@ -120,7 +119,7 @@ def test_missing_values_add_nothing_to_a_value_skip(recording, monkeypatch):
         found.append(batch.dff[0])
         return torch.zeros(1, 8, dtype=torch.float64)
 
-    monkeypatch.setattr(decoder.readout.head.skip, "forward", keep)
+    monkeypatch.setattr(decoder.model.readouts["gratings"].skip, "forward", keep)
     for frame in frames:
         decoder.step(frame)
     expected = normalised(run, recording.dff[:12])
@@ -408,37 +407,6 @@ def test_sharp_attention_stays_exact(recording, monkeypatch, factor):
     with torch.no_grad():
         run.model.encoder.cross_attention.to_q.weight *= factor
     assert_equals_offline(run, recording, monkeypatch, num_frames=40, rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize(("factor", "sharp"), [(1.0, False), (40.0, True), (2000.0, True)])
-def test_self_attention_without_its_maximum_knows_when_it_cannot(recording, monkeypatch, factor, sharp):
-    run = make_run()
-    with torch.no_grad():
-        for block in run.model.processor:
-            block.self_attention.to_qkv.weight[:64] *= factor
-    decoder, frames = Decoder(run, recording), zip(recording.dff[:16], recording.timestamps, strict=False)
-    assert not decoder.processor.needs_maximum
-    seen = raw_outputs(decoder, monkeypatch)
-    for frame, time in frames:
-        decoder.step(frame, time)
-    assert decoder.processor.needs_maximum == sharp
-    for stop, output in zip(range(12, 17), seen, strict=True):
-        np.testing.assert_allclose(output, offline(run, recording, stop), rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize("offset", [0.0, 300.0])
-def test_the_folded_feed_forward_adds_the_branch(offset):
-    torch.manual_seed(0)
-    module, z = FeedForward(16, dropout=0.2).double().eval(), torch.randn(5, 16, dtype=torch.float64) + offset
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += torch.randn_like(parameter)
-        expected = z + module(z)
-        before = z.clone()
-        added = FoldedFeedForward(feed_forward_pieces(module), num_rows=5)(z)
-    np.testing.assert_allclose(added, expected, rtol=1e-10, atol=1e-10)
-    assert added is z
-    assert not torch.equal(z, before)
 
 
 def test_an_output_is_not_changed_by_the_next_frame(recording):

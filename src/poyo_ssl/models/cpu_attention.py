@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from poyo_ssl.models.token_grid import TokenGrid, token_statistics
+from poyo_ssl.models.token_grid import TokenGrid, by_head, token_statistics
 
 LANES = 0x0101010101010101
 LOW_SEVEN_BITS = 0x7F * LANES
@@ -42,27 +42,6 @@ def draw_keep_mask(shape: tuple[int, ...], rate: float, device: torch.device | N
     (to 53 bits) over draws. The values of a word share its threshold, and the thresholds repeat every 512 words: a
     covariance of at most 1.6e-5 between two values (a correlation of 1e-4 at 0.2), so that the share dropped in one
     draw has a standard deviation of up to 1.7e-4 however large the mask.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Shape of the mask.
-    rate : float
-        Probability of a 0, in ``[0, 1)``.
-    device : device, optional
-        The CPU if None.
-
-    Returns
-    -------
-    Tensor
-        uint8, 1 = keep.
-
-    Examples
-    --------
-    >>> _ = torch.manual_seed(0)
-    >>> keep = draw_keep_mask((1000, 1000), 0.2)
-    >>> keep.unique().tolist(), round(keep.float().mean().item(), 2)
-    ([0, 1], 0.8)
     """
     if device is not None and device.type != "cpu":
         return (torch.rand(shape, device=device) >= rate).to(torch.uint8)
@@ -84,19 +63,7 @@ def _signed(word: int) -> int:
 
 
 class Dropout(nn.Module):
-    """`torch.nn.Dropout` with `draw_keep_mask` on a CPU; elsewhere torch's own.
-
-    Parameters
-    ----------
-    rate : float
-        Probability of a zero, in ``[0, 1)``.
-
-    Examples
-    --------
-    >>> layer = Dropout(0.5)
-    >>> sorted(layer(torch.ones(1000)).unique().tolist()), layer.eval()(torch.ones(2)).tolist()
-    ([0.0, 2.0], [1.0, 1.0])
-    """
+    """`torch.nn.Dropout` with `draw_keep_mask` on a CPU; elsewhere torch's own."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -112,13 +79,7 @@ class Dropout(nn.Module):
 
 
 def drop(x: Tensor, rate: float) -> Tensor:
-    """Return `x` with values zeroed at `rate` and the rest scaled.
-
-    Examples
-    --------
-    >>> sorted(drop(torch.ones(1000), 0.5).unique().tolist())
-    [0.0, 2.0]
-    """
+    """Return `x` with values zeroed at `rate` and the rest scaled."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, rate)
     return _Dropped.apply(x, rate)
@@ -158,36 +119,7 @@ NUM_FEATURES = 5
 
 
 def streamed_attention(q: Tensor, grid: TokenGrid, *, norm: nn.LayerNorm, weight: Tensor, dropout: float) -> Tensor:
-    """Attend to all tokens of a recording without ever holding all keys or values.
-
-    Parameters
-    ----------
-    q : Tensor
-        ``(B or 1, H, L, E)``, turned by the latents' times.
-    grid : TokenGrid
-        The recording.
-    norm : LayerNorm
-        Over the tokens' 2D.
-    weight : Tensor
-        ``(2 * H * E, 2D)``, bias-free projection to keys above values.
-    dropout : float
-        Dropout of the attention probabilities.
-
-    Returns
-    -------
-    Tensor
-        ``(B, H, L, E)``, still turned by the tokens' times; zero where a latent may see nothing.
-
-    Examples
-    --------
-    >>> grid = TokenGrid(
-    ...     units=torch.randn(2, 5, 8), types=torch.randn(3, 8), kinds=torch.tensor([1, 0, 2]),
-    ...     values=torch.randn(2, 3, 5), value_embedding=torch.randn(1, 1, 8),
-    ...     turns=torch.ones(1, 3, 2, dtype=torch.complex64))
-    >>> q, weight = torch.randn(1, 1, 6, 4), torch.randn(8, 16)
-    >>> streamed_attention(q, grid, norm=nn.LayerNorm(16), weight=weight, dropout=0.0).shape
-    torch.Size([2, 1, 6, 4])
-    """
+    """Attend to all tokens of a recording without ever holding all keys or values."""
     H, E, B, R = q.shape[1], q.shape[-1], len(grid.values), q.shape[-1] // 2
     own, along, type_rows, bias_row = _project(grid, norm, weight)
     with torch.autocast(q.device.type, enabled=False):
@@ -202,9 +134,9 @@ def streamed_attention(q: Tensor, grid: TokenGrid, *, norm: nn.LayerNorm, weight
         dtype = scale.dtype
         per_unit = along.shape[:2] != (1, 1)
         shared_row = torch.zeros_like(bias_row) if per_unit else along[0]
-        rows = _heads(torch.cat((shared_row, type_rows, bias_row)).to(dtype), 2 * H)  # (2H, 4, E)
+        rows = by_head(torch.cat((shared_row, type_rows, bias_row)).to(dtype), 2 * H)  # (2H, 4, E)
         parts = torch.stack((own, along.expand_as(own)) if per_unit else (own,), 1)  # (B, P, C, 2HE)
-        parts = _heads(parts.to(dtype), 2 * H)  # (B, P, 2H, C, E)
+        parts = by_head(parts.to(dtype), 2 * H)  # (B, P, 2H, C, E)
         q = q.to(dtype) * (math.log2(math.e) / math.sqrt(E))
         of_extra = q[..., R:] @ rows[:H, :3, R:].mT  # (B|1, H, L, 3)
         queries = torch.cat((q[..., :R], of_extra, torch.ones_like(of_extra[..., :1])), -1).expand(B, -1, -1, -1)
@@ -351,17 +283,7 @@ class StreamedAttention(torch.autograd.Function):
 
 
 class _Views:
-    """The memory that pieces of one shape use in turns: logits, tokens and what becomes of them.
-
-    Parameters
-    ----------
-    memory : dict of str to Tensor
-        Flat memory by name; grows when a piece is larger than those before.
-    like : Tensor
-        Of which type it is.
-    n, t, L, C, X : int
-        Problems, times, latents, neurons, columns.
-    """
+    """The memory that pieces of one shape use in turns: logits, tokens and what becomes of them."""
 
     def __init__(self, memory: dict[str, Tensor], like: Tensor, n: int, t: int, L: int, C: int, X: int) -> None:
         def take(name: str, *shape: int) -> Tensor:
@@ -557,8 +479,3 @@ def _mixer(rows: Tensor, last: int) -> Tensor:
 
 def _hiding(mask: Tensor, like: Tensor) -> Tensor:
     return like.new_zeros(()).where(mask, HIDDEN)
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """Return ``(..., N, heads * E)`` as ``(..., heads, N, E)``."""
-    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)

@@ -31,21 +31,6 @@ def focal_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
     The weight ``|e| / max|e|`` is scaled by the largest error as a constant, as in focal frequency loss
     (Jiang et al. 2021) with alpha = gamma = 1: its gradient does not go through the maximum.
-
-    Parameters
-    ----------
-    prediction, target : Tensor
-        ``(B, H, W)`` of 0-1.
-
-    Returns
-    -------
-    Tensor
-        Scalar; 0 when they are equal.
-
-    Examples
-    --------
-    >>> focal_loss(torch.tensor([[[0.0, 0.5]]]), torch.tensor([[[0.0, 0.0]]])).item()
-    0.25
     """
     error = prediction - target
     largest = error.detach().abs().max().clamp_min(torch.finfo(error.dtype).tiny)
@@ -53,23 +38,7 @@ def focal_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def fft_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference of the magnitude spectra, orthonormal two-dimensional FFT.
-
-    Parameters
-    ----------
-    prediction, target : Tensor
-        ``(B, H, W)`` of 0-1.
-
-    Returns
-    -------
-    Tensor
-        Scalar.
-
-    Examples
-    --------
-    >>> fft_loss(torch.ones(1, 2, 2), torch.zeros(1, 2, 2)).item()  # only the mean, 2, in 4 coefficients
-    0.5
-    """
+    """Mean absolute difference of the magnitude spectra, orthonormal two-dimensional FFT."""
     spectra = (torch.fft.fft2(x, norm="ortho").abs() for x in (prediction, target))
     return F.l1_loss(*spectra)
 
@@ -80,24 +49,6 @@ def ssim(prediction: Tensor, target: Tensor, *, data_range: float = DATA_RANGE) 
     Gaussian weights of 1.5 pixels over 11 x 11, population covariance, fixed data range, mean over the windows
     that lie inside the frame: scikit-image's ``structural_similarity(gaussian_weights=True, sigma=1.5,
     use_sample_covariance=False)``. Frames smaller than 11 pixels get the largest odd window that fits.
-
-    Parameters
-    ----------
-    prediction, target : Tensor
-        ``(B, H, W)``.
-    data_range : float
-        Distance between the smallest and the largest possible value.
-
-    Returns
-    -------
-    Tensor
-        ``(B,)``.
-
-    Examples
-    --------
-    >>> frames = torch.rand(2, 16, 16)
-    >>> ssim(frames, frames).tolist()
-    [1.0, 1.0]
     """
     radius = min(SSIM_RADIUS, (min(prediction.shape[-2:]) - 1) // 2)
     offset = torch.arange(-radius, radius + 1, dtype=prediction.dtype, device=prediction.device)
@@ -114,18 +65,7 @@ def ssim(prediction: Tensor, target: Tensor, *, data_range: float = DATA_RANGE) 
 
 
 class PerceptualLoss(nn.Module):
-    """Mean squared difference of VGG16 features at relu3_3 (Johnson et al. 2016).
-
-    Parameters
-    ----------
-    weights : str or Path
-        Safetensors file with VGG16's ImageNet weights under torchvision's names (``features.0.weight`` and so on).
-
-    Raises
-    ------
-    ConfigError
-        If the file is missing, is no safetensors file or lacks a layer.
-    """
+    """Mean squared difference of VGG16 features at relu3_3 (Johnson et al. 2016)."""
 
     mean: Tensor
     std: Tensor
@@ -182,25 +122,7 @@ class MovieLossOutput(NamedTuple):
 
 
 class MovieLoss(nn.Module):
-    """Weighted sum of the frame losses; a term of weight 0 is not computed.
-
-    Parameters
-    ----------
-    config : MovieLossConfig
-        Weights by name.
-
-    Raises
-    ------
-    ConfigError
-        If no term has a weight, or the perceptual one has one but no weights file.
-
-    Examples
-    --------
-    >>> loss = MovieLoss(MovieLossConfig(focal=0, l1=2, fft=0, ssim=0))
-    >>> total, terms = loss(torch.full((1, 8, 8), 0.25), torch.zeros(1, 8, 8))
-    >>> total.item(), {name: term.item() for name, term in terms.items()}
-    (0.5, {'l1': 0.25})
-    """
+    """Weighted sum of the frame losses; a term of weight 0 is not computed."""
 
     def __init__(self, config: MovieLossConfig) -> None:
         super().__init__()

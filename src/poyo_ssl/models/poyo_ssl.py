@@ -20,42 +20,19 @@ from poyo_ssl.config import MODEL_SIZES, ModelConfig, ReadoutConfig
 from poyo_ssl.data.windows import Batch
 from poyo_ssl.errors import ConfigError, suggest
 from poyo_ssl.models.cpu_attention import Dropout, drop, streamed_attention
-from poyo_ssl.models.token_grid import TokenGrid, project_grid
+from poyo_ssl.models.token_grid import TokenGrid, by_head, project_grid
 
 INIT_STD = 0.02
 """Standard deviation of every embedding at the start (as coded in POYO+)."""
 
 
 def normal_parameter(*shape: int) -> nn.Parameter:
-    """Return a parameter drawn from N(0, 0.02^2).
-
-    Examples
-    --------
-    >>> normal_parameter(2, 3).shape
-    torch.Size([2, 3])
-    """
+    """Return a parameter drawn from N(0, 0.02^2)."""
     return nn.Parameter(torch.randn(shape) * INIT_STD)
 
 
 class GrowingEmbedding(nn.Module):
-    """A table with one row per known entry, rows 1 and up; row 0 is zero, for padding and for the unknown.
-
-    Parameters
-    ----------
-    num_entries : int
-        Known entries, without row 0.
-    dim : int
-        Width of a row.
-
-    Examples
-    --------
-    >>> table = GrowingEmbedding(2, 4)
-    >>> table(torch.tensor([0])).tolist()
-    [[0.0, 0.0, 0.0, 0.0]]
-    >>> table.grow(5, torch.Generator().manual_seed(0))
-    >>> table.num_entries, table.weight.shape
-    (5, torch.Size([6, 4]))
-    """
+    """A table with one row per known entry, rows 1 and up; row 0 is zero, for padding and for the unknown."""
 
     def __init__(self, num_entries: int, dim: int) -> None:
         super().__init__()
@@ -74,18 +51,6 @@ class GrowingEmbedding(nn.Module):
         """Keep the rows and append new ones until there are `num_entries`.
 
         The parameter is replaced: build optimisers afterwards.
-
-        Parameters
-        ----------
-        num_entries : int
-            Entries wanted, without row 0; not fewer than there are.
-        generator : Generator, optional
-            Where the new rows are drawn from, on the CPU.
-
-        Raises
-        ------
-        ConfigError
-            If `num_entries` is below the present number.
         """
         missing = num_entries - self.num_entries
         if missing < 0:
@@ -116,21 +81,6 @@ class RotaryTime(nn.Module):
 
     Pair ``i`` turns by ``2 pi t / period_i`` with ``period_i = t_min (t_max / t_min)^(i / R)`` for
     ``i < R = dim_head / 4`` (POYO, Azabou et al. 2023, as coded in POYO+); the other pairs stay.
-
-    Parameters
-    ----------
-    dim_head : int
-        Width E of a head, a multiple of 4.
-    t_min_s, t_max_s : float
-        Shortest period and the limit of the longest, in seconds.
-
-    Examples
-    --------
-    >>> turns = RotaryTime(8, t_min_s=1.0, t_max_s=4.0)(torch.tensor([0.0, 0.5]), torch.float32)
-    >>> turns.shape
-    torch.Size([1, 2, 4])
-    >>> turns[0, 1].angle().div(torch.pi).tolist()  # half a turn of 1 s, a quarter turn of 2 s, and none
-    [1.0, 0.5, 0.0, 0.0]
     """
 
     omega: Tensor
@@ -150,70 +100,20 @@ class RotaryTime(nn.Module):
         return self
 
     def forward(self, times: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the turns of `times`, ``(N,)`` or ``(B, N)`` in seconds.
-
-        Returns
-        -------
-        Tensor
-            ``(1 or B, N, E / 2)``, complex with parts of `dtype` (of float32 at least): the factor of each pair.
-        """
+        """Return the turns of `times`, ``(N,)`` or ``(B, N)`` in seconds."""
         angle = times.to(torch.float64).reshape(-1, times.shape[-1], 1) * self.omega  # (1|B, N, E/2)
         dtype = torch.promote_types(dtype, torch.float32)
         return torch.complex(angle.cos().to(dtype), angle.sin().to(dtype))
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Rotate the interleaved pairs ``(0, 1), (2, 3), ...`` of each head by its time.
-
-    Parameters
-    ----------
-    x : Tensor
-        ``(B, H, N, E)``.
-    turns : Tensor
-        ``(1 or B, N, E / 2)`` complex; their conjugate rotates back.
-
-    Returns
-    -------
-    Tensor
-        ``(B, H, N, E)``.
-
-    Examples
-    --------
-    >>> turns = RotaryTime(4, t_min_s=1.0, t_max_s=4.0)(torch.tensor([0.25]), torch.float32)
-    >>> rotate(torch.tensor([2.0, 0.0, 5.0, 6.0]).view(1, 1, 1, 4), turns).round().abs().flatten().tolist()
-    [0.0, 2.0, 5.0, 6.0]
-    """
+    """Rotate the interleaved pairs ``(0, 1), (2, 3), ...`` of each head by its time."""
     pairs = torch.view_as_complex(x.to(turns.real.dtype).unflatten(-1, (-1, 2)))  # (B, H, N, E/2)
     return torch.view_as_real(pairs * turns.unsqueeze(1)).flatten(-2).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, dropout: float) -> Tensor:
-    """Softmax attention; a query that may see nothing gets zeros instead of NaN.
-
-    Parameters
-    ----------
-    q : Tensor
-        ``(B, H, L, E)``.
-    k, v : Tensor
-        ``(B, H, N, E)``.
-    mask : Tensor, optional
-        ``(B, 1, 1 or L, N)`` bool, True where a query may look.
-    dropout : float
-        Dropout of the attention probabilities.
-
-    Returns
-    -------
-    Tensor
-        ``(B, H, L, E)``.
-
-    Examples
-    --------
-    >>> q, v = torch.zeros(1, 1, 1, 4), torch.arange(8.0).view(1, 1, 2, 4)
-    >>> attend(q, v, v, mask=None, dropout=0.0).flatten().tolist()
-    [2.0, 3.0, 4.0, 5.0]
-    >>> attend(q, v, v, mask=torch.zeros(1, 1, 1, 2, dtype=torch.bool), dropout=0.0).flatten().tolist()
-    [0.0, 0.0, 0.0, 0.0]
-    """
+    """Softmax attention; a query that may see nothing gets zeros instead of NaN."""
     if dropout and q.device.type == "cpu":
         return _attend_with_dropout(q, k, v, mask, dropout)
     if mask is None:
@@ -233,31 +133,13 @@ def _attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, d
     return out * sees.to(out.dtype)
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """Return ``(B, N, H * E)`` as ``(B, H, N, E)``."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
 def merge_heads(x: Tensor) -> Tensor:
     """Return ``(B, H, N, E)`` as ``(B, N, H * E)``."""
     return x.transpose(1, 2).flatten(-2)
 
 
 class FeedForward(nn.Module):
-    """LayerNorm, Linear D to 8D, GEGLU, dropout, Linear 4D to D.
-
-    Parameters
-    ----------
-    dim : int
-        Width D.
-    dropout : float
-        Dropout on the gated activations.
-
-    Examples
-    --------
-    >>> FeedForward(8, dropout=0.0)(torch.zeros(2, 3, 8)).shape
-    torch.Size([2, 3, 8])
-    """
+    """LayerNorm, Linear D to 8D, GEGLU, dropout, Linear 4D to D."""
 
     def __init__(self, dim: int, *, dropout: float) -> None:
         super().__init__()
@@ -273,21 +155,7 @@ class FeedForward(nn.Module):
 
 
 class RotarySelfAttention(nn.Module):
-    """Attention among latents; values rotate with their time and are rotated back by the query's.
-
-    Parameters
-    ----------
-    dim, heads, dim_head : int
-        Width of the latents, number of heads, width of a head.
-    dropout : float
-        Dropout of the attention probabilities.
-
-    Examples
-    --------
-    >>> turns = RotaryTime(8, t_min_s=0.1, t_max_s=4.0)(torch.arange(3.0), torch.float32)
-    >>> RotarySelfAttention(16, heads=2, dim_head=8, dropout=0.0)(torch.zeros(2, 3, 16), turns).shape
-    torch.Size([2, 3, 16])
-    """
+    """Attention among latents; values rotate with their time and are rotated back by the query's."""
 
     def __init__(self, dim: int, *, heads: int, dim_head: int, dropout: float) -> None:
         super().__init__()
@@ -298,30 +166,14 @@ class RotarySelfAttention(nn.Module):
 
     def forward(self, x: Tensor, turns: Tensor) -> Tensor:
         """Return the branch for `x` ``(B, L, D)`` whose latents turn by `turns` ``(1 or B, L, E / 2)``."""
-        qkv = split_heads(self.to_qkv(self.norm(x)), 3 * self.heads)  # (B, 3H, L, E)
+        qkv = by_head(self.to_qkv(self.norm(x)), 3 * self.heads)  # (B, 3H, L, E)
         q, k, v = rotate(qkv, turns).chunk(3, dim=1)  # (B, H, L, E) each
         out = attend(q, k, v, mask=None, dropout=self.dropout if self.training else 0.0)  # (B, H, L, E)
         return self.to_out(merge_heads(rotate(out, turns.conj())))  # (B, L, D)
 
 
 class ReadoutAttention(nn.Module):
-    """Cross-attention of one query per window to the latents; values are not rotated.
-
-    Parameters
-    ----------
-    dim, heads, dim_head : int
-        Width of query and latents, number of heads, width of a head.
-    dropout : float
-        Dropout of the attention probabilities.
-
-    Examples
-    --------
-    >>> rotary = RotaryTime(8, t_min_s=0.1, t_max_s=4.0)
-    >>> at_query, at_latents = rotary(torch.ones(2, 1), torch.float32), rotary(torch.arange(3.0), torch.float32)
-    >>> readout = ReadoutAttention(16, heads=2, dim_head=8, dropout=0.0)
-    >>> readout(torch.zeros(2, 1, 16), torch.zeros(2, 3, 16), at_query, at_latents).shape
-    torch.Size([2, 1, 16])
-    """
+    """Cross-attention of one query per window to the latents; values are not rotated."""
 
     def __init__(self, dim: int, *, heads: int, dim_head: int, dropout: float) -> None:
         super().__init__()
@@ -334,8 +186,8 @@ class ReadoutAttention(nn.Module):
 
     def forward(self, query: Tensor, latents: Tensor, at_query: Tensor, at_latents: Tensor) -> Tensor:
         """Return the branch for `query` ``(B, Q, D)`` reading `latents` ``(B, L, D)``."""
-        q = rotate(split_heads(self.to_q(self.norm(query)), self.heads), at_query)  # (B, H, Q, E)
-        k, v = split_heads(self.to_kv(self.norm_context(latents)), 2 * self.heads).chunk(2, dim=1)
+        q = rotate(by_head(self.to_q(self.norm(query)), self.heads), at_query)  # (B, H, Q, E)
+        k, v = by_head(self.to_kv(self.norm_context(latents)), 2 * self.heads).chunk(2, dim=1)
         k = rotate(k, at_latents)  # (B, H, L, E)
         out = attend(q, k, v, mask=None, dropout=self.dropout if self.training else 0.0)  # (B, H, Q, E)
         return self.to_out(merge_heads(out))  # (B, Q, D)
@@ -344,25 +196,7 @@ class ReadoutAttention(nn.Module):
 def choose_form(
     device: torch.device, *, num_latents: int, num_tokens: int, dim_head: int, dropout: float
 ) -> CrossAttentionForm:
-    """Return the form whose step was measured to be the fastest.
-
-    Parameters
-    ----------
-    device : device
-        Where the attention runs; off the CPU torch's fused attention takes all keys and values at once.
-    num_latents, num_tokens, dim_head : int
-        Latents and tokens per window, width of a head.
-    dropout : float
-        Dropout of the attention probabilities.
-
-    Examples
-    --------
-    >>> cpu = torch.device("cpu")
-    >>> choose_form(cpu, num_latents=128, num_tokens=11_800, dim_head=64, dropout=0.2)
-    'streamed'
-    >>> choose_form(cpu, num_latents=128, num_tokens=600, dim_head=64, dropout=0.0)
-    'grid'
-    """
+    """Return the form whose step was measured to be the fastest."""
     if device.type != "cpu" or torch.compiler.is_compiling():
         return "grid"
     large = num_tokens >= MIN_STREAMED_TOKENS and dim_head >= MIN_STREAMED_WIDTH
@@ -376,26 +210,6 @@ class GridCrossAttention(nn.Module):
     LayerNorm and projection separate into a part per neuron and a part per value, so the projection costs C rows
     instead of T x C (`poyo_ssl.models.token_grid`). ``"streamed"`` makes keys and values a few tokens at a time, and
     only the half of them that turns (`poyo_ssl.models.cpu_attention`).
-
-    Parameters
-    ----------
-    dim, heads, dim_head : int
-        Width of the latents (tokens are twice as wide), number of heads, width of a head.
-    dropout : float
-        Dropout of the attention probabilities; above 0 torch's fused kernels cannot be used in training on a CPU.
-
-    Examples
-    --------
-    >>> rotary = RotaryTime(8, t_min_s=0.1, t_max_s=4.0)
-    >>> grid = TokenGrid(
-    ...     units=torch.randn(2, 5, 16), types=torch.randn(3, 16), kinds=torch.tensor([1, 0, 2]),
-    ...     values=torch.randn(2, 3, 5), value_embedding=torch.randn(1, 1, 16),
-    ...     turns=rotary(torch.arange(3.0), torch.float32))
-    >>> attention = GridCrossAttention(16, heads=2, dim_head=8, dropout=0.0)
-    >>> latents, at_latents = torch.randn(1, 4, 16), rotary(torch.arange(4.0), torch.float32)
-    >>> streamed, plain = (attention(latents, grid, at_latents, form=form) for form in ("streamed", "plain"))
-    >>> streamed.shape, torch.allclose(streamed, plain, atol=1e-5)
-    (torch.Size([2, 4, 16]), True)
     """
 
     def __init__(self, dim: int, *, heads: int, dim_head: int, dropout: float) -> None:
@@ -411,8 +225,7 @@ class GridCrossAttention(nn.Module):
         self, latents: Tensor, grid: TokenGrid, at_latents: Tensor, *, form: CrossAttentionForm | None = None
     ) -> Tensor:
         """Return the branch ``(B, L, D)`` for `latents` ``(B or 1, L, D)``; `form` None leaves it to `choose_form`."""
-        q = split_heads(self.to_q(self.norm(latents)), self.heads)  # (B|1, H, L, E)
-        q = rotate(q, at_latents)
+        q = rotate(self.queries(latents), at_latents)  # (B|1, H, L, E)
         dropout = self.dropout if self.training else 0.0
         if form is None:
             num_tokens = grid.values.shape[1] * grid.values.shape[2]
@@ -425,27 +238,22 @@ class GridCrossAttention(nn.Module):
             out = attend(q.expand(len(grid.values), -1, -1, -1), k, v, mask=grid.token_mask(), dropout=dropout)
         return self.to_out(merge_heads(rotate(out, at_latents.conj())))  # (B, L, D)
 
+    def queries(self, latents: Tensor) -> Tensor:
+        """Return the queries ``(B or 1, H, L, E)`` of `latents`, not yet rotated."""
+        return by_head(self.to_q(self.norm(latents)), self.heads)
+
     def _plain_keys_values(self, grid: TokenGrid) -> tuple[Tensor, Tensor]:
         num_neurons = grid.values.shape[-1]
         own = grid.units.unsqueeze(1) + grid.types[grid.kinds].unsqueeze(1)  # (B, T, C, D)
         tokens = torch.cat((own, grid.values.unsqueeze(-1) * grid.value_embedding.unsqueeze(1)), dim=-1)
-        kv = split_heads(self.to_kv(self.norm_context(tokens.flatten(1, 2))), 2 * self.heads)  # (B, 2H, T*C, E)
+        kv = by_head(self.to_kv(self.norm_context(tokens.flatten(1, 2))), 2 * self.heads)  # (B, 2H, T*C, E)
         turns = grid.turns.repeat_interleave(num_neurons, dim=1)  # (B|1, T*C, E/2)
         k, v = rotate(kv, turns).chunk(2, dim=1)
         return k, v
 
     def _grid_keys_values(self, grid: TokenGrid) -> tuple[Tensor, Tensor]:
-        keys, values = project_grid(
-            units=grid.units,
-            types=grid.types[grid.kinds],
-            values=grid.values,
-            value_embedding=grid.value_embedding,
-            norm=self.norm_context,
-            weight=self.to_kv.weight,
-            num_heads=self.heads,
-            turns=grid.turns,
-        )  # (B, H, T, C, E) each
-        return keys.flatten(2, 3), values.flatten(2, 3)
+        keys, values = project_grid(grid, norm=self.norm_context, weight=self.to_kv.weight, num_heads=self.heads)
+        return keys.flatten(2, 3), values.flatten(2, 3)  # (B, H, T*C, E) each
 
 
 UNIT_SECOND_S = 1.0
@@ -454,21 +262,11 @@ UNIT_SECOND_S = 1.0
 
 @dataclass(frozen=True)
 class Latents:
-    """What the encoder makes of a batch, and when each latent is.
+    """What the encoder makes of a batch, and when each latent is."""
 
-    Attributes
-    ----------
-    values : Tensor
-        ``(B, L, D)``.
-    times : Tensor
-        ``(L,)`` float64 on the CPU, seconds from the start of the window.
-    turns : Tensor
-        ``(1, L, E / 2)`` complex rotation of `times`.
-    """
-
-    values: Tensor
-    times: Tensor
-    turns: Tensor
+    values: Tensor  # (B, L, D)
+    times: Tensor  # (L,) float64 on the CPU, seconds from the start of the window
+    turns: Tensor  # (1, L, E/2) complex, the rotation of `times`
 
     def with_values(self, values: Tensor) -> Latents:
         """Return other values at the same times."""
@@ -476,27 +274,7 @@ class Latents:
 
 
 def latent_times(config: ModelConfig, duration_s: float) -> Tensor:
-    """Return the times of the latents of one window.
-
-    Parameters
-    ----------
-    config : ModelConfig
-        Its `latent_grid`, `latent_step_s` and `num_latents_per_step`.
-    duration_s : float
-        Length of the window.
-
-    Returns
-    -------
-    Tensor
-        ``(L,)`` float64 seconds: each step ``(k + 1/2) * latent_step_s``, at least one, repeated for its latents.
-
-    Examples
-    --------
-    >>> latent_times(ModelConfig(num_latents_per_step=2), 0.3).tolist()
-    [0.0625, 0.0625, 0.1875, 0.1875]
-    >>> latent_times(ModelConfig(num_latents_per_step=1, latent_grid="unit_second"), 0.3).shape
-    torch.Size([8])
-    """
+    """Return when a window's latents are, ``(L,)`` float64 seconds: each step's middle, repeated for its latents."""
     span_s = duration_s if config.latent_grid == "window" else UNIT_SECOND_S
     # The tolerance keeps 0.3 s / 0.1 s from being 2 steps.
     num_steps = max(1, int(span_s / config.latent_step_s + 1e-6))
@@ -505,13 +283,7 @@ def latent_times(config: ModelConfig, duration_s: float) -> Tensor:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the CPU to `device`; a GPU is not waited for.
-
-    Examples
-    --------
-    >>> send(torch.ones(2), torch.device("cpu")).tolist()
-    [1.0, 1.0]
-    """
+    """Copy a tensor of the CPU to `device`; a GPU is not waited for."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
@@ -524,19 +296,6 @@ class GridTokens(nn.Module):
 
     Row c of `units` is the unit embedding; with value embeddings per unit it is twice as wide and its second
     half is the neuron's value embedding (there is then no shared `value`).
-
-    Parameters
-    ----------
-    config : ModelConfig
-        `dim`, `start_end_tokens`, `causal_cross_attention` and `value_embedding`.
-    num_units : int
-        Known units.
-
-    Examples
-    --------
-    >>> tokens = GridTokens(ModelConfig(dim=8, dim_head=8), num_units=3)
-    >>> tokens.token_times(torch.tensor([[0.1, 0.2]]), duration_s=0.3).tolist()
-    [[0.0, 0.1..., 0.2..., 0.3...]]
     """
 
     FRAME, START, END = 0, 1, 2
@@ -550,6 +309,14 @@ class GridTokens(nn.Module):
         self.units = GrowingEmbedding(num_units, 2 * config.dim if per_unit else config.dim)
         self.types = normal_parameter(3, config.dim)
         self.value = None if per_unit else normal_parameter(config.dim)
+
+    def embed(self, unit_index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return unit embeddings ``(B, C, D)`` and value embeddings ``(1, 1, D)`` or ``(B, C, D)``."""
+        units = self.units(unit_index)  # (B, C, D or 2D)
+        if self.value is None:
+            units, value_embedding = units.chunk(2, dim=-1)
+            return units, value_embedding
+        return units, self.value.view(1, 1, -1)
 
     def token_times(self, frame_times: Tensor, *, duration_s: float) -> Tensor:
         """Return the ``(B, T)`` times of frames `frame_times` with those of start and end around them."""
@@ -566,11 +333,7 @@ class GridTokens(nn.Module):
         kinds[: int(self.start)] = self.START
         kinds[len(kinds) - int(self.end) :] = self.END
         times = self.token_times(batch.frame_times, duration_s=batch.duration_s)  # (B, T)
-        units = self.units(batch.unit_index)  # (B, C, D or 2D)
-        if self.value is None:
-            units, value_embedding = units.chunk(2, dim=-1)  # (B, C, D) each
-        else:
-            value_embedding = self.value.view(1, 1, -1)
+        units, value_embedding = self.embed(batch.unit_index)
         return TokenGrid(
             units=units,
             types=self.types,
@@ -584,24 +347,13 @@ class GridTokens(nn.Module):
 
     def _time_mask(self, times: Tensor, times_of_latents: Tensor) -> Tensor:
         """Return ``(B, L, T)``: a latent sees the start and what is not after it."""
-        sees = times.unsqueeze(1) <= times_of_latents.to(times.dtype).unsqueeze(-1)
+        sees = times.unsqueeze(1) <= send(times_of_latents, times.device).to(times.dtype).unsqueeze(-1)
         sees[:, :, : int(self.start)] = True
         return sees
 
 
 class EncoderBlock(nn.Module):
-    """Cross-attention of the latents to the token grid and a feed-forward block, each with a residual.
-
-    Parameters
-    ----------
-    config : ModelConfig
-        Widths, heads and dropouts.
-
-    Examples
-    --------
-    >>> sum(p.numel() for p in EncoderBlock(ModelConfig()).parameters())
-    99456
-    """
+    """Cross-attention of the latents to the token grid and a feed-forward block, each with a residual."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -637,6 +389,24 @@ class EncoderBlock(nn.Module):
         return self.with_residuals(latents, attended), self.feed_forward(attended)
 
 
+class ProcessorBlock(nn.Module):
+    """Self-attention among latents and a feed-forward block, both residual with dropout on the branch."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attention = RotarySelfAttention(
+            config.dim, heads=config.self_heads, dim_head=config.dim_head, dropout=config.attention_dropout
+        )
+        self.feed_forward = FeedForward(config.dim, dropout=config.ffn_dropout)
+        self.dropout = Dropout(config.residual_dropout)
+
+    def forward(self, latents: Latents) -> Latents:
+        """Return the latents after the block."""
+        z = latents.values  # (B, L, D)
+        z = z + self.dropout(self.self_attention(z, latents.turns))
+        return latents.with_values(z + self.dropout(self.feed_forward(z)))
+
+
 CHANNELS = (128, 64, 32, 16, 32)
 """Channels after each up-block of the release, coarsest first."""
 
@@ -651,11 +421,6 @@ def start_grid(height: int, width: int) -> tuple[int, int, int]:
     """Return the coarsest grid of a frame and the number of doublings that lead from it to the frame.
 
     Both sides are halved as long as both stay even and at least 2.
-
-    Examples
-    --------
-    >>> start_grid(64, 128), start_grid(32, 64), start_grid(30, 52)
-    ((2, 4, 5), (2, 4, 4), (15, 26, 1))
     """
     num_blocks = 0
     while height % 2 == 0 and width % 2 == 0 and min(height, width) >= 4:
@@ -664,36 +429,12 @@ def start_grid(height: int, width: int) -> tuple[int, int, int]:
 
 
 def block_channels(num_blocks: int) -> tuple[int, ...]:
-    """Return the channels of each up-block, coarsest first: the last of the release's, widened to the front.
-
-    Examples
-    --------
-    >>> block_channels(5), block_channels(3), block_channels(6)
-    ((128, 64, 32, 16, 32), (32, 16, 32), (128, 128, 64, 32, 16, 32))
-    """
+    """Return the channels of each up-block, coarsest first: the last of the release's, widened to the front."""
     return ((CHANNELS[0],) * max(0, num_blocks - len(CHANNELS)) + CHANNELS)[-num_blocks:]
 
 
 class UpBlock(nn.Module):
-    """Bilinear x 2, 3 x 3 convolution, BatchNorm, LeakyReLU; then the latent's own map fused by a 1 x 1.
-
-    Parameters
-    ----------
-    dim : int
-        Width of the latent.
-    in_channels, out_channels : int
-        Channels before and after.
-    height, width : int
-        Size after doubling.
-    skips : bool
-        Project the latent to this scale; the fusion has no activation.
-
-    Examples
-    --------
-    >>> block = UpBlock(8, in_channels=4, out_channels=6, height=4, width=8, skips=True)
-    >>> block(torch.zeros(2, 4, 2, 4), torch.zeros(2, 8)).shape
-    torch.Size([2, 6, 4, 8])
-    """
+    """Bilinear x 2, 3 x 3 convolution, BatchNorm, LeakyReLU; then the latent's own map fused by a 1 x 1."""
 
     def __init__(self, dim: int, *, in_channels: int, out_channels: int, height: int, width: int, skips: bool) -> None:
         super().__init__()
@@ -703,8 +444,8 @@ class UpBlock(nn.Module):
             nn.BatchNorm2d(out_channels),
             nn.LeakyReLU(NEGATIVE_SLOPE),
         )
-        self.project: nn.Module | None = None
-        self.fuse: nn.Module | None = None
+        self.project: nn.Sequential | None = None
+        self.fuse: nn.Conv2d | None = None
         if skips:
             skip_channels = max(1, min(out_channels, SKIP_VALUES // (height * width)))
             self.project = nn.Sequential(
@@ -724,20 +465,6 @@ class FrameDecoder(nn.Module):
     """Grey frames of 0-1 from latent vectors.
 
     The sigmoid at the end has a gradient everywhere (the release's tanh and clamp have not).
-
-    Parameters
-    ----------
-    dim : int
-        Width of the latent.
-    height, width : int
-        Size of the frame, even.
-    skips : bool
-        Project the latent into every scale (the published decoder); False is the ablation.
-
-    Examples
-    --------
-    >>> FrameDecoder(16, height=32, width=64, skips=True)(torch.zeros(3, 16)).shape
-    torch.Size([3, 32, 64])
     """
 
     def __init__(self, dim: int, *, height: int, width: int, skips: bool) -> None:
@@ -771,28 +498,6 @@ class ValueSkip(nn.Module):
     Every neuron has a vector w in each time bin, every recording a centre. The cosine does not see how large a
     population's response is, which varies with the animal's state, only its direction. It starts best from what
     `poyo_ssl.training.value_skip.fit_value_skip` measures on the training part; drawn weights are small and train too.
-
-    Parameters
-    ----------
-    num_bins : int
-        Time bins P of equal length that a window is averaged in.
-    dim : int
-        Width R of the population vector.
-    num_classes : int
-        Number of prototypes K.
-    num_units, num_sessions : int
-        Known units and recordings; row 0 is padding or the unknown, and contributes nothing.
-
-    Examples
-    --------
-    >>> skip = ValueSkip(num_bins=3, dim=16, num_classes=8, num_units=5, num_sessions=1)
-    >>> batch = Batch(
-    ...     dff=torch.randn(2, 30, 3), unit_index=torch.tensor([[1, 2, 3], [4, 5, 0]]),
-    ...     unit_mask=torch.tensor([[True, True, True], [True, True, False]]),
-    ...     frame_times=torch.linspace(0, 0.97, 30).expand(2, -1), session_index=torch.tensor([1, 1]),
-    ...     target_time=torch.full((2,), 0.5), duration_s=1.0)
-    >>> skip(batch).shape
-    torch.Size([2, 8])
     """
 
     def __init__(self, *, num_bins: int, dim: int, num_classes: int, num_units: int, num_sessions: int) -> None:
@@ -818,71 +523,13 @@ class ValueSkip(nn.Module):
 
 
 def bin_values(batch: Batch, num_bins: int) -> Tensor:
-    """Average dF/F in time bins, neuron by neuron.
-
-    Parameters
-    ----------
-    batch : Batch
-        Windows.
-    num_bins : int
-        Bins P. Where the steps of a window are no multiple of it, neighbouring bins share a step.
-
-    Returns
-    -------
-    Tensor
-        ``(B, C, P)``, zero where a neuron is padding.
-    """
+    """Average dF/F in time bins, neuron by neuron."""
     dff = batch.dff.masked_fill(~batch.unit_mask.unsqueeze(1), 0.0)
     return F.adaptive_avg_pool1d(dff.mT, num_bins)
 
 
-class ProcessorBlock(nn.Module):
-    """Self-attention among latents and a feed-forward block, both residual with dropout on the branch.
-
-    Parameters
-    ----------
-    config : ModelConfig
-        Widths, heads and dropouts.
-
-    Examples
-    --------
-    >>> sum(p.numel() for p in ProcessorBlock(ModelConfig()).parameters())
-    181120
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.self_attention = RotarySelfAttention(
-            config.dim, heads=config.self_heads, dim_head=config.dim_head, dropout=config.attention_dropout
-        )
-        self.feed_forward = FeedForward(config.dim, dropout=config.ffn_dropout)
-        self.dropout = Dropout(config.residual_dropout)
-
-    def forward(self, latents: Latents) -> Latents:
-        """Return the latents after the block."""
-        z = latents.values  # (B, L, D)
-        z = z + self.dropout(self.self_attention(z, latents.turns))
-        return latents.with_values(z + self.dropout(self.feed_forward(z)))
-
-
 class Readout(nn.Module):
-    """What one task adds to the shared model: its query embedding and its head.
-
-    Parameters
-    ----------
-    config : ReadoutConfig
-        Kind and size of the output.
-    dim : int
-        Width of the model.
-
-    num_units, num_sessions : int
-        Known units and recordings, for the value skip.
-
-    Examples
-    --------
-    >>> Readout(ReadoutConfig(num_classes=12), dim=8)(torch.zeros(2, 8)).shape
-    torch.Size([2, 12])
-    """
+    """What one task adds to the shared model: its query embedding and its head."""
 
     def __init__(self, config: ReadoutConfig, *, dim: int, num_units: int = 0, num_sessions: int = 0) -> None:
         super().__init__()
@@ -923,35 +570,7 @@ class Readout(nn.Module):
 
 
 class PoyoSSL(nn.Module):
-    """Encoder, processor and readouts.
-
-    Parameters
-    ----------
-    config : ModelConfig
-        The encoder.
-    num_units, num_sessions : int
-        Known units and recordings; their rows are 1 and up. Row 0 is zero: padding, or a unit or recording
-        that is not known.
-    readouts : mapping of str to ReadoutConfig
-        Tasks by name.
-    generator : Generator, optional
-        Where the weights are drawn from, on the CPU; None uses torch's global state.
-
-    Examples
-    --------
-    >>> model = PoyoSSL(
-    ...     model_config("tiny"), num_units=5, num_sessions=1,
-    ...     readouts={"gratings": ReadoutConfig()}, generator=torch.Generator().manual_seed(0))
-    >>> batch = Batch(
-    ...     dff=torch.zeros(2, 30, 3), unit_index=torch.tensor([[1, 2, 3], [4, 5, 0]]),
-    ...     unit_mask=torch.tensor([[True, True, True], [True, True, False]]),
-    ...     frame_times=torch.linspace(0, 0.97, 30).expand(2, -1), session_index=torch.tensor([1, 1]),
-    ...     target_time=torch.full((2,), 0.5), duration_s=1.0)
-    >>> model(batch, "gratings").shape
-    torch.Size([2, 8])
-    >>> model.encode(batch).values.shape
-    torch.Size([2, 128, 32])
-    """
+    """Encoder, processor and readouts."""
 
     def __init__(
         self,
@@ -985,23 +604,7 @@ class PoyoSSL(nn.Module):
             )
 
     def encode(self, batch: Batch, *, residuals: bool = True, form: CrossAttentionForm | None = None) -> Latents:
-        """Let the latents read the recording.
-
-        Parameters
-        ----------
-        batch : Batch
-            Windows; `target` is not looked at.
-        residuals : bool
-            False leaves the block's two residual branches out: the release's masked pass.
-        form : {'streamed', 'grid', 'plain'}, optional
-            How the cross-attention is computed, with equal results; 'plain' is the slow reference. None takes the
-            form that was measured to be the fastest (`poyo_ssl.models.poyo_ssl.choose_form`).
-
-        Returns
-        -------
-        Latents
-            Values ``(B, L, D)``.
-        """
+        """Let the latents read the recording."""
         learned, grid = self._encoder_inputs(batch)
         values = self.encoder(learned.values, grid, learned.turns, residuals=residuals, form=form)  # (B, L, D)
         return learned.with_values(values)
@@ -1012,13 +615,16 @@ class PoyoSSL(nn.Module):
         with_residuals, without = self.encoder.both(learned.values, grid, learned.turns)
         return learned.with_values(with_residuals), learned.with_values(without)
 
-    def _encoder_inputs(self, batch: Batch) -> tuple[Latents, TokenGrid]:
-        times = latent_times(self.config, batch.duration_s)  # (L,), on the CPU
-        on_device = send(times, batch.dff.device)
-        turns = self.rotary(on_device, self.latents.dtype)  # (1, L, E/2)
+    def initial_latents(self, duration_s: float) -> Latents:
+        """Return the learned latents ``(1, L, D)`` of a window, before they have read anything."""
+        times = latent_times(self.config, duration_s)  # (L,), on the CPU
         num_steps = len(times) // len(self.latents)
-        learned = self.latents.repeat(num_steps, 1).unsqueeze(0)  # (1, L, D)
-        return Latents(learned, times, turns), self.tokens(batch, on_device, self.rotary)  # T + 2 times x C neurons
+        turns = self.rotary(send(times, self.latents.device), self.latents.dtype)  # (1, L, E/2)
+        return Latents(self.latents.repeat(num_steps, 1).unsqueeze(0), times, turns)
+
+    def _encoder_inputs(self, batch: Batch) -> tuple[Latents, TokenGrid]:
+        learned = self.initial_latents(batch.duration_s)
+        return learned, self.tokens(batch, learned.times, self.rotary)  # T + 2 times x C neurons
 
     def process(self, latents: Latents) -> Latents:
         """Let the latents attend to one another, `depth` times; shapes stay."""
@@ -1035,31 +641,7 @@ class PoyoSSL(nn.Module):
         target_time: Tensor,
         batch: Batch | None = None,
     ) -> Tensor:
-        """Read a task's output at one time per window.
-
-        Parameters
-        ----------
-        task : str
-            Name of a readout.
-        latents : Latents
-            Processed latents.
-        session_index : Tensor
-            ``(B,)`` long.
-        target_time : Tensor
-            ``(B,)`` seconds from the start of the window; may lie outside it.
-        batch : Batch, optional
-            The windows themselves, for a readout with a value skip.
-
-        Returns
-        -------
-        Tensor
-            Logits ``(B, K)``, positions ``(B,)`` or frames ``(B, H, W)``.
-
-        Raises
-        ------
-        ConfigError
-            If the model has no such readout, or it has a value skip and `batch` is not given.
-        """
+        """Read a task's output at one time per window."""
         if task not in self.readouts:
             raise ConfigError(
                 f"no readout named {task!r}{suggest(task, self.readouts)}",
@@ -1081,20 +663,7 @@ class PoyoSSL(nn.Module):
         )
 
     def grow(self, *, num_units: int, num_sessions: int, generator: torch.Generator | None = None) -> None:
-        """Make room for more units and recordings; the old ones keep their rows and predictions.
-
-        Parameters
-        ----------
-        num_units, num_sessions : int
-            Known units and recordings afterwards.
-        generator : Generator, optional
-            Where the new rows are drawn from, on the CPU.
-
-        Raises
-        ------
-        ConfigError
-            If either number is below the present one.
-        """
+        """Make room for more units and recordings; the old ones keep their rows and predictions."""
         self.tokens.units.grow(num_units, generator)
         self.sessions.grow(num_sessions, generator)
         for readout in self.readouts.values():
@@ -1108,11 +677,6 @@ class PoyoSSL(nn.Module):
 
         The core is encoder, processor, readout attention and the embeddings of latents, types and (if shared)
         value; value embeddings per unit count as units.
-
-        Examples
-        --------
-        >>> PoyoSSL(ModelConfig(), num_units=0, num_sessions=0, readouts={}).num_parameters()["core"]
-        1270400
         """
         total = sum(p.numel() for p in self.parameters())
         parts = {
@@ -1124,25 +688,7 @@ class PoyoSSL(nn.Module):
 
 
 def model_config(size: str, **settings: Any) -> ModelConfig:
-    """Return the configuration of a named size.
-
-    Parameters
-    ----------
-    size : str
-        A name in `poyo_ssl.config.MODEL_SIZES`.
-    **settings
-        Other fields of `ModelConfig`; they win over the size's.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such size.
-
-    Examples
-    --------
-    >>> model_config("1M", causal_cross_attention=True).dim
-    64
-    """
+    """Return the configuration of a named size."""
     if size not in MODEL_SIZES:
         raise ConfigError(
             f"unknown model size {size!r}{suggest(size, MODEL_SIZES)}",

@@ -33,41 +33,7 @@ def keep_mask(
     dim: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw which latents (or features) stay; True = keep.
-
-    Parameters
-    ----------
-    times : Tensor
-        ``(L,)`` seconds from the start of the window, ascending; on the CPU.
-    duration_s : float
-        Length of the window; 'causal' hides the last `ratio` of this time, whatever the number of latents there.
-    kind : {'causal', 'random', 'block', 'feature'}
-        'causal': the window's later part. 'random': a random set of latents, another for each window. 'block':
-        one run of consecutive latent steps, placed at random. 'feature': a random set of features, the same
-        for all latents of a window (the release hides one of 1024).
-    ratio : float
-        Share that is hidden, at least one latent, step or feature and never all.
-    batch_size, dim : int
-        Windows B, width D.
-    generator : Generator, optional
-        On the CPU; not used by 'causal'.
-
-    Returns
-    -------
-    Tensor
-        Bool on the CPU: ``(B, L, 1)``, or ``(B, 1, D)`` for 'feature'.
-
-    Raises
-    ------
-    ConfigError
-        If nothing would be hidden or nothing kept.
-
-    Examples
-    --------
-    >>> times = torch.tensor([0.1, 0.3, 0.5, 0.7])
-    >>> keep_mask(times, duration_s=0.8, kind="causal", ratio=0.5, batch_size=1, dim=2).flatten().tolist()
-    [True, True, False, False]
-    """
+    """Draw which latents (or features) stay; True = keep."""
     if kind == "feature":
         return _random(batch_size, dim, ratio, generator).unsqueeze(1)  # (B, 1, D)
     if kind == "causal":
@@ -114,23 +80,7 @@ MIN_RELATIVE_SPREAD = 1e-3
 
 @dataclass(frozen=True)
 class TwinOutput:
-    """One step of pretraining.
-
-    Attributes
-    ----------
-    loss : Tensor
-        Scalar to minimise.
-    reconstruction : Tensor
-        Scalar distance between masked and unmasked output.
-    gratings : Tensor
-        Scalar cross-entropy over the labelled windows, 0 when there are none.
-    accuracy : Tensor
-        Share of labelled windows whose direction is right, 0 when there are none.
-    num_labelled : Tensor
-        Scalar number of windows with a label; weigh `gratings` and `accuracy` by it when averaging.
-    latents : Tensor
-        ``(B, L, D)`` output of the unmasked pass, without gradient, for `latent_diagnostics`.
-    """
+    """One step of pretraining."""
 
     loss: Tensor
     reconstruction: Tensor
@@ -141,38 +91,7 @@ class TwinOutput:
 
 
 class TwinPretrainer(nn.Module):
-    """Masked latent reconstruction plus a small gratings loss.
-
-    Parameters
-    ----------
-    model : PoyoSSL
-        With a readout of kind 'classes' named `gratings_task`.
-    objective : ObjectiveConfig
-        Masking, target and weights. In mode 'ema' `target` is a copy of the model that follows it by
-        `update_ema`; its parameters do not require gradients.
-    gratings_task : str
-        Name of the readout.
-
-    Raises
-    ------
-    ConfigError
-        If the model lacks the readout.
-
-    Examples
-    --------
-    >>> from poyo_ssl.config import ReadoutConfig
-    >>> from poyo_ssl.models.poyo_ssl import model_config
-    >>> model = PoyoSSL(
-    ...     model_config("tiny"), num_units=3, num_sessions=1, readouts={"gratings": ReadoutConfig()})
-    >>> batch = Batch(
-    ...     dff=torch.randn(2, 30, 3), unit_index=torch.tensor([[1, 2, 3]] * 2),
-    ...     unit_mask=torch.ones(2, 3, dtype=torch.bool), frame_times=torch.linspace(0, 0.97, 30).expand(2, -1),
-    ...     session_index=torch.tensor([1, 1]), target_time=torch.full((2,), 0.5), duration_s=1.0,
-    ...     target=torch.tensor([3, -1]))
-    >>> output = TwinPretrainer(model, ObjectiveConfig())(batch, torch.Generator().manual_seed(0))
-    >>> output.num_labelled.item(), output.latents.shape
-    (1, torch.Size([2, 128, 32]))
-    """
+    """Masked latent reconstruction plus a small gratings loss."""
 
     def __init__(self, model: PoyoSSL, objective: ObjectiveConfig, *, gratings_task: str = "gratings") -> None:
         super().__init__()
@@ -196,15 +115,7 @@ class TwinPretrainer(nn.Module):
         return self
 
     def forward(self, batch: Batch, generator: torch.Generator | None = None) -> TwinOutput:
-        """Run both passes.
-
-        Parameters
-        ----------
-        batch : Batch
-            `target` ``(B,)`` holds gratings classes, -1 where a window has none; None means no labels.
-        generator : Generator, optional
-            Draws the mask; on the CPU.
-        """
+        """Run both passes."""
         if self.objective.masked_pass_residuals:
             unmasked = to_mask = self.model.encode(batch)  # (B, L, D)
         else:
@@ -280,22 +191,7 @@ class TwinPretrainer(nn.Module):
 
 @dataclass(frozen=True)
 class LatentDiagnostics:
-    """How much room the latents use.
-
-    Attributes
-    ----------
-    effective_rank : float
-        Exponential of the entropy of the normalised singular values of the centred latents; 1 to D.
-    spread : float
-        Standard deviation per dimension, averaged.
-    relative_spread : float
-        `spread` over the root mean square of the latents; 0 when all latents are the same vector.
-    pairwise_cosine : float
-        Mean cosine between two different latents (not centred); 1 when all point the same way.
-    input_share : float
-        Share of the variance that lies between windows at the same latent position; 0 when the latents
-        ignore their input, NaN for a single window.
-    """
+    """How much room the latents use."""
 
     effective_rank: float
     spread: float
@@ -306,26 +202,7 @@ class LatentDiagnostics:
 
 @torch.no_grad()
 def latent_diagnostics(values: Tensor) -> LatentDiagnostics:
-    """Measure the latents of a batch.
-
-    Parameters
-    ----------
-    values : Tensor
-        ``(B, L, D)``, more than one latent in all.
-
-    Returns
-    -------
-    LatentDiagnostics
-        Numbers that log under their own names.
-
-    Examples
-    --------
-    >>> same = latent_diagnostics(torch.ones(2, 3, 4))
-    >>> same.effective_rank, same.pairwise_cosine, is_collapsed(same)
-    (1.0, 1.0, True)
-    >>> is_collapsed(latent_diagnostics(torch.randn(8, 16, 4)))
-    False
-    """
+    """Measure the latents of a batch."""
     values = values.double()
     latents = values.flatten(0, 1)  # (N, D)
     centred = latents - latents.mean(dim=0)
@@ -350,11 +227,6 @@ def is_collapsed(diagnostics: LatentDiagnostics) -> bool:
 
     True below an effective rank of 2, above a mean pairwise cosine of 0.999 or below a relative spread of
     0.001. `input_share` is not judged: it depends on how alike the windows are.
-
-    Examples
-    --------
-    >>> is_collapsed(latent_diagnostics(torch.randn(16, 1, 1) * torch.ones(8)))  # all on one line
-    True
     """
     return (
         diagnostics.effective_rank < MIN_EFFECTIVE_RANK

@@ -1,4 +1,13 @@
-"""The recording as the encoder sees it, before any token is built."""
+"""The recording as the encoder sees it, before any token is built, and its keys and values without the tokens.
+
+Token (t, c) is ``[unit_c + type_t ; x_tc w]``. LayerNorm (gain g, bias b, width 2D) and a projection W make it ::
+
+    K_tc = (A_c + x_tc p + T_t - m_tc h) r_tc + s
+    A = W (g * unit),  p = W (g * w),  T = W (g * type),  h = W g,  s = W b
+
+with the token's mean m and reciprocal standard deviation r. So the projection costs C rows instead of T x C.
+Shapes: B windows, T token times (frames, start and end), C neurons, L latents, D width, H heads, E width of a head.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +22,16 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The recording as the encoder sees it: token ``(t, c)`` is ``[unit_c + type_t ; value_tc w_c]``.
+    """What the tokens of a batch are made of."""
 
-    Attributes
-    ----------
-    units : Tensor
-        ``(B, C, D)`` unit embeddings.
-    types : Tensor
-        ``(3, D)`` token-type embeddings: of frames, of the start and of the end.
-    kinds : Tensor
-        ``(T,)`` long, the row of `types` of each token time.
-    values : Tensor
-        ``(B, T, C)`` dF/F, 0 for start and end.
-    value_embedding : Tensor
-        ``(1, 1, D)`` or ``(B, C, D)``, the w above: one for all neurons or one for each.
-    turns : Tensor
-        ``(B, T, E / 2)`` complex, the rotation of the T token times.
-    unit_mask : Tensor, optional
-        ``(B, C)`` bool, True for a neuron that is there; None when all are.
-    time_mask : Tensor, optional
-        ``(B, L, T)`` bool, True where a latent may look; None when it may look everywhere.
-    """
-
-    units: Tensor
-    types: Tensor
-    kinds: Tensor
-    values: Tensor
-    value_embedding: Tensor
-    turns: Tensor
-    unit_mask: Tensor | None = None
-    time_mask: Tensor | None = None
+    units: Tensor  # (B, C, D)
+    types: Tensor  # (3, D): of frames, of the start, of the end
+    kinds: Tensor  # (T,) long, the row of `types`
+    values: Tensor  # (B, T, C) dF/F, 0 for start and end
+    value_embedding: Tensor  # (1, 1, D), or (B, C, D) with one for each neuron
+    turns: Tensor  # (1 or B, T, E/2) complex, the rotations of the token times
+    unit_mask: Tensor | None = None  # (B, C) bool, True for a neuron that is there; None when all are
+    time_mask: Tensor | None = None  # (B, L, T) bool, True where a latent may look; None when everywhere
 
     def token_mask(self) -> Tensor | None:
         """Return ``(B, 1, 1 or L, T * C)`` bool, True where a latent may look; None when it may look everywhere."""
@@ -57,37 +46,9 @@ class TokenGrid:
 def token_statistics(
     units: Tensor, types: Tensor, values: Tensor, value_embedding: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and reciprocal standard deviation of every token, without the tokens.
-
-    The variance over both halves of a token is the mean of the halves' variances plus a quarter of the squared
-    difference of their means: a sum of squares, so nothing cancels.
-
-    Parameters
-    ----------
-    units : Tensor
-        ``(B, C, D)``.
-    types : Tensor
-        ``(T, D)``.
-    values : Tensor
-        ``(B, T, C)``.
-    value_embedding : Tensor
-        ``(1, 1, D)`` or ``(B, C, D)``.
-    eps : float
-        Added to the variance, as in LayerNorm.
-
-    Returns
-    -------
-    mean, scale : Tensor
-        ``(B, T, C)`` each.
-
-    Examples
-    --------
-    >>> unit, kind, w = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[0.5, 0.0]]), torch.tensor([[[1.0, -1.0]]])
-    >>> mean, scale = token_statistics(unit, kind, torch.tensor([[[2.0]]]), w, 0.0)
-    >>> token = torch.tensor([1.5, 2.0, 2.0, -2.0])
-    >>> torch.allclose(mean, token.mean()), torch.allclose(scale, 1 / token.std(correction=0))
-    (True, True)
-    """
+    """Return mean and reciprocal standard deviation ``(B, T, C)`` of every token; `types` is ``(T, D)``."""
+    # The variance over both halves of a token is the mean of the halves' variances plus a quarter of the squared
+    # difference of their means: a sum of squares, so nothing cancels.
     D = units.shape[-1]
     unit_mean, type_mean = units.mean(-1), types.mean(-1)  # (B, C), (T,)
     units, types = units - unit_mean.unsqueeze(-1), types - type_mean.unsqueeze(-1)
@@ -100,76 +61,55 @@ def token_statistics(
     return (own_mean + value_mean) / 2, torch.rsqrt(variance + eps)
 
 
-def project_grid(
-    *,
-    units: Tensor,
-    types: Tensor,
-    values: Tensor,
-    value_embedding: Tensor,
-    norm: nn.LayerNorm,
-    weight: Tensor,
-    num_heads: int,
-    turns: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return keys and values of all tokens: normalised, projected and rotated.
+@dataclass(frozen=True)
+class TokenRows:
+    """The projections that keys and values are sums of, keys above values: ``(..., rows, 2HE)`` each."""
 
-    Parameters
-    ----------
-    units : Tensor
-        ``(B, C, D)`` unit embeddings.
-    types : Tensor
-        ``(T, D)`` token-type embedding of each token time.
-    values : Tensor
-        ``(B, T, C)`` dF/F.
-    value_embedding : Tensor
-        ``(1, 1, D)`` or ``(B, C, D)``: one for all neurons or one for each.
-    norm : LayerNorm
-        Over 2D.
-    weight : Tensor
-        ``(2 * num_heads * E, 2D)``, bias-free: keys above values.
-    num_heads : int
-        Heads H of the keys, and of the values.
-    turns : Tensor
-        ``(B or 1, T, E / 2)`` complex, by which the pairs of a head are multiplied at each token time.
+    own: Tensor  # A, a row per neuron
+    along: Tensor  # p, one row or a row per neuron
+    types: Tensor  # T
+    mean: Tensor  # -h
+    bias: Tensor  # s
 
-    Returns
-    -------
-    keys, values : Tensor
-        ``(B, H, T, C, E)`` each, in float32 at least.
 
-    Examples
-    --------
-    >>> keys, values = project_grid(
-    ...     units=torch.randn(2, 5, 8), types=torch.randn(3, 8), values=torch.randn(2, 3, 5),
-    ...     value_embedding=torch.randn(1, 1, 8), norm=nn.LayerNorm(16), weight=torch.randn(8, 16), num_heads=1,
-    ...     turns=torch.ones(1, 3, 2, dtype=torch.complex64))
-    >>> keys.shape
-    torch.Size([2, 1, 3, 5, 4])
-    """
+def token_rows(units: Tensor, types: Tensor, value_embedding: Tensor, norm: nn.LayerNorm, weight: Tensor) -> TokenRows:
+    """Project what tokens are made of with `weight` ``(2HE, 2D)``; `norm` is over 2D."""
     D = units.shape[-1]
     gain_unit, gain_value = norm.weight.split(D)
-    own = F.linear(units * gain_unit, weight[:, :D])  # (B, C, 2H * E), the A above
-    along = F.linear(value_embedding * gain_value, weight[:, D:])  # (1|B, 1|C, 2H * E), the p above
-    type_rows = F.linear(types * gain_unit, weight[:, :D])  # (T, 2H * E), the T above
-    mean_row, bias_row = F.linear(torch.stack((-norm.weight, norm.bias)), weight).unsqueeze(1)  # -h and s above
-    with torch.autocast(units.device.type, enabled=False):
-        mean, scale = token_statistics(units, types, values, value_embedding, norm.eps)  # (B, T, C) each
-        rows = [type_rows, mean_row.expand_as(type_rows), bias_row.expand_as(type_rows)]
+    own = F.linear(units * gain_unit, weight[:, :D])
+    along = F.linear(value_embedding * gain_value, weight[:, D:])
+    of_types = F.linear(types * gain_unit, weight[:, :D])
+    mean, bias = F.linear(torch.stack((-norm.weight, norm.bias)), weight).unsqueeze(1)
+    return TokenRows(own, along, of_types, mean, bias)
+
+
+def project_grid(grid: TokenGrid, *, norm: nn.LayerNorm, weight: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Return keys and values of all tokens, normalised, projected and rotated: ``(B, H, T, C, E)`` each."""
+    types, values = grid.types[grid.kinds], grid.values  # (T, D), (B, T, C)
+    row = token_rows(grid.units, types, grid.value_embedding, norm, weight)
+    with torch.autocast(grid.units.device.type, enabled=False):
+        mean, scale = token_statistics(grid.units, types, values, grid.value_embedding, norm.eps)  # (B, T, C) each
+        rows = [row.types, row.mean.expand_as(row.types), row.bias.expand_as(row.types)]
         of_rows = [scale, mean * scale, torch.ones_like(scale)]
-        parts, of_parts = [own], [scale]
-        if len(along) == 1 and along.shape[1] == 1:
-            rows, of_rows = [*rows, along[0].expand_as(type_rows)], [*of_rows, values * scale]
+        parts, of_parts = [row.own], [scale]
+        if row.along.shape[:2] == (1, 1):
+            rows, of_rows = [*rows, row.along[0].expand_as(row.types)], [*of_rows, values * scale]
         else:
-            parts, of_parts = [*parts, along], [*of_parts, values * scale]
-        all_parts = _heads(torch.stack(parts, 1).to(scale.dtype), 2 * num_heads)  # (B, 2H, J, C, E)
-        all_rows = _heads(torch.stack(rows, 1).to(scale.dtype).unsqueeze(0), 2 * num_heads)[0]  # (2H, T, R, E)
+            parts, of_parts = [*parts, row.along], [*of_parts, values * scale]
+        all_parts = by_head(torch.stack(parts, 1).to(scale.dtype), 2 * num_heads).transpose(1, 2)  # (B, 2H, J, C, E)
+        all_rows = by_head(torch.stack(rows, 1).to(scale.dtype), 2 * num_heads).transpose(0, 1)  # (2H, T, R, E)
         amplitudes, coefficients = torch.stack(of_parts, -1), torch.stack(of_rows, -1)  # (B, T, C, J), (B, T, C, R)
         # Keys and values apart: as views of one tensor, their gradients would be copied together again.
         keys, values = (
-            _GridTokens.apply(part_half, amplitudes, row_half, coefficients, turns)
+            _GridTokens.apply(part_half, amplitudes, row_half, coefficients, grid.turns)
             for part_half, row_half in zip(all_parts.chunk(2, 1), all_rows.chunk(2, 0), strict=True)
         )
     return keys, values
+
+
+def by_head(x: Tensor, heads: int) -> Tensor:
+    """Return ``(..., N, heads * E)`` as ``(..., heads, N, E)``."""
+    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
 class _GridTokens(torch.autograd.Function):
@@ -210,11 +150,6 @@ class _GridTokens(torch.autograd.Function):
                 grad_parts[window, :, j] = (g * amplitude).sum(2)
                 grad_amplitudes[window, ..., j] = (g * parts[window, :, j].unsqueeze(2)).sum((1, -1))
         return grad_parts, grad_amplitudes, grad_rows, grad_coefficients, None
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """Return ``(N, J, C, heads * E)`` as ``(N, heads, J, C, E)``."""
-    return x.unflatten(-1, (heads, -1)).permute(0, 3, 1, 2, 4)
 
 
 def _complex(x: Tensor) -> Tensor:

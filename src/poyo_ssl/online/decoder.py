@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +16,8 @@ from poyo_ssl.config import ReadoutConfig
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.windows import Batch
 from poyo_ssl.errors import CheckpointError, ConfigError, RecordingError, StreamError, suggest
-from poyo_ssl.models.pieces import encoder_feed_forward
-from poyo_ssl.online.network import (
-    FoldedFeedForward,
-    FoldedFrameDecoder,
-    FoldedProcessor,
-    SingleQueryReadout,
-    SlidingCrossAttention,
-)
+from poyo_ssl.models.poyo_ssl import FrameDecoder, Readout
+from poyo_ssl.online.network import FoldedFeedForward, FoldedFrameDecoder, FoldedProcessor, SlidingCrossAttention
 from poyo_ssl.training import run_folder
 from poyo_ssl.training.run_folder import TrainedRun, decide
 
@@ -67,13 +61,12 @@ class Counts:
 
 @dataclass
 class _Window:
-    """Rings over the last frames: normalised values (NaN where absent), times, number of values there."""
+    """Rings over the last frames."""
 
-    values: NDArray[np.float32]
-    times: NDArray[np.float64]
-    present: NDArray[np.int64]
+    values: NDArray[np.float32]  # (N, C), normalised; NaN where absent
+    times: NDArray[np.float64]  # (N,)
+    present: NDArray[np.int64]  # (N,), number of values there
     num_seen: int = 0
-    order: list[NDArray[np.int64]] = field(default_factory=list)
 
 
 class Decoder:
@@ -157,32 +150,22 @@ class Decoder:
         self.reset()
 
     def _build_model(self) -> None:
-        words, num_units = self.run.vocabulary, len(self.unit_ids)
+        words = self.run.vocabulary
         self.unit_index = torch.tensor([words.units[f"{self.recording_id}/{unit}"] for unit in self.unit_ids])
         self.session_index = torch.tensor([words.sessions[self.recording_id]])
         self.model = copy.deepcopy(self.run.model)
-        if self.run.task == "frames":
-            readout = self.model.readouts[self.run.task]
-            readout.head = FoldedFrameDecoder(readout.head)  # type: ignore[arg-type]
+        readout = self.model.readouts[self.run.task]
+        assert isinstance(readout, Readout)
+        self.has_value_skip = readout.skip is not None
+        if isinstance(readout.head, FrameDecoder):
+            readout.head = FoldedFrameDecoder(readout.head)
         self.attention = SlidingCrossAttention(
             self.model, self.unit_index, num_places=self.num_frames, duration_s=self.duration_s
         )
-        times_of_latents = self.attention.times_of_latents
-        self.feed_forward = FoldedFeedForward(encoder_feed_forward(self.model), len(times_of_latents))
-        self.processor = FoldedProcessor(self.model, times_of_latents)
-        self.dtype = self.model.latents.dtype
-        self.empty = Batch(
-            dff=torch.zeros(1, 1, num_units, dtype=self.dtype),
-            unit_index=self.unit_index.unsqueeze(0),
-            unit_mask=torch.ones(1, num_units, dtype=torch.bool),
-            frame_times=torch.zeros(1, 1),
-            session_index=self.session_index,
-            target_time=torch.zeros(1),
-            duration_s=self.duration_s,
-        )
+        self.feed_forward = FoldedFeedForward(self.model.encoder.feed_forward, len(self.attention.latents))
+        self.processor = FoldedProcessor(self.model, self.attention.times_of_latents)
         with torch.no_grad():
-            latents = self.model.encode(self.empty)  # for their times
-        self.readout = SingleQueryReadout(self.model, self.run.task, self.session_index, latents)
+            self.latents = self.model.initial_latents(self.duration_s)  # (1, L, D)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -206,26 +189,16 @@ class Decoder:
 
     def reset(self) -> None:
         """Forget every frame, as before the first one; the counts start again."""
-        shape = (self.num_frames, len(self.unit_ids))
-        bins = np.arange(self.bin_frames, self.num_frames + 1, self.bin_frames)  # ends within a window, from 1
-        places = [(newest + bins) % self.num_frames for newest in range(self.num_frames)]
         self.window = _Window(
-            values=np.full(shape, np.nan, np.float32),
+            values=np.full((self.num_frames, len(self.unit_ids)), np.nan, np.float32),
             times=np.zeros(self.num_frames),
             present=np.zeros(self.num_frames, np.int64),
-            order=places,
         )
         self.counts = Counts()
         self.attention.forget()
 
     def skip(self, num_frames: int = 1) -> None:
-        """Say that the next imaging frames were dropped.
-
-        Raises
-        ------
-        StreamError
-            If `num_frames` is below 1.
-        """
+        """Say that the next imaging frames were dropped."""
         if num_frames < 1:
             raise StreamError(f"{num_frames} dropped frames", allowed="1 or more", fix="correct the count")
         self.counts.dropped += num_frames
@@ -307,7 +280,11 @@ class Decoder:
         if bins > 1:
             values = _mean_of_known(window.values[np.arange(place - bins + 1, place + 1)])
         tensor = torch.from_numpy(values)
-        self.attention.put(place, tensor, ~tensor.isnan())
+        self.attention.put(self._place_of(place), tensor, ~tensor.isnan())
+
+    def _place_of(self, frame: int | NDArray[np.int64]) -> Any:
+        """Return where the attention keeps the bin that ends with a frame of the ring: bins of one window together."""
+        return frame % self.bin_frames * (self.num_frames // self.bin_frames) + frame // self.bin_frames
 
     def _predict(self, time: float, coverage: float) -> Prediction:
         window = self.window
@@ -319,27 +296,42 @@ class Decoder:
         if self.run.task == "gratings":
             # In training the target was the middle of a trial that the window covers.
             target_time = time - 0.5 * self.num_frames / self.rate_hz
+        places = self._place_of(order[self.bin_frames - 1 :: self.bin_frames]).tolist()
         with torch.inference_mode():
-            batch = self._window_batch(order, times) if self.readout.head.skip is not None else None
-            output = self._run_model(window.order[newest].tolist(), times, target_time - stamps[0], batch)
+            batch = self._window_batch(order, times) if self.has_value_skip else None
+            output = self._run_model(places, torch.from_numpy(times), target_time - stamps[0], batch)
         return self._answer(time, coverage, output)
 
     def _window_batch(self, order: NDArray[np.int64], times: NDArray[np.float64]) -> Batch:
         """Return the window for a value skip, to which a missing value adds nothing."""
         steps = self.window.values[order].reshape(-1, self.bin_frames, len(self.unit_ids))
         values = torch.from_numpy(_mean_of_known(steps.swapaxes(0, 1))).nan_to_num_()
-        return replace(
-            self.empty, dff=values.to(self.dtype).unsqueeze(0), frame_times=torch.from_numpy(times).unsqueeze(0)
+        return Batch(
+            dff=values.to(self.attention.dtype).unsqueeze(0),
+            unit_index=self.unit_index.unsqueeze(0),
+            unit_mask=torch.ones(1, len(self.unit_ids), dtype=torch.bool),
+            frame_times=torch.from_numpy(times).unsqueeze(0),
+            session_index=self.session_index,
+            target_time=torch.zeros(1),
+            duration_s=self.duration_s,
         )
 
     def _run_model(
-        self, places: list[int], times: NDArray[np.float64], target_time: float, batch: Batch | None
+        self, places: list[int], times: torch.Tensor, target_time: float, batch: Batch | None
     ) -> torch.Tensor:
         """Return the readout's output for the window, without its batch dimension."""
         # A batch holds times in the model's precision; so do we.
-        token_times = torch.from_numpy(times).to(self.dtype).to(torch.float64)
-        z = self.attention.latents + self.attention.attend(places, token_times)  # (L, D)
-        return self.readout(self.processor(self.feed_forward(z)), target_time, batch)
+        attended = self.attention.attend(places, times.to(self.attention.dtype).double())  # (L, D)
+        z = self.processor(self.feed_forward(self.attention.latents + attended))
+        latents = self.latents.with_values(z.unsqueeze(0))
+        output = self.model.readout(
+            self.run.task,
+            latents,
+            session_index=self.session_index,
+            target_time=torch.tensor([target_time], dtype=torch.float64),
+            batch=batch,
+        )
+        return output[0]
 
     def _answer(self, time: float, coverage: float, output: torch.Tensor) -> Prediction:
         if self.run.task == "frames":

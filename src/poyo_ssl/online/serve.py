@@ -37,25 +37,6 @@ class FrameReader:
     """Reads a rig's messages into one buffer that fits the longest message there is.
 
     A length that no message has is refused before anything is read or allocated for it.
-
-    Parameters
-    ----------
-    source : Source
-        Where the bytes come from.
-    num_units : int
-        Neurons in a frame, C.
-
-    Examples
-    --------
-    >>> import io
-    >>> sent = encode_frame([1.0, 2.0]) + encode_frame([3.0, float("nan")], time=0.5) + encode_drop()
-    >>> reader = FrameReader(io.BytesIO(sent), 2)
-    >>> for _ in range(4):
-    ...     print(reader.read())
-    (array([1., 2.], dtype=float32), None)
-    (array([ 3., nan], dtype=float32), 0.5)
-    (None, None)
-    None
     """
 
     def __init__(self, source: Source, num_units: int) -> None:
@@ -66,11 +47,6 @@ class FrameReader:
         """Return the next message as (frame, time), its frame None if it was dropped; None at the end.
 
         The frame is a view of the buffer: the next call overwrites it.
-
-        Raises
-        ------
-        StreamError
-            If the length is that of no message, or the stream ends within one. Nothing more can be read then.
         """
         if not self._fill(LENGTH.size, what="a length", may_end=True):
             return None
@@ -104,32 +80,13 @@ class FrameReader:
 
 
 def encode_frame(values: Any, time: float | None = None) -> bytes:
-    """Return the message of one frame.
-
-    Parameters
-    ----------
-    values : array
-        ``(C,)`` dF/F.
-    time : float, optional
-        Seconds on the rig's clock.
-
-    Examples
-    --------
-    >>> encode_frame([1.0]).hex(" ", 4)
-    '04000000 0000803f'
-    """
+    """Return the message of one frame."""
     body = (b"" if time is None else TIME.pack(time)) + np.asarray(values, "<f4").tobytes()
     return LENGTH.pack(len(body)) + body
 
 
 def encode_drop() -> bytes:
-    """Return the message that says that a frame was dropped.
-
-    Examples
-    --------
-    >>> encode_drop().hex()
-    '00000000'
-    """
+    """Return the message that says that a frame was dropped."""
     return LENGTH.pack(0)
 
 
@@ -215,41 +172,6 @@ def answer(decoder: Decoder, source: Source, sink: Sink) -> Counts:
 
     A frame that the decoder refuses (its time is not later than the last) is answered with an error and leaves the
     decoder as it was. A message that cannot be told from the next is answered with an error too, and ends the stream.
-
-    Parameters
-    ----------
-    decoder : Decoder
-        It forgets all frames first.
-    source, sink : binary streams
-        Where messages come from and replies go to (`poyo_ssl.online.serve`).
-
-    Returns
-    -------
-    Counts
-        What came in.
-
-    Raises
-    ------
-    StreamError
-        If a length is that of no message, or the stream ends within one.
-    OSError
-        If the other side is gone while it is written to.
-
-    Examples
-    --------
-    >>> import io, tempfile, poyo_ssl as ps
-    >>> from poyo_ssl.config import OptimConfig
-    >>> folder = tempfile.mkdtemp()
-    >>> _ = ps.generate_observatory(f"{folder}/data", size="tiny")
-    >>> config = ps.FinetuneConfig(
-    ...     model=ps.ModelConfig(dim=8, dim_head=8, depth=1),
-    ...     window=ps.WindowConfig(window_s=0.5, units="all"), optim=OptimConfig(epochs=1))
-    >>> recording = ps.open_recordings(f"{folder}/data")[0]
-    >>> decoder = Decoder(ps.finetune([recording], f"{folder}/run", config=config, progress=False))
-    >>> sent = b"".join(wire.encode_frame(frame) for frame in recording.read_dff(0, 20))
-    >>> replies = io.BytesIO()
-    >>> answer(decoder, io.BytesIO(sent), replies)
-    Counts(frames=20, dropped=0, missing=0)
     """
     decoder.reset()
     reader = FrameReader(source, len(decoder.unit_ids))
@@ -284,24 +206,6 @@ class Server(socketserver.ThreadingTCPServer):
 
     Closing it ends every connection and waits for their threads: one that still computes when the interpreter goes
     would crash it.
-
-    Parameters
-    ----------
-    decoder : Decoder
-        What answers.
-    port : int
-        Port; 0 takes a free one.
-    report : callable
-        Called with one line for every client that comes or goes.
-
-    Raises
-    ------
-    StreamError
-        If the port cannot be had.
-
-    Examples
-    --------
-    ``with Server(decoder, 0, report=print) as server: server.serve_forever()`` answers until `shutdown`.
     """
 
     allow_reuse_address = True
