@@ -278,6 +278,7 @@ def make_stream(rng, num_frames, *, num_complete, share, jitter_s):
     stamps = 3.0 + np.arange(num_frames) / RATE_HZ + rng.uniform(-jitter_s, jitter_s, num_frames)
     dropped = np.zeros(num_frames, bool)
     dropped[num_complete:-1] = rng.random(num_frames - 1 - num_complete) < 0.1 * share
+    dropped[0] = False  # the clock starts with a frame
     if num_frames - num_complete > 100:
         dropped[num_complete + 60 : num_complete + 80] = True  # longer than a window
     dff[num_complete:][rng.random((num_frames - num_complete, NUM_UNITS)) < share] = np.nan
