@@ -13,7 +13,15 @@ from poyo_ssl.config import FinetuneConfig, ObjectiveConfig, PretrainConfig, Rea
 from poyo_ssl.data.windows import Batch
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.models.poyo_ssl import PoyoSSL, model_config
-from poyo_ssl.training.modules import FinetuneModule, PretrainModule, is_better, make_optimizer, spread_labels
+from poyo_ssl.training.modules import (
+    FinetuneModule,
+    Lamb,
+    PretrainModule,
+    is_better,
+    is_embedding,
+    make_optimizer,
+    spread_labels,
+)
 from poyo_ssl.training.run_folder import decide_frame
 
 
@@ -177,3 +185,16 @@ def test_masking_that_hides_nothing_says_so():
     module = PretrainModule(make_model(), PretrainConfig(objective=ObjectiveConfig(mask_ratio=0.05)))
     with pytest.raises(ConfigError, match="hides none"):
         one_step(module, make_batch())
+
+
+def test_values_worked_out_by_hand():
+    # The moments are 0.1 g and 0.001 g^2, their ratio is sqrt(10), the trust ratio 2 / sqrt(10).
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    weight.grad = torch.tensor([1.0])
+    Lamb([weight], lr=0.1, eps=0.0).step()
+    assert round(weight.item(), 4) == 1.8
+    assert is_embedding("model.tokens.units.weight")
+    assert not is_embedding("encoder.cross_attention.to_q.weight")
+    soft = spread_labels(torch.tensor([0]), 3, spread=1.0)
+    assert soft.double().numpy().round(3).tolist() == [[0.574, 0.348, 0.078]]
+    assert decide_frame(torch.tensor([[0.4, 0.0, 0.1, 0.25, 0.25]]), reach=1).tolist() == [3]

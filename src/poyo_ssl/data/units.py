@@ -78,7 +78,11 @@ class Neurons:
 def fit_normalisation(
     recording: Recording, columns: NDArray[np.int64], domain: Intervals, *, method: str, block: int = 64
 ) -> Normalisation:
-    """Return how each unit is normalised, from the training part."""
+    """Return how the units at some columns are normalised, from a domain in seconds; `block` units at once.
+
+    'robust_z': median and scaled median absolute deviation, or the standard deviation where that is 0; 'robust_asinh':
+    the same, compressed and brought to mean 0 and standard deviation 1; 'raw': 0 and 1.
+    """
     fitted = Normalisation.identity(len(columns), compress=method == "robust_asinh")
     edges = np.searchsorted(recording.timestamps, domain)
     whole = as_intervals([[recording.timestamps[0], np.inf]])

@@ -343,9 +343,9 @@ class BatchSampler(Sampler[BatchRequest]):
         num_windows: int,
         batch_size: int,
         *,
-        seed: int | None,
+        seed: int | None,  # None keeps the order and draws nothing (evaluation)
         epoch: int = 0,
-        epoch_windows: int | None = None,
+        epoch_windows: int | None = None,  # a random subset in each epoch; without a seed one spread evenly
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
@@ -387,10 +387,10 @@ class WindowDataset(Dataset[Batch]):
         units: Sequence[UnitSet],
         table: WindowTable,
         *,
-        bin_frames: int = 1,
-        unit_dropout: bool = False,
+        bin_frames: int = 1,  # imaging frames averaged into one step
+        unit_dropout: bool = False,  # as noise (its standard deviation), only for requests with a seed
         noise: float = 0.0,
-        frame_bank: torch.Tensor | None = None,
+        frame_bank: torch.Tensor | None = None,  # (F, H, W) of 0-1 that targets index; else they are classes
     ) -> None:
         if table.num_frames % bin_frames:
             raise ConfigError(

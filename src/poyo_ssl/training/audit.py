@@ -50,10 +50,6 @@ class Audit:
     checks: tuple[str, ...]
     leaks: tuple[Leak, ...]
 
-    def require_clean(self) -> None:
-        """Raise `LeakError` if anything leaked."""
-        leaks.require_no_leaks(self.leaks)
-
 
 @dataclass(frozen=True)
 class _Evidence:

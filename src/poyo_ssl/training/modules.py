@@ -210,6 +210,7 @@ FITTED = {
 class FinetuneModule(SeededModule):
     """A readout trained with its encoder."""
 
+    # num_targets: classes, or frames of the movie; validations: in the order of their loaders.
     def __init__(
         self, model: PoyoSSL, config: FinetuneConfig, *, num_targets: int, validations: Sequence[str] = ("valid",)
     ) -> None:

@@ -81,7 +81,11 @@ def predict_windows(
     nodes: int = 1,
     progress: bool = False,
 ) -> NDArray:
-    """Return a model's output for every window of a table, each once."""
+    """Return a model's output for every window of a table, each once.
+
+    ``(W, K)`` class probabilities, ``(W,)`` positions, or ``(W, H, W)`` uint8 frames. `units` take the place of those
+    that the run knows.
+    """
     dataset = WindowDataset(
         recordings,
         [run.unit_set(recording) for recording in recordings] if units is None else units,

@@ -40,9 +40,9 @@ CHUNK = 256
 class RecordingMeans:
     """Class means of one recording in its whitened space."""
 
-    means: NDArray[np.float64]
-    whitening: Whitening
-    unit_rows: NDArray[np.int64]
+    means: NDArray[np.float64]  # (K, F) of unit-length windows, smoothed; zeros for a class that is not shown
+    whitening: Whitening  # from features to that space
+    unit_rows: NDArray[np.int64]  # (C,) rows in the vocabulary; F = C times bins
     session_row: int
 
 
@@ -57,7 +57,11 @@ def fit_value_skip(
     smoothing: float,
     keep_prototypes: bool = False,
 ) -> None:
-    """Set a skip's weights from training windows, in place."""
+    """Set a skip's weights from training windows, in place.
+
+    `smoothing` is the standard deviation, in classes, of the Gaussian over class means; 0 where neighbours are not
+    alike. `keep_prototypes` fits the neurons of new recordings to the prototypes of a trained model.
+    """
     if table.num_frames // bin_frames < skip.num_bins:
         raise ConfigError(
             f"value_skip_bins of {skip.num_bins} for windows of {table.num_frames // bin_frames} steps",
