@@ -108,6 +108,13 @@ def vgg16_weights(path, **other):
     return tensors
 
 
+def test_a_weighted_sum_by_hand():
+    total, terms = MovieLoss(MovieLossConfig(focal=0, l1=2, fft=0, ssim=0))(
+        torch.full((1, 8, 8), 0.25), torch.zeros(1, 8, 8)
+    )
+    assert (total.item(), {name: term.item() for name, term in terms.items()}) == (0.5, {"l1": 0.25})
+
+
 def test_perceptual_against_layers_put_together_by_hand(tmp_path, frames):
     tensors = vgg16_weights(tmp_path / "vgg.safetensors")
     layers: list[torch.nn.Module] = []

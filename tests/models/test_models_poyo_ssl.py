@@ -8,7 +8,19 @@ import torch
 from poyo_ssl.config import MODEL_SIZES, ModelConfig, ReadoutConfig
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.models import PoyoSSL, count_parameters, model_config
-from poyo_ssl.models.poyo_ssl import GrowingEmbedding, latent_times
+from poyo_ssl.models.poyo_ssl import (
+    EncoderBlock,
+    GridTokens,
+    GrowingEmbedding,
+    ProcessorBlock,
+    RotaryTime,
+    attend,
+    block_channels,
+    choose_form,
+    latent_times,
+    rotate,
+    start_grid,
+)
 
 READOUTS = {
     "gratings": ReadoutConfig(),
@@ -248,3 +260,36 @@ def test_unknown_readouts_and_sizes_are_named(make_batch):
         build()(make_batch(), "grating")
     with pytest.raises(ConfigError, match="unknown model size '2M'"):
         count_parameters("2M")
+
+
+def test_rotations_by_hand():
+    rotary = RotaryTime(8, t_min_s=1.0, t_max_s=4.0)
+    # Half a turn of 1 s, a quarter turn of 2 s, and none.
+    assert rotary(torch.tensor([0.5]), torch.float32)[0, 0].angle().div(torch.pi).tolist() == [1.0, 0.5, 0.0, 0.0]
+    turns = RotaryTime(4, t_min_s=1.0, t_max_s=4.0)(torch.tensor([0.25]), torch.float32)
+    turned = rotate(torch.tensor([2.0, 0.0, 5.0, 6.0]).view(1, 1, 1, 4), turns)
+    torch.testing.assert_close(turned.flatten(), torch.tensor([0.0, 2.0, 5.0, 6.0]), rtol=0, atol=1e-6)
+
+
+def test_attention_by_hand():
+    q, v = torch.zeros(1, 1, 1, 4), torch.arange(8.0).view(1, 1, 2, 4)
+    assert attend(q, v, v, mask=None, dropout=0.0).flatten().tolist() == [2.0, 3.0, 4.0, 5.0]
+    nothing = torch.zeros(1, 1, 1, 2, dtype=torch.bool)
+    assert attend(q, v, v, mask=nothing, dropout=0.0).flatten().tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_the_form_follows_what_was_measured():
+    sizes, cpu = {"num_latents": 128, "dim_head": 64}, torch.device("cpu")
+    assert choose_form(cpu, num_tokens=11_800, dropout=0.2, **sizes) == "streamed"
+    assert choose_form(cpu, num_tokens=600, dropout=0.0, **sizes) == "grid"
+
+
+def test_sizes_by_hand():
+    assert [start_grid(64, 128), start_grid(32, 64), start_grid(30, 52)] == [(2, 4, 5), (2, 4, 4), (15, 26, 1)]
+    assert block_channels(5) == (128, 64, 32, 16, 32)
+    assert block_channels(3) == (32, 16, 32)
+    assert block_channels(6) == (128, 128, 64, 32, 16, 32)
+    counts = [sum(p.numel() for p in block(ModelConfig()).parameters()) for block in (EncoderBlock, ProcessorBlock)]
+    assert counts == [99_456, 181_120]
+    times = GridTokens(ModelConfig(dim=8, dim_head=8), num_units=3).token_times(torch.tensor([[0.1]]), duration_s=0.3)
+    torch.testing.assert_close(times, torch.tensor([[0.0, 0.1, 0.3]]))

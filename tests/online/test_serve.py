@@ -102,6 +102,11 @@ def test_the_client_of_the_docs_gets_what_the_decoder_says(output):
     assert re.fullmatch(r"client 127\.0\.0\.1:\d+ done: 20 frames, 0 dropped, 0 values missing", lines[1])
 
 
+def test_messages_to_the_byte():
+    assert serve.encode_frame([1.0]).hex(" ", 4) == "04000000 0000803f"
+    assert serve.encode_drop().hex() == "00000000"
+
+
 def test_the_greeting_says_what_a_client_must_know():
     decoder = make_decoder("frames")
     sink = io.BytesIO()
