@@ -13,7 +13,7 @@ from poyo_ssl.config import SplitConfig
 from poyo_ssl.data.recording import Recording, RecordingMetadata
 from poyo_ssl.data.splits import Split, split_gratings, split_movie
 from poyo_ssl.data.stimuli import Presentations
-from poyo_ssl.data.units import MAD_TO_SD, Vocabulary, fit_normalisation, make_unit_set
+from poyo_ssl.data.units import MAD_TO_SD, Neurons, Vocabulary, fit_normalisation
 from poyo_ssl.data.windows import (
     BatchRequest,
     BatchSampler,
@@ -285,7 +285,8 @@ def make_dataset(recordings, columns, *, num_frames=12, bank=None, **settings_):
     }
     ids = {r.recording_id: r.unit_ids[c].tolist() for r, c in zip(recordings, columns, strict=True)}
     vocabulary = Vocabulary().grow(ids)
-    units = [make_unit_set(r, c, vocabulary, normalisation) for r, c in zip(recordings, columns, strict=True)]
+    neurons = Neurons(vocabulary, {r.recording_id: c for r, c in zip(recordings, columns, strict=True)}, normalisation)
+    units = [neurons.unit_set(recording) for recording in recordings]
     tables = []
     for index, (recording, split) in enumerate(zip(recordings, splits, strict=True)):
         shown = recording.stimulus(MOVIE)
@@ -356,7 +357,7 @@ def test_training_draws_units_and_starts_from_the_request_seed(make_recording):
     columns = np.arange(120)
     vocabulary = Vocabulary().grow({"made": recording.unit_ids.tolist()})
     normalisation = {"made": Normalisation.identity(120, compress=False)}
-    units = [make_unit_set(recording, columns, vocabulary, normalisation)]
+    units = [Neurons(vocabulary, {recording.recording_id: columns}, normalisation).unit_set(recording)]
     dataset = WindowDataset([recording], units, table, unit_dropout=True)
     windows = np.arange(len(table))
     batch = dataset[BatchRequest(windows, (0, 0, 0, 0))]

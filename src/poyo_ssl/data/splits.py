@@ -302,18 +302,14 @@ def usable_trials(table: Presentations) -> NDArray[np.bool_]:
     return known & ~blank & labelled
 
 
-def split_gratings(recording: Recording, config: SplitConfig) -> Split:
+def split_gratings(recording: Recording, config: SplitConfig, *, may_be_empty: bool = False) -> Split:
     """Split gratings trials; blank sweeps belong to no part.
 
     At random, stratified by direction: each direction gives ``round(fraction x n)`` trials to test and to validation
     (at least one where it has three or more), the rest to training. With `gratings_test_repeats` trials are told apart
     by the table's ``repeat`` column; with `gratings_by_block` the session's last block tests, and the last trials of
-    each direction in the blocks before it validate.
+    each direction in the blocks before it validate. Parts without a trial are refused unless they `may_be_empty`.
     """
-    return _checked(recording, GRATINGS, _divide_gratings(recording, config))
-
-
-def _divide_gratings(recording: Recording, config: SplitConfig) -> Split:
     table = recording.stimulus(GRATINGS)
     labels = np.full(len(table), "blank or unlabelled", dtype="<U24")
     masked = _is_masked(table, recording.masked_domain)
@@ -349,7 +345,8 @@ def _divide_gratings(recording: Recording, config: SplitConfig) -> Split:
             labels[rows] = "train"
             labels[rows[: num_test + num_valid]] = "valid"
             labels[rows[:num_test]] = test
-    return split_from_labels(table, labels, ["train", "valid", test])
+    split = split_from_labels(table, labels, ["train", "valid", test])
+    return split if may_be_empty else _checked(recording, GRATINGS, split)
 
 
 def _rows_by_direction(table: Presentations, among: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
@@ -378,28 +375,19 @@ def split_movie(
     window_s: float,
     pixels: NDArray[np.uint8] | None = None,
     unseen: NDArray[np.uint8] | None = None,
+    may_be_empty: bool = False,
 ) -> Split:
     """Split one movie by repeats and, with `config.num_clips`, by held-out clips; a test movie tests as a whole.
 
-    Held-out clips are so in all repeats; `valid` and `test_repeat` show training frames alone.
+    Held-out clips are so in all repeats; `valid` and `test_repeat` show training frames alone. The gap around a clip is
+    `window_s` (input window plus lag) and three decay times. Near-duplicates are looked for in `pixels`
+    (frames, height, width); training frames that resemble one of `unseen`, those of the test movies, are dropped.
     """
-    split = _divide_movie(recording, movie, config, window_s=window_s, pixels=pixels, unseen=unseen)
-    return _checked(recording, movie, split)
-
-
-def _divide_movie(
-    recording: Recording,
-    movie: str,
-    config: SplitConfig,
-    *,
-    window_s: float,
-    pixels: NDArray[np.uint8] | None,
-    unseen: NDArray[np.uint8] | None,
-) -> Split:
     table = recording.stimulus(movie)
     masked = _is_masked(table, recording.masked_domain)
     if movie in config.test_movies:
-        return split_from_labels(table, np.where(masked, "masked", "test_movie"), ["test_movie"])
+        split = split_from_labels(table, np.where(masked, "masked", "test_movie"), ["test_movie"])
+        return split if may_be_empty else _checked(recording, movie, split)
     frame, repeat = table.columns["frame"], table.columns["repeat"]
     labels = np.full(len(table), "repeat in no part", dtype="<U32")
     for part, repeats in (("train", config.repeat_train), ("valid", config.repeat_valid)):
@@ -423,7 +411,8 @@ def _divide_movie(
         # A clip frame may resemble a test movie's: neither trains.
         labels[similar[frame] & (labels != "test_clip")] = "near-duplicate of a test movie"
     labels[masked] = "masked"
-    return split_from_labels(table, labels, parts)
+    split = split_from_labels(table, labels, parts)
+    return split if may_be_empty else _checked(recording, movie, split)
 
 
 def _checked(recording: Recording, stimulus: str, split: Split) -> Split:
@@ -486,19 +475,20 @@ def standard_splits(recording: Recording, config: SplitConfig, *, window_s: floa
     """
     splits = {}
     if GRATINGS in recording.stimuli:
-        splits[GRATINGS] = _divide_gratings(recording, config)
+        splits[GRATINGS] = split_gratings(recording, config, may_be_empty=True)
     folder = recording.data_folder
     shown = sorted(name for name in recording.stimuli if name.startswith(MOVIE_PREFIX))
     known = {n: comparison_frames(folder, n) for n in shown if folder is not None and movie_path(folder, n).exists()}
     tests = [known[name] for name in config.test_movies if name in known]
     for name in shown:
-        splits[name] = _divide_movie(
+        splits[name] = split_movie(
             recording,
             name,
             config if name in known else config.without_clips(),
             window_s=window_s,
             pixels=known.get(name),
             unseen=np.concatenate(tests) if tests else None,
+            may_be_empty=True,
         )
     return splits
 

@@ -72,7 +72,14 @@ class Neurons:
 
     def unit_set(self, recording: Recording) -> UnitSet:
         """Return the neurons of one of the recordings."""
-        return make_unit_set(recording, self.columns[recording.recording_id], self.vocabulary, self.normalisation)
+        name = recording.recording_id
+        columns = self.columns[name]
+        return UnitSet(
+            columns=columns,
+            rows=np.array([self.vocabulary.units[f"{name}/{recording.unit_ids[unit]}"] for unit in columns], np.int64),
+            normalisation=self.normalisation[name],
+            session_row=self.vocabulary.sessions[name],
+        )
 
 
 def fit_normalisation(
@@ -111,19 +118,3 @@ def fit_normalisation(
             fix="run 'poyo-ssl select' and pass --selection, which leaves such units out, or repair the source",
         )
     return fitted
-
-
-def make_unit_set(
-    recording: Recording,
-    columns: NDArray[np.int64],
-    vocabulary: Vocabulary,
-    normalisation: Mapping[str, Normalisation],
-) -> UnitSet:
-    """Join a recording's units with their vocabulary rows and normalisation."""
-    ids = [f"{recording.recording_id}/{recording.unit_ids[unit]}" for unit in columns]
-    return UnitSet(
-        columns=columns,
-        rows=np.array([vocabulary.units[name] for name in ids], np.int64),
-        normalisation=normalisation[recording.recording_id],
-        session_row=vocabulary.sessions[recording.recording_id],
-    )

@@ -39,7 +39,7 @@ from poyo_ssl.config import FinetuneConfig, PretrainConfig, from_plain
 from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.splits import VALID_CLIP, Split
 from poyo_ssl.data.task import Task, make_readout, task_name
-from poyo_ssl.data.units import Neurons, Vocabulary, make_unit_set
+from poyo_ssl.data.units import Neurons, Vocabulary
 from poyo_ssl.data.windows import Normalisation, UnitSet
 from poyo_ssl.errors import CheckpointError, RecordingError
 from poyo_ssl.files import check_ours, plain, read_json, versions, write_beside
@@ -446,11 +446,9 @@ class TrainedRun:
                 fix="fine-tune on it first: its units have no embedding",
             )
         ids = [f"{name}/{unit}" for unit in recording.unit_ids]
-        missing = [ids[c] if c < len(ids) else f"column {c}" for c in columns if c >= len(ids)]
-        missing += [ids[c] for c in columns if c < len(ids) and ids[c] not in self.vocabulary.units]
-        if missing:
+        if any(column >= len(ids) or ids[column] not in self.vocabulary.units for column in columns):
             raise RecordingError(f"recording {name} has other units than in training", fix="give the same file")
-        return make_unit_set(recording, columns, self.vocabulary, self.normalisation)
+        return Neurons(self.vocabulary, self.columns, self.normalisation).unit_set(recording)
 
 
 def decide(run: TrainedRun, probabilities: NDArray) -> NDArray[np.int64]:
