@@ -17,7 +17,6 @@ from poyo_ssl.data.task import Task, frame_duration_s
 from poyo_ssl.data.windows import Normalisation, UnitSet, WindowTable
 from poyo_ssl.errors import ConfigError
 from poyo_ssl.evaluation.baselines import (
-    Arm,
     BaselineSet,
     KnownWindows,
     Reading,
@@ -28,7 +27,7 @@ from poyo_ssl.evaluation.baselines import (
 from poyo_ssl.evaluation.features import RecordingWindows, activity_inputs
 from poyo_ssl.evaluation.frame_images import FrameStack, mean_training_frame
 from poyo_ssl.evaluation.leaderboard import MARGIN, ScoredFile, Scores, save_into, summarise, write_results
-from poyo_ssl.evaluation.predictions import Predictions
+from poyo_ssl.evaluation.predictions import ArmKind, Predictions
 from poyo_ssl.evaluation.scores import headline_score
 from poyo_ssl.training import run_folder
 from poyo_ssl.training.predict import TaskOpener, predict_windows
@@ -287,7 +286,7 @@ def _mean_frames(task: Task) -> dict[str, NDArray]:
 class _ArmPredictions:
     """What one baseline, control or ceiling predicted so far, recording by recording."""
 
-    arm: Arm
+    kind: ArmKind
     of_test: dict[PartName, dict[int, NDArray]] = field(default_factory=dict)  # by recording index
     held_out: list[tuple[WindowTable, NDArray]] = field(default_factory=list)  # of baselines: windows, answers
 
@@ -332,7 +331,7 @@ def _fit_arms(
                 continue
             tell(f"fitting {arm.name} on {recording.recording_id}")
             arm.fit(known)
-            own = found.setdefault(arm.name, _ArmPredictions(arm))
+            own = found.setdefault(arm.name, _ArmPredictions(arm.kind))
             for part, windows in wanted:
                 own.of_test.setdefault(part, {})[index] = arm.predict(windows)
             if arm.kind == "baseline":
@@ -341,7 +340,7 @@ def _fit_arms(
     means = _mean_frames(task)
     filled = []
     for name, own in found.items():
-        facts: dict[str, Any] = {"arm": name.replace("_", " "), "kind": own.arm.kind, "mean_frames": means}
+        facts: dict[str, Any] = {"arm": name.replace("_", " "), "kind": own.kind, "mean_frames": means}
         for part, by_recording in own.of_test.items():
             # A control that only some recordings allow (running speed) cannot stand beside arms of all of them.
             if len(by_recording) < len(task.recordings):
