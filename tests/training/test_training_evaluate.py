@@ -185,9 +185,10 @@ def test_nothing_is_read_judged_or_opened_twice(gratings_runs, frames_run, tiny,
 
     data = shutil.copytree(tiny, tmp_path / "data")  # files that no cache of this process knows
     count(hashlib, "file_digest", lambda file, _: Path(file.name))
-    monkeypatch.setattr(splits, "_nearest_correlation", splits._nearest_correlation.__wrapped__)
-    count(splits, "_nearest_correlation", lambda *frames: tuple(own._key for own in frames))
-    monkeypatch.setattr(splits, "_nearest_correlation", lru_cache(splits._nearest_correlation))
+    for name in ("_nearest_correlation", "_clip_roles"):  # caches that hold nothing yet, and what they cache
+        monkeypatch.setattr(splits, name, getattr(splits, name).__wrapped__)
+        count(splits, name, lambda *judged: tuple(getattr(own, "content", own) for own in judged))
+        monkeypatch.setattr(splits, name, lru_cache(getattr(splits, name)))
     count(run_folder, "read_tensors", lambda path: path)
     count(Task, "_windows_of", lambda task, index, part: (task.name, index, part))
     runs = {"a": gratings_runs, "frames": frames_run}
@@ -196,7 +197,7 @@ def test_nothing_is_read_judged_or_opened_twice(gratings_runs, frames_run, tiny,
     assert recordings == {path.name for path in tiny.glob("*.h5")}
     of_kind = {
         name: [number for (own, key), number in counts.items() if own == name]
-        for name in ("file_digest", "_nearest_correlation", "_windows_of")
+        for name in ("file_digest", "_nearest_correlation", "_clip_roles", "_windows_of")
     }
     for name, numbers in of_kind.items():
         assert numbers, name
