@@ -274,6 +274,16 @@ def test_gratings_baselines_decode_and_need_labels(index: int) -> None:
     assert (chance.predict(x_many) == y_many).mean() < 0.3
 
 
+def test_a_direction_of_two_trials_is_fitted_in_silence() -> None:
+    rng = np.random.default_rng(0)
+    y = np.array([0] * 6 + [1] * 6 + [2] * 2)
+    x = np.eye(3)[y] * 9 + rng.normal(size=(14, 3))
+    folds = make_folds(y, np.full(14, -1), np.arange(14) > 12, unseen=False)
+    assert [np.bincount(y[rows]).tolist() for _, rows in folds] == [[3, 3, 1]] * 2
+    for decoder in gratings_baselines(num_classes=3)[1:]:
+        assert (fit_chosen(decoder, x, y, folds).predict(x) == y).all()
+
+
 def test_majority_class_is_that_of_the_training_part() -> None:
     baseline = gratings_baselines(num_classes=8)[0]
     x = np.zeros((4, 2))

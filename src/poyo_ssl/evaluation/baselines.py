@@ -84,19 +84,26 @@ class ClassDecoder:
     def scores(self, x: Array, y: IntArray, x_held: Array, y_held: IntArray) -> Scores:
         """Count the hits of every candidate."""
         scaler = FeatureScaler.fit(x)
-        fitted = {text: clone(candidate).fit(scaler(x), y) for text, candidate in self.candidates.items()}
+        fitted = {text: _fit_classifier(candidate, scaler(x), y) for text, candidate in self.candidates.items()}
         held = scaler(x_held)
         return {(("hyper_parameter", t),): float((own.predict(held) == y_held).sum()) for t, own in fitted.items()}
 
     def fit(self, x: Array, y: IntArray, settings: Settings) -> ClassDecoder:
         """Fit one candidate."""
         self._scaler = FeatureScaler.fit(x)
-        self._model = clone(self.candidates[dict(settings)["hyper_parameter"]]).fit(self._scaler(x), y)
+        self._model = _fit_classifier(self.candidates[dict(settings)["hyper_parameter"]], self._scaler(x), y)
         return self
 
     def predict(self, x: Array) -> IntArray:  # (N,)
         """Decode classes."""
         return np.asarray(self._model.predict(self._scaler(x)), dtype=np.int64)
+
+
+def _fit_classifier(candidate: ClassifierMixin, x: FloatArray, y: IntArray) -> ClassifierMixin:
+    with warnings.catch_warnings():
+        # A rare direction may have one trial outside a fold; its covariance then counts as zero.
+        warnings.filterwarnings("ignore", "Only one sample available", UserWarning)
+        return clone(candidate).fit(x, y)
 
 
 def gratings_baselines(*, num_classes: int) -> tuple[Decoder, ...]:
