@@ -234,6 +234,8 @@ def test_bad_settings_and_empty_inputs(tmp_path):
         ArraysSource(dff_procedure="alen_median")
     with pytest.raises(ConfigError, match=r"neuropil_ratio of 7"):
         ArraysSource(neuropil_ratio=7)
+    with pytest.raises(ConfigError, match="seed of -1"):
+        ArraysSource(seed=-1)
     with pytest.raises(ConfigError, match="rate_hz of 0"):
         Companions(rate_hz=0)
     with pytest.raises(RecordingError, match="no traces in"):

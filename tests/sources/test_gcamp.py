@@ -6,7 +6,7 @@ from tests.sources.decay_fit import fit_decay
 
 from poyo_ssl.data.series import SparseEvents
 from poyo_ssl.errors import ConfigError
-from poyo_ssl.sources.events import GCaMPConfig, calcium, fluorescence, movie_presentations, simulate_dff
+from poyo_ssl.sources.events import EventsSource, GCaMPConfig, calcium, fluorescence, movie_presentations, simulate_dff
 
 
 def test_calcium_is_the_frame_average_of_the_double_exponential():
@@ -78,3 +78,5 @@ def test_movie_frames_lie_evenly_in_their_block():
 def test_bad_settings_are_refused():
     with pytest.raises(ConfigError, match="decay_s"):
         GCaMPConfig(decay_s=0.0)
+    with pytest.raises(ConfigError, match="seed of -1"):
+        EventsSource(seed=-1)

@@ -54,6 +54,7 @@ class ArraysSource(ArraysConfig, Source):
 
     def __post_init__(self) -> None:
         check_dff_settings(self.dff_procedure, self.neuropil_ratio)
+        check(self.seed >= 0, f"seed of {self.seed}", "0 or more")
 
     @classmethod
     def recognises(cls, path: Path) -> bool:

@@ -151,6 +151,9 @@ class EventsSource(Source):
     indicator: GCaMPConfig = field(default_factory=GCaMPConfig)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check(self.seed >= 0, f"seed of {self.seed}", "0 or more")
+
     @classmethod
     def recognises(cls, path: Path) -> bool:
         """Tell whether `path` is a folder with events and epochs."""
