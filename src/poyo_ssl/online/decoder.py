@@ -140,7 +140,7 @@ class Decoder:
         if not (math.isfinite(self.rate_hz) and self.rate_hz > 0):
             raise ConfigError(f"rate_hz of {self.rate_hz}", allowed="above 0", fix="give the imaging rate in Hz")
         if not 0 <= min_coverage <= 1:
-            raise ConfigError(f"min_coverage of {min_coverage}", allowed="0 to 1", fix="change it")
+            raise ConfigError(f"min_coverage of {min_coverage}", allowed="0 to 1")
         self.min_coverage = min_coverage
         self.columns = self.run.columns[self.recording_id]
         self.num_frames, self.bin_frames = self.run.num_frames, self.run.config.window.bin_frames
@@ -200,7 +200,7 @@ class Decoder:
     def skip(self, num_frames: int = 1) -> None:
         """Say that the next imaging frames were dropped."""
         if num_frames < 1:
-            raise StreamError(f"{num_frames} dropped frames", allowed="1 or more", fix="correct the count")
+            raise StreamError(f"{num_frames} dropped frames", allowed="1 or more")
         self.counts.dropped += num_frames
         start = self._next_time()
         # Of a long gap only what the window can still hold matters.
