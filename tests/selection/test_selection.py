@@ -114,7 +114,7 @@ def test_a_line_without_usable_neurons_is_kept_in_the_table():
 def test_round_trip_on_disk(tmp_path):
     recordings = [make_recording("007", [4.0, 4.0]), make_recording("NA", [4.0, 0.02], seed=1)]
     recordings[1].dff[0, 1] = np.nan
-    recordings[1].unit_ids = np.array(["0012", "NA"])
+    recordings[1] = replace(recordings[1], unit_ids=np.array(["0012", "NA"]))
     selection = fit(recordings, level="neuron")
     again = Selection.load(selection.save(tmp_path / "selection"))
     pd.testing.assert_frame_equal(again.table, selection.table, check_exact=True)

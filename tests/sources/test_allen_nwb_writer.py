@@ -142,8 +142,7 @@ def test_what_an_allen_file_must_have(tmp_path, change, message):
 def test_pixels_must_be_there(tmp_path):
     with pytest.raises(RecordingError, match="no pixels of 'natural_movie_three' were given"):
         write_allen_nwb(make_session(), tmp_path / "x.nwb", templates={})
-    saved = make_session()
-    saved.save(tmp_path / "501574836.h5")
+    saved = Recording.open(make_session().save(tmp_path / "501574836.h5"))
     with pytest.raises(RecordingError, match="no pixels of movie 'natural_movie_three'"):
         write_allen_nwb(saved, tmp_path / "x.nwb")
     (tmp_path / "x.nwb").touch()
