@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from allen_samples import draw_templates, make_session, write_session
 
+from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.series import TimeSeries
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.observatory.allen_nwb import write_allen_nwb
