@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from allen_samples import draw_templates, make_session, write_session
 
-from poyo_ssl.data.recording import Recording
 from poyo_ssl.data.series import TimeSeries
 from poyo_ssl.errors import RecordingError
 from poyo_ssl.observatory.allen_nwb import write_allen_nwb
@@ -143,7 +142,8 @@ def test_what_an_allen_file_must_have(tmp_path, change, message):
 def test_pixels_must_be_there(tmp_path):
     with pytest.raises(RecordingError, match="no pixels of 'natural_movie_three' were given"):
         write_allen_nwb(make_session(), tmp_path / "x.nwb", templates={})
-    saved = Recording.open(make_session().save(tmp_path / "501574836.h5"))
+    session = make_session()
+    saved = replace(session, path=session.save(tmp_path / "501574836.h5"))
     with pytest.raises(RecordingError, match="no pixels of movie 'natural_movie_three'"):
         write_allen_nwb(saved, tmp_path / "x.nwb")
     (tmp_path / "x.nwb").touch()
