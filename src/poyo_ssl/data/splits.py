@@ -1,4 +1,4 @@
-"""Which presentations train, validate and test, as intervals in seconds (EVALUATION.md "Splits").
+"""Which presentations train, validate and test, as intervals in seconds.
 
 One training serves all movie splits: it sees the training repeats without the held-out clips, the gaps around
 them and near-duplicates of their frames. `repeat` then tests the training frames in an unseen repeat

@@ -275,7 +275,7 @@ def require_windows(table: WindowTable, what: str) -> WindowTable:
 
 
 def draw_unit_counts(generator: np.random.Generator, size: int) -> NDArray[np.int64]:
-    """Draw numbers of units with the study's density (METHOD.md "exact numbers"), by inversion: exact.
+    """Draw numbers of units with the study's density, by inversion: exact.
 
     The density over 10, 11, ..., 300 units is 1 at 10, rises linearly to 50 at 50, falls linearly to 1 at 100 and
     stays there; its mean is about 65.

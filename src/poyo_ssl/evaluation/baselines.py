@@ -634,7 +634,7 @@ def cebra_decoder(
 BaselineSet = Literal["all", "core", "none", "with_cebra"]
 
 CORE = ("majority", "shrunk_lda", "grey_frame", "mean_frame", "knn_lookup", "ridge", "knn", "naive_bayes")
-"""The baselines that EVALUATION.md asks for most often and that fit in seconds."""
+"""The usual baselines that fit in seconds."""
 
 
 def make_arms(

@@ -82,7 +82,7 @@ def evaluate(
     Returns
     -------
     Scores
-        Rows with intervals over animals (EVALUATION.md "Statistics") and score tables.
+        Rows with intervals over animals (docs/statistics.md) and score tables.
 
     Raises
     ------

@@ -32,7 +32,7 @@ class Lamb(Optimizer):
     """LAMB (You et al. 2020, "Large batch optimization for deep learning") as the study used it.
 
     No bias correction; weight decay is added to the update; the trust ratio of a tensor is
-    ``min(|w|, 10) / |update|``, 1 where either norm is 0 (METHOD.md "exact numbers").
+    ``min(|w|, 10) / |update|``, 1 where either norm is 0.
     """
 
     def __init__(
