@@ -665,7 +665,14 @@ class CheckpointFiles(TorchCheckpointIO):
         fresh = last.with_name("next.ckpt")
         files.write_beside(fresh, content.getbuffer())
         if last.exists():
-            last.replace(previous)
+            # Linked, not renamed: a kill at any moment leaves a last checkpoint.
+            spare = previous.with_name(previous.name + ".partial")
+            spare.unlink(missing_ok=True)
+            try:
+                os.link(last, spare)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(last, spare)
+            spare.replace(previous)
         fresh.replace(last)
 
 
