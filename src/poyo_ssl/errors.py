@@ -64,10 +64,6 @@ class StoppedError(PoyoError):
     """A training that was asked to stop (SIGTERM) and can go on."""
 
 
-class StatisticsError(PoyoError):
-    """A claim that the scores at hand cannot carry."""
-
-
 class StreamError(PoyoError):
     """A frame, message or connection that the online decoder cannot use."""
 
